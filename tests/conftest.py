@@ -1,0 +1,30 @@
+"""What several tests share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("THYROID_STATUS", os.devnull)  # no progress bars among the test results
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real ultrasound images; the test is skipped where there is none."""
+    folder = os.environ.get("THYROID_DATA", "")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("real images are not here: set THYROID_DATA to a folder with ddti/ and busi/")
+    return Path(folder).resolve()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow too")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--slow"):
+        skip = pytest.mark.skip(reason="slow: ./run_tests.sh --slow runs it")
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(skip)

@@ -1,0 +1,220 @@
+"""The run: one folder, ``reports/<run>/``, in which every number and figure of a study is a file.
+
+Notebooks open it with ``open_run``; the runner (``study.py``) keeps its ``run.json``.
+"""
+
+import base64
+import io
+import json
+import math
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+PROJECT = Path(__file__).resolve().parent.parent
+REPORTS = PROJECT / "reports"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old one or the new one, never half of it.
+
+    Raises:
+        OSError: the folder cannot be written to, or the disk is full; the old file is untouched.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, content: Mapping) -> None:
+    """Write ``content`` as readable JSON, atomically; numbers that are not finite become null."""
+    write_text(path, json.dumps(_plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict:
+    """The JSON object in ``path``; an empty one where there is no such file.
+
+    Raises:
+        ValueError: the file is there and is no JSON object.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: expected JSON, came {error}; remove the file to start afresh") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object, came {type(content).__name__}")
+    return content
+
+
+def _plain(value):
+    """``value`` in JSON's own types; floats keep nine significant digits, which any float32 survives."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, np.ndarray)):
+        return [_plain(item) for item in value]
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if isinstance(value, (int, np.integer)):
+        return int(value)
+    if isinstance(value, (float, np.floating)):
+        return float(f"{float(value):.9g}") if math.isfinite(value) else None
+    return value if value is None else str(value)
+
+
+def merge(old: Mapping, new: Mapping) -> dict:
+    """``old`` with ``new`` laid over it, dictionary by dictionary."""
+    merged = dict(old)
+    for key, value in new.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+class Run:
+    """One run's folder as a notebook sees it.
+
+    Attributes:
+        dir: the folder.
+    """
+
+    def __init__(self, folder: Path):
+        self.dir = Path(folder)
+
+    def path(self, *parts: str) -> Path:
+        """A path inside the run, its parent folder made."""
+        path = self.dir.joinpath(*parts)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    @property
+    def metrics(self) -> dict:
+        """Every number recorded so far: notebook -> key -> value."""
+        return read_json(self.dir / "metrics.json")
+
+    @property
+    def notes(self) -> dict:
+        """What is known about how the run went: times, hardware, choices."""
+        return read_json(self.dir / "notes.json")
+
+    def record(self, stage: str, metrics: Mapping) -> None:
+        """Keep numbers of one notebook in ``metrics.json``.
+
+        Only what two runs with one seed have in common belongs here: results, no times. A metric with an
+        uncertainty is ``{"value", "low", "high", "n_images", "n_patients"}``.
+
+        Args:
+            stage: the notebook, such as ``"05_evaluate"``.
+            metrics: keys to numbers, texts, or dictionaries of them; laid over what is there.
+        """
+        self._keep("metrics.json", stage, metrics)
+
+    def note(self, stage: str, notes: Mapping) -> None:
+        """Keep what differs from run to run (times, throughput, hardware, choices) in ``notes.json``."""
+        self._keep("notes.json", stage, notes)
+
+    def forget(self, stage: str) -> None:
+        """Drop what an earlier execution of a notebook recorded."""
+        for name in ("metrics.json", "notes.json"):
+            content = read_json(self.dir / name)
+            if content.pop(stage, None) is not None:
+                write_json(self.dir / name, content)
+
+    def _keep(self, name: str, stage: str, content: Mapping) -> None:
+        path = self.path(name)
+        write_json(path, dict(sorted(merge(read_json(path), {stage: content}).items())))
+
+    def show(self, figure, name: str, *, caption: str, alt: str | None = None, simulated: bool = False):
+        """Save a figure as ``figures/<name>.png`` and display it; the last statement of a cell.
+
+        Args:
+            figure: a matplotlib ``Figure``; it is closed.
+            name: file name without ending, the notebook's number first: ``"03_curves"``.
+            caption: what the figure shows, in one or two sentences.
+            alt: what a reader who cannot see it should know, with the numbers; ``figure.alt`` by default.
+            simulated: put the badge "simulated" on it.
+
+        Raises:
+            ValueError: there is no alt text, or the name is no plain file name.
+        """
+        import matplotlib.pyplot as plt
+        from IPython.display import Markdown, display
+
+        alt = alt or getattr(figure, "alt", "")
+        if not alt.strip() or not caption.strip():
+            raise ValueError(f"figure {name!r}: expected an alt text and a caption, one is empty; give both")
+        if not re.fullmatch(r"\d\d_[a-z0-9_]+", name):
+            raise ValueError(
+                f"figure name {name!r}: expected the notebook's number and words, like 03_curves"
+            )
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", metadata={"Software": None})
+        plt.close(figure)
+        self.path("figures", f"{name}.png").write_bytes(buffer.getvalue())
+        words = {"alt": alt, "caption": caption, "simulated": bool(simulated), "name": name}
+        data = {"image/png": base64.b64encode(buffer.getvalue()).decode("ascii"), "text/plain": alt}
+        display(data, raw=True, metadata={"image/png": words})
+        if "THYROID_STATUS" not in os.environ:  # a report draws the caption itself
+            display(Markdown(f"*{'Simulated. ' if simulated else ''}{caption}*"))
+
+    def table(self, frame, *, caption: str, digits: int = 3) -> None:
+        """Display a DataFrame as a table with a caption; texts in it are escaped.
+
+        Args:
+            frame: a pandas ``DataFrame``; its index is shown where it has a name.
+            caption: one sentence.
+            digits: decimals of floating-point columns.
+        """
+        from html import escape
+
+        from IPython.display import HTML, display
+
+        body = frame.to_html(
+            index=frame.index.name is not None,
+            escape=True,
+            border=0,
+            na_rep="–",
+            float_format=lambda value: f"{value:.{digits}f}",
+        )
+        body = re.sub(r"(<table[^>]*>)", rf"\1<caption>{escape(caption)}</caption>", body, count=1)
+        display(HTML(f'<div class="table">{body}</div>'))
+
+
+def open_run(run_dir: str | os.PathLike = "") -> Run:
+    """Open a run's folder, made where it is missing, and switch to the study's figure style.
+
+    Args:
+        run_dir: the folder; where empty, ``$THYROID_RUN``, else ``reports/explore`` of the checkout.
+
+    Raises:
+        OSError: the folder cannot be made or written to.
+    """
+    from .plots.style import use_style
+
+    folder = Path(run_dir or os.environ.get("THYROID_RUN") or REPORTS / "explore").resolve()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"run folder {folder}: expected a folder that can be written to, came {error.strerror}; "
+            "choose another with --run or run_dir"
+        ) from None
+    use_style()
+    return Run(folder)
