@@ -1,0 +1,271 @@
+"""From an ultrasound frame to the crop that the network reads (claim C10, paragraphs 21-25).
+
+The frame is binarized, its connected regions are listed, the largest one is taken, its pixel coordinates
+are marked, and its box is cut out. On a scanner's frame that region is the ultrasound sector, so rulers,
+text, logos and grey bars around it are left behind. `extract` is the one path from a frame to the
+network's input: the crops of the study and the classifier both use it.
+
+The invention gives no threshold or connectivity; `Recipe` documents ours. It was fixed once on DDTI and
+BUSI, for all frames alike, and `benchmarks/preprocess.py` and the tests hold it to them.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import cv2
+import numpy as np
+
+REFERENCE_SIDE = 560
+"""Longest side in px at which the lengths of a `Recipe` are stated; frames are searched at no more than this."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a frame is binarized. Lengths are px of a frame whose longest side is 560 px, and scale with it.
+
+    Args:
+        median: side of the median filter that removes thin strokes (text, ruler ticks): 1, 3 or 5.
+        threshold: grey levels (0 to 255) by which a filtered pixel must differ from the surround.
+        closing: side of the square that joins what speckle and dark gaps between panels tear apart.
+        opening: side of the square that removes what is thinner: text blocks, grey bars, rulers.
+        connectivity: 4 or 8, the neighbours that make pixels one region.
+        margin: widening of the box on each side.
+        min_area: smallest region listed, as a fraction of the frame's area.
+    """
+
+    median: int = 5
+    threshold: int = 6
+    closing: int = 9
+    opening: int = 21
+    connectivity: int = 4
+    margin: int = 3
+    min_area: float = 0.002
+
+    def __post_init__(self):
+        if self.median not in (1, 3, 5):
+            raise ValueError(f"Recipe.median: expected 1, 3 or 5 px, came {self.median!r}.")
+        if self.connectivity not in (4, 8):
+            raise ValueError(f"Recipe.connectivity: expected 4 or 8, came {self.connectivity!r}.")
+        if not 0 < self.threshold < 255:
+            raise ValueError(f"Recipe.threshold: expected 1 to 254 grey levels, came {self.threshold!r}.")
+        for name in ("closing", "opening", "margin", "min_area"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"Recipe.{name}: expected 0 or more, came {getattr(self, name)!r}.")
+
+
+class NoRegion(ValueError):
+    """The frame has no region that differs from its surround: nothing can be cropped."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """One connected region of a frame.
+
+    Attributes:
+        box: (x, y, width, height) in px of the frame, margin included, clipped to the frame.
+        area: px of the frame in the region itself (without the margin).
+        inverted: the frame shows dark on bright, so a crop must be inverted to look like the others.
+    """
+
+    box: tuple[int, int, int, int]
+    area: int
+    inverted: bool = False
+    _labels: np.ndarray = None
+    _index: int = 0
+    _shape: tuple[int, int] = (0, 0)
+
+    @cached_property
+    def mask(self) -> np.ndarray:
+        """The region's pixels, bool (H, W) of the frame."""
+        height, width = self._shape
+        mask = (self._labels == self._index).astype(np.uint8)
+        if mask.shape != self._shape:
+            mask = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST)
+        return mask.astype(bool)
+
+    @property
+    def coordinates(self) -> np.ndarray:
+        """The marked pixel coordinates, int (n, 2) as (x, y) rows: paragraph 24 of the invention."""
+        return np.argwhere(self.mask)[:, ::-1]
+
+
+def as_gray(image: np.ndarray) -> np.ndarray:
+    """Any still image as 8-bit grey.
+
+    Args:
+        image: (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA; bool, integer or float of any range.
+            Eight-bit values are kept; other types are stretched from their own minimum and maximum.
+
+    Returns:
+        uint8 (H, W).
+
+    Raises:
+        ValueError: another shape, an empty image, or no finite values.
+    """
+    image = np.asarray(image)
+    if image.ndim == 3 and image.shape[2] in (1, 3, 4):
+        image = image[..., 0] if image.shape[2] == 1 else image[..., :3]
+    if image.ndim not in (2, 3) or image.size == 0 or (image.ndim == 3 and image.shape[2] != 3):
+        raise ValueError(
+            f"Expected a grey (H, W) or RGB (H, W, 3) image, came an array of shape {image.shape}. "
+            "Pass one still frame at a time."
+        )
+    if image.dtype != np.uint8:
+        image = image.astype(np.float32)
+        finite = np.isfinite(image)
+        if not finite.any():
+            raise ValueError("Expected pixel values, came an image without one finite value.")
+        low, high = image[finite].min(), image[finite].max()
+        image = np.where(finite, image, low)
+        image = ((image - low) * (255.0 / max(high - low, 1e-6))).round().astype(np.uint8)
+    if image.ndim == 3:
+        image = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)
+    return np.ascontiguousarray(image)
+
+
+def binarize(gray: np.ndarray, recipe: Recipe = Recipe()) -> np.ndarray:
+    """The binary image whose connected regions are listed: uint8 (h, w) of 0 and 1.
+
+    The surround is the level that most of the frame's border shares; an already cropped image has none
+    and is held against black. A pixel counts when its median-filtered level differs from the surround by
+    more than the threshold; closing then knits speckle together and opening drops thin remains.
+    Frames larger than 560 px are reduced to that side first, so `h` and `w` may be smaller than the frame's.
+    """
+    small = _reduced(gray)
+    scale = max(small.shape) / REFERENCE_SIDE
+    surround = surround_level(small)
+    filtered = cv2.medianBlur(small, recipe.median) if recipe.median > 1 else small
+    if surround:
+        filtered = cv2.absdiff(filtered, np.full_like(filtered, surround))
+    binary = cv2.threshold(filtered, recipe.threshold, 1, cv2.THRESH_BINARY)[1]
+    for operation, side in ((cv2.MORPH_CLOSE, recipe.closing), (cv2.MORPH_OPEN, recipe.opening)):
+        side = round(side * scale)
+        if side > 1:
+            binary = cv2.morphologyEx(binary, operation, np.ones((side, side), np.uint8))
+    return binary
+
+
+def connected_regions(gray: np.ndarray, recipe: Recipe = Recipe()) -> list[Region]:
+    """The invention's list of connected regions of a frame, largest first (paragraph 22).
+
+    Args:
+        gray: frame as `as_gray` takes it.
+        recipe: how to binarize it.
+
+    Returns:
+        Regions of at least `recipe.min_area` of the frame; empty for a constant frame.
+    """
+    gray = as_gray(gray)
+    height, width = gray.shape
+    binary = binarize(gray, recipe)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(binary, connectivity=recipe.connectivity)
+    scale_x, scale_y = width / binary.shape[1], height / binary.shape[0]
+    margin = recipe.margin * max(gray.shape) / REFERENCE_SIDE
+    bright_surround = surround_level(_reduced(gray)) > 127
+    regions = []
+    for index in 1 + np.argsort(-stats[1:, cv2.CC_STAT_AREA], kind="stable"):
+        x, y, w, h, area = (int(v) for v in stats[index])
+        if area < recipe.min_area * binary.size:
+            break
+        left, top = max(0, round(x * scale_x - margin)), max(0, round(y * scale_y - margin))
+        right = min(width, round((x + w) * scale_x + margin))
+        bottom = min(height, round((y + h) * scale_y + margin))
+        inverted = bright_surround and np.median(gray[top:bottom, left:right]) > 127
+        box = (left, top, right - left, bottom - top)
+        regions.append(
+            Region(box, round(area * scale_x * scale_y), bool(inverted), labels, int(index), gray.shape)
+        )
+    return regions
+
+
+def largest_region(gray: np.ndarray, recipe: Recipe = Recipe()) -> Region:
+    """The largest connected region of a frame (paragraph 23).
+
+    Raises:
+        NoRegion: nothing in the frame differs from its surround.
+    """
+    regions = connected_regions(gray, recipe)
+    if not regions:
+        raise NoRegion(
+            f"Expected a bright sector, came a frame of shape {np.shape(gray)} in which nothing of at least "
+            f"{recipe.min_area:.1%} of its area differs from the surround by more than {recipe.threshold} "
+            "grey levels. Check that the file shows an ultrasound image, or lower Recipe.threshold."
+        )
+    return regions[0]
+
+
+def crop(gray: np.ndarray, region: Region) -> np.ndarray:
+    """The region's box cut out of the frame (paragraph 24), upright in grey; uint8 (height, width)."""
+    x, y, width, height = region.box
+    cut = as_gray(gray)[y : y + height, x : x + width]
+    return 255 - cut if region.inverted else cut
+
+
+def letterbox(image: np.ndarray, size: int, fill: int = 0) -> np.ndarray:
+    """The image scaled to fit a square without changing its proportions, centred on a plain ground.
+
+    Args:
+        image: uint8 (H, W); bool masks are taken too and stay 0 and 1.
+        size: side of the square in px.
+        fill: grey level of the ground.
+
+    Returns:
+        uint8 (size, size).
+    """
+    left, top, width, height = letterbox_box(image.shape, size)
+    mask = image.dtype == bool
+    shrink = max(image.shape) > size
+    resized = cv2.resize(
+        image.astype(np.float32) if mask else image,
+        (width, height),
+        interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR,
+    )
+    square = np.full((size, size), fill, np.uint8)
+    square[top : top + height, left : left + width] = resized >= 0.5 if mask else resized
+    return square
+
+
+def letterbox_box(shape: tuple[int, int], size: int) -> tuple[int, int, int, int]:
+    """Where `letterbox` puts an image of this (H, W) in the square: (x, y, width, height) in px."""
+    scale = size / max(shape)
+    height, width = max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
+    return (size - width) // 2, (size - height) // 2, width, height
+
+
+def extract(gray: np.ndarray, size: int, recipe: Recipe = Recipe()) -> tuple[np.ndarray, Region]:
+    """Frame to network input: largest connected region, cropped, letterboxed.
+
+    Args:
+        gray: frame as `as_gray` takes it.
+        size: side of the network's input in px.
+
+    Returns:
+        uint8 (size, size) and the region it came from.
+
+    Raises:
+        NoRegion: nothing to crop.
+    """
+    gray = as_gray(gray)
+    region = largest_region(gray, recipe)
+    return letterbox(crop(gray, region), size), region
+
+
+def surround_level(gray: np.ndarray) -> int:
+    """Grey level of the frame's surround: what most of its border shares, 0 where no level does.
+
+    A white page or an inverted frame gives a bright level, a scanner's black screen 0, an already cropped
+    image has speckle on its border and gives 0.
+    """
+    border = np.concatenate([gray[0], gray[-1], gray[:, 0], gray[:, -1]])
+    counts = np.bincount(border, minlength=256)
+    windows = np.convolve(counts, np.ones(5, np.int64), mode="same")  # a level and two on either side
+    level = int(np.argmax(windows))
+    return level if windows[level] > border.size / 2 and level > 2 else 0
+
+
+def _reduced(gray: np.ndarray) -> np.ndarray:
+    scale = REFERENCE_SIDE / max(gray.shape)
+    if scale >= 1:
+        return gray
+    shape = (max(1, round(gray.shape[1] * scale)), max(1, round(gray.shape[0] * scale)))
+    return cv2.resize(gray, shape, interpolation=cv2.INTER_AREA)
