@@ -1,0 +1,151 @@
+"""Readers of image collections: many layouts in, one contract out, the manifest.
+
+``read(spec)`` finds the reader named before the colon and gives a table with one row per frame:
+
+======== =====================================================================================
+column   meaning
+======== =====================================================================================
+image    stable identifier, a path relative to the data set's root ("#7" names a frame of a clip)
+path     absolute path of the file on this machine; never written to a report
+label    class key, "" where the source gives none
+patient  the finest identifier of the person that the source gives
+group    what a split must never cut: the patient, or several joined by shared frames
+dataset  name of the source
+======== =====================================================================================
+
+and, where the source gives them, ``mask`` (see `load_mask`), ``box`` ("x y width height" in px), ``age``
+(years), ``sex``, ``device``, ``part`` (the source's own split), ``text`` (printed on the frame) and more.
+
+``attrs`` of the table: ``classes`` (keys in order), ``names`` (key: (English, Chinese)), ``simulated``,
+``title``, ``excluded`` (image, reason: every file that was found and not used) and ``notes`` (image, note).
+"""
+
+import importlib
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import parse_qsl
+
+import pandas as pd
+
+from thyroid_lib.datasets.contract import DatasetError, load_frame, load_mask, public
+
+__all__ = ["SOURCES", "DatasetError", "Spec", "load_frame", "load_mask", "parse", "public", "read"]
+
+SOURCES = {
+    "phantom": "phantom",
+    "ddti": "ddti",
+    "busi": "busi",
+    "tn3k": "tn3k",
+    "tg3k": "tg3k",
+    "tn5000": "tn5000",
+    "auitd": "auitd",
+    "thyus2path": "thyus2path",
+    "stanford": "stanford",
+    "folder": "folder",
+    "manifest": "manifest_csv",
+    "dicom": "dicom",
+}
+"""Source named in a SPEC -> the module that reads it."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A parsed SPEC, ``source:location?key=value&key=value``."""
+
+    source: str
+    location: str
+    options: dict[str, str]
+
+
+def parse(spec: str) -> Spec:
+    """Takes a SPEC apart.
+
+    Args:
+        spec: such as ``phantom:clinic?patients=120`` or ``ddti:PATH?labels=two``. Only what follows the last
+            "?" and reads as key=value is taken for options, so a path may hold a question mark.
+
+    Raises:
+        DatasetError: the source is not one of `SOURCES`, or the location is missing.
+    """
+    source, colon, location = spec.partition(":")
+    source = source.strip().lower()
+    if not colon or source not in SOURCES:
+        hint = f" Did you mean folder:{spec}?" if not colon and Path(spec).expanduser().is_dir() else ""
+        came = f"{spec!r} came" if not colon else f"the source {source!r} came"
+        raise DatasetError(
+            f"A data SPEC is SOURCE:PATH with a source among {', '.join(SOURCES)}; {came}.{hint}"
+        )
+    location, query = _options(location.strip())
+    if not location:
+        where = "phantom:clinic?patients=120" if source == "phantom" else f"{source}:PATH"
+        raise DatasetError(f"The SPEC {spec!r} names no place to read; expected for example {where}.")
+    return Spec(source, location, query)
+
+
+def read(spec: str) -> pd.DataFrame:
+    """Reads a data set's manifest.
+
+    Args:
+        spec: ``phantom:clinic?patients=120``, ``ddti:PATH``, ``busi:PATH``, ``tn3k:PATH``, ``tg3k:PATH``,
+            ``tn5000:PATH``, ``auitd:PATH``, ``thyus2path:PATH``, ``stanford:PATH``, ``folder:PATH``,
+            ``manifest:PATH`` or ``dicom:PATH``, with options after a "?".
+
+    Returns:
+        The manifest; its columns and attrs are described at the top of this module. Frames are not decoded
+        here (but for DICOM, whose headers must be read): `thyroid_lib.manifest.check` does that.
+
+    Raises:
+        DatasetError: the place does not exist, an option is unknown, or the layout is not the source's.
+    """
+    parsed = parse(spec)
+    module = importlib.import_module(f"thyroid_lib.datasets.{SOURCES[parsed.source]}")
+    known = [
+        name for name, p in inspect.signature(module.read).parameters.items() if p.kind == p.KEYWORD_ONLY
+    ]
+    takes_any = any(p.kind == p.VAR_KEYWORD for p in inspect.signature(module.read).parameters.values())
+    unknown = [name for name in parsed.options if name not in known]
+    if unknown and not takes_any:
+        raise DatasetError(
+            f"{parsed.source}: knows the options {', '.join(known) or '(none)'}; {', '.join(unknown)} came."
+        )
+    if parsed.source == "phantom":
+        return module.read(parsed.location, **parsed.options)
+    return module.read(_place(parsed, module), **parsed.options)
+
+
+def _options(location: str) -> tuple[str, dict[str, str]]:
+    head, mark, tail = location.rpartition("?")
+    if not mark:
+        return location, {}
+    pairs = parse_qsl(tail, keep_blank_values=True)
+    if len(pairs) != tail.count("&") + 1 or "=" not in tail:
+        return location, {}
+    return head, dict(pairs)
+
+
+def _place(spec: Spec, module) -> Path:
+    handle = getattr(module, "KAGGLE", None)
+    if spec.location == "kaggle" and handle:
+        return _fetch(handle)
+    place = Path(spec.location).expanduser()
+    if not place.exists():
+        fetch = f" {spec.source}:kaggle fetches the set." if handle else ""
+        # The path is the user's own words here, so it may be repeated, except for DICOM.
+        shown = "the given place" if spec.source == "dicom" else str(place)
+        raise DatasetError(
+            f"{spec.source}: expected an existing folder or file; {shown} does not exist.{fetch} "
+            "docs/data.md says where each set is to be had and how it is laid out."
+        )
+    return place.absolute()
+
+
+def _fetch(handle: str) -> Path:
+    try:
+        import kagglehub
+    except ImportError as error:
+        raise DatasetError(
+            "Fetching from Kaggle needs the package kagglehub: install the extra thyroid_lib[kaggle], "
+            f"or download {handle} by hand and give its folder."
+        ) from error
+    return Path(kagglehub.dataset_download(handle))
