@@ -1,0 +1,400 @@
+"""Xception and the invention's optimization of it: one network, read from top to bottom.
+
+The original (claim C2) is entry flow -> middle flow -> exit flow -> fully connected layer. The optimized
+network replaces every max-pooling layer by a dilated convolution (C2) and adds two dense connection modules
+(C3) fed by two transition layers (C7):
+
+    F1 = entry_flow(x)
+    G1 = cat[F1, T1(x)]          dense connection module 1 (C4)
+    F2 = middle_flow(P1 G1)
+    G2 = cat[F2, T2(G1)]         dense connection module 2 (C5): G1 already carries x and F1
+    y  = fc(mean(exit_flow(P2 G2)))                                                      (C6)
+
+P1 and P2 are 1x1 projections back to the width of the flows, our addition. They start as "pass F, ignore the
+rest", so that the optimized network starts out exactly equal to the one without dense connections.
+
+References: Chollet 2017, "Xception" (arXiv 1610.02357), figure 5 and table 3; Huang et al. 2017, "DenseNet"
+(arXiv 1608.06993), section 3 for transition layers; Yu & Koltun 2016 (arXiv 1511.07122) for dilation.
+Layer names and initial values follow timm's `legacy_xception`, against which the original is proved.
+"""
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from thyroid_lib.depthwise import DepthwiseConv2d
+from thyroid_lib.weights import LoadReport, load_pretrained_body, load_timm_weights
+
+__all__ = [
+    "MIN_SIZE",
+    "STAGES",
+    "LoadReport",
+    "Xception",
+    "build",
+    "load_pretrained_body",
+    "load_timm_weights",
+    "normalize",
+    "optimized_xception",
+    "xception",
+]
+
+MIN_SIZE = 32  # px: below it the exit flow has nothing left to read
+STAGES = ("entry_flow", "middle_flow", "exit_flow")
+"""Attribute paths of the modules whose outputs Grad-CAM and the walkthrough look at, in order of depth."""
+
+DOWNSAMPLINGS = ("max_pool", "separable", "depthwise", "dense")
+
+
+class SeparableConv2d(nn.Sequential):
+    """Depthwise 3x3, then pointwise 1x1, nothing between them, no bias (Chollet 2017, section 2)."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, dilation: int = 1):
+        super().__init__()
+        self.depthwise = DepthwiseConv2d(in_channels, stride, dilation)
+        self.pointwise = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+
+
+def make_downsampling(kind: str, channels: int, dilation: int) -> nn.Module:
+    """What halves a map at the end of a block: the original's max-pooling, or its learnable replacement (C2).
+
+    Both give ceil(n / 2) pixels from n. The dilated convolutions have stride 2, kernel 3, padding = dilation
+    and a BatchNorm after them, as every convolution of the network has.
+
+    Args:
+        kind: "max_pool", or a convolution: "separable" (depthwise + pointwise), "depthwise" or "dense".
+        channels: of the map, kept.
+        dilation: of the convolution. 3 reads every pixel of a map of at least 5x5; 2 reads one in four.
+    """
+    if kind == "max_pool":
+        return nn.MaxPool2d(3, stride=2, padding=1)
+    if kind == "separable":
+        conv = SeparableConv2d(channels, channels, stride=2, dilation=dilation)
+    elif kind == "depthwise":
+        conv = DepthwiseConv2d(channels, stride=2, dilation=dilation)
+    else:
+        conv = nn.Conv2d(channels, channels, 3, stride=2, padding=dilation, dilation=dilation, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(channels))
+
+
+class Block(nn.Module):
+    """Residual block: separable convolutions, a pluggable down-sampling, and a shortcut round both.
+
+    Args:
+        channels: of the input and after each separable convolution.
+        down: the down-sampling (stride 2), or None to keep the size.
+        leading_relu: whether the body starts with a ReLU (all blocks but the network's first).
+    """
+
+    def __init__(self, channels: tuple[int, ...], down: nn.Module | None, leading_relu: bool = True):
+        super().__init__()
+        layers = []
+        for i, (before, after) in enumerate(pairwise(channels)):
+            if i or leading_relu:
+                layers.append(nn.ReLU())
+            layers += [SeparableConv2d(before, after), nn.BatchNorm2d(after)]
+        self.body = nn.Sequential(*layers)
+        self.down = down or nn.Identity()
+        self.shortcut = nn.Identity()
+        if down or channels[0] != channels[-1]:
+            strided = nn.Conv2d(channels[0], channels[-1], 1, stride=2 if down else 1, bias=False)
+            self.shortcut = nn.Sequential(strided, nn.BatchNorm2d(channels[-1]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.body(x)) + self.shortcut(x)
+
+
+def conv_bn_relu(conv: nn.Module, channels: int) -> list[nn.Module]:
+    return [conv, nn.BatchNorm2d(channels), nn.ReLU()]
+
+
+class EntryFlow(nn.Sequential):
+    """Image (N, in_chans, H, W) -> F1 (N, channels[4], h, w), h = ceil(floor((H - 5) / 2) / 8)."""
+
+    def __init__(self, in_chans: int, channels: tuple[int, ...], down):
+        super().__init__()
+        stem1, stem2, c1, c2, c3 = channels
+        self.stem = nn.Sequential(
+            *conv_bn_relu(nn.Conv2d(in_chans, stem1, 3, stride=2, bias=False), stem1),
+            *conv_bn_relu(nn.Conv2d(stem1, stem2, 3, bias=False), stem2),
+        )
+        self.block1 = Block((stem2, c1, c1), down(c1), leading_relu=False)
+        self.block2 = Block((c1, c2, c2), down(c2))
+        self.block3 = Block((c2, c3, c3), down(c3))
+
+
+class MiddleFlow(nn.Sequential):
+    """`blocks` times three separable convolutions with an identity shortcut; size and channels are kept."""
+
+    def __init__(self, channels: int, blocks: int):
+        super().__init__(*(Block((channels,) * 4, None) for _ in range(blocks)))
+
+
+class ExitFlow(nn.Sequential):
+    """(N, in_channels, h, w) -> the feature map of C6, (N, channels[3], ceil(h / 2), ceil(w / 2))."""
+
+    def __init__(self, in_channels: int, channels: tuple[int, ...], down):
+        super().__init__()
+        c0, c1, c2, c3 = channels
+        self.block = Block((in_channels, c0, c1), down(c1))
+        self.tail = nn.Sequential(
+            *conv_bn_relu(SeparableConv2d(c1, c2), c2), *conv_bn_relu(SeparableConv2d(c2, c3), c3)
+        )
+
+
+class Transition(nn.Module):
+    """Transition layer (C7): a 1x1 convolution sets the channels, pooling sets the size.
+
+    Convolution first, then BatchNorm and ReLU: DenseNet's order (BatchNorm, ReLU, convolution; "norm_first")
+    would drop the negative half of a normalized image.
+
+    Args:
+        stride: pixels of the input per pixel of the output; 1 keeps the size.
+        pooling: "average" or "max".
+        order: "conv_first" or "norm_first".
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, pooling: str, order: str):
+        super().__init__()
+        conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+        if order == "conv_first":
+            self.reduce = nn.Sequential(*conv_bn_relu(conv, out_channels))
+        else:
+            self.reduce = nn.Sequential(nn.BatchNorm2d(in_channels), nn.ReLU(), conv)
+        self.stride = stride
+        self.pooling = pooling
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return a map of exactly `size`, every pixel of `x` read."""
+        x = self.reduce(x)
+        if self.stride == 1:
+            return x
+        # The last window may be cut short or all be a little longer than the stride; deterministic on CUDA,
+        # which adaptive pooling is not.
+        kernel = [max(self.stride, n - self.stride * (m - 1)) for n, m in zip(x.shape[2:], size)]
+        if self.pooling == "max":
+            return F.max_pool2d(x, kernel, self.stride, ceil_mode=True)
+        return F.avg_pool2d(x, kernel, self.stride, ceil_mode=True, count_include_pad=False)
+
+
+class DenseConnection(nn.Module):
+    """Dense connection module (C3): concatenates maps of one size over their channels."""
+
+    def forward(self, *maps: Tensor) -> Tensor:
+        return torch.cat(maps, dim=1)
+
+
+def projection(in_channels: int, out_channels: int) -> nn.Conv2d:
+    """1x1 convolution, no bias, that starts as "the first `out_channels` unchanged, the others ignored"."""
+    conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+    conv.starts_as_identity = True
+    return conv
+
+
+class Xception(nn.Module):
+    """Both networks; the factories `xception` and `optimized_xception` are its two settings.
+
+    Args:
+        num_classes: outputs of the fully connected layer.
+        in_chans: channels of the image; 1 for grey-scale, 3 for ImageNet weights as they are.
+        downsampling: what halves the maps, four times: "max_pool", "separable", "depthwise" or "dense".
+        dilation: of the convolutions that replace max-pooling.
+        dense_connections: whether dense connection modules and transition layers exist (C3-C5, C7).
+        second_connection: how x and F1 reach dense module 2: "transition" = cat[F2, T2(G1)], or "three_way" =
+            cat[F2, F1, T1(x)], the literal three-way concatenation, which has no use for T2.
+        fusion: after a concatenation, "project" back to the flow's width or "widen" the flow.
+        transition_channels: of T1 and T2, at width 1.
+        transition_pooling: "average" or "max".
+        transition_order: "conv_first" or "norm_first".
+        transition2_stride: 1, or 2 to let T2 halve the size as well; F2 is then pooled to match it.
+        width: multiplies every number of channels, rounded to multiples of 8.
+        middle_blocks: blocks of the middle flow.
+        drop_rate: of the dropout before the fully connected layer, 0 to 1.
+
+    Attributes:
+        config: dict of plain values from which `build` makes the same network again.
+
+    Raises:
+        ValueError: a switch has a value that does not exist.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        in_chans: int = 3,
+        *,
+        downsampling: str,
+        dense_connections: bool,
+        dilation: int = 3,
+        second_connection: str = "transition",
+        fusion: str = "project",
+        transition_channels: tuple[int, int] = (32, 364),
+        transition_pooling: str = "average",
+        transition_order: str = "conv_first",
+        transition2_stride: int = 1,
+        width: float = 1.0,
+        middle_blocks: int = 8,
+        drop_rate: float = 0.0,
+    ):
+        super().__init__()
+        arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        check_switches(arguments)
+        self.config = {**arguments, "transition_channels": list(transition_channels)}
+
+        def scaled(*channels):
+            return tuple(c if width == 1 else max(8, round(c * width / 8) * 8) for c in channels)
+
+        def down(channels):
+            return make_downsampling(downsampling, channels, dilation)
+
+        entry, exit = scaled(32, 64, 128, 256, 728), scaled(728, 1024, 1536, 2048)
+        t1, t2 = scaled(*transition_channels)
+        f1 = f2 = into_exit = entry[-1]
+        self.entry_flow = EntryFlow(in_chans, entry, down)
+        if dense_connections:
+            g1 = f1 + t1
+            f2 = f1 if fusion == "project" else g1
+            self.transition1 = Transition(in_chans, t1, 16, transition_pooling, transition_order)
+            self.dense1 = DenseConnection()
+            self.project1 = projection(g1, f2) if fusion == "project" else nn.Identity()
+        self.middle_flow = MiddleFlow(f2, middle_blocks)
+        if dense_connections:
+            if second_connection == "transition":
+                self.transition2 = Transition(
+                    g1, t2, transition2_stride, transition_pooling, transition_order
+                )
+            g2 = f2 + (t2 if second_connection == "transition" else f1 + t1)
+            into_exit = f2 if fusion == "project" else g2
+            self.dense2 = DenseConnection()
+            self.project2 = projection(g2, into_exit) if fusion == "project" else nn.Identity()
+        self.exit_flow = ExitFlow(into_exit, exit, down)
+        self.drop = nn.Dropout(drop_rate)
+        self.fc = nn.Linear(exit[-1], num_classes)
+        self.apply(initialize)
+
+    def forward_maps(self, x: Tensor) -> dict[str, Tensor]:
+        """Every named map on the way, from images (N, in_chans, H, W) of at least 32 px a side.
+
+        Returns:
+            x, F1, [T1, G1,] F2, [T2, G2,] features; those in brackets where dense connections exist.
+
+        Raises:
+            ValueError: the images are smaller than `MIN_SIZE`, or not of shape (N, in_chans, H, W).
+        """
+        if not torch.jit.is_tracing():
+            check_images(x, self.config["in_chans"])
+        maps = {"x": x, "F1": self.entry_flow(x)}
+        if not self.config["dense_connections"]:
+            maps["F2"] = self.middle_flow(maps["F1"])
+            maps["features"] = self.exit_flow(maps["F2"])
+            return maps
+        maps["T1"] = self.transition1(x, maps["F1"].shape[2:])
+        maps["G1"] = self.dense1(maps["F1"], maps["T1"])
+        maps["F2"] = self.middle_flow(self.project1(maps["G1"]))
+        if self.config["second_connection"] == "three_way":
+            maps["G2"] = self.dense2(maps["F2"], maps["F1"], maps["T1"])
+        else:
+            height, width = maps["F2"].shape[2:]
+            stride = self.transition2.stride
+            maps["T2"] = self.transition2(maps["G1"], (-(-height // stride), -(-width // stride)))
+            main = F.avg_pool2d(maps["F2"], 2, ceil_mode=True) if stride == 2 else maps["F2"]
+            maps["G2"] = self.dense2(main, maps["T2"])
+        maps["features"] = self.exit_flow(self.project2(maps["G2"]))
+        return maps
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images (N, in_chans, H, W) -> the exit flow's feature map (N, 2048 at width 1, h, w)."""
+        return self.forward_maps(x)["features"]
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """Feature map (N, C, h, w) -> logits (N, num_classes): global average, fully connected layer (C6)."""
+        return self.fc(self.drop(features.mean((2, 3))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+def xception(num_classes: int, in_chans: int = 3, **switches) -> Xception:
+    """The original fully grouped network (Chollet 2017): max-pooling, no dense connections (C2)."""
+    model = Xception(
+        num_classes, in_chans, **{"downsampling": "max_pool", "dense_connections": False} | switches
+    )
+    model.config = {"name": "xception", **model.config}
+    return model
+
+
+def optimized_xception(num_classes: int, in_chans: int = 3, **switches) -> Xception:
+    """The invention's network: dilated separable down-sampling, two dense connection modules (C2-C7)."""
+    model = Xception(
+        num_classes, in_chans, **{"downsampling": "separable", "dense_connections": True} | switches
+    )
+    model.config = {"name": "optimized_xception", **model.config}
+    return model
+
+
+def build(config: dict) -> Xception:
+    """Make a network from its `config`: "name" (a factory of this module), "num_classes" and any switches."""
+    factories = {"xception": xception, "optimized_xception": optimized_xception}
+    arguments = dict(config)
+    name = arguments.pop("name", None)
+    if name not in factories:
+        raise ValueError(
+            f"expected a network named {' or '.join(factories)}, got {name!r} in the configuration"
+        )
+    return factories[name](**arguments)
+
+
+def normalize(images: Tensor, in_chans: int = 1) -> Tensor:
+    """Grey levels to the network's input: (x / 255 - 0.5) / 0.5, as Xception's ImageNet weights expect.
+
+    Args:
+        images: uint8 (N, H, W) or (N, 1, H, W), 0 to 255.
+        in_chans: channels to repeat the grey level over.
+
+    Returns:
+        float32 (N, in_chans, H, W), -1 to 1.
+    """
+    if images.dtype != torch.uint8 or images.ndim not in (3, 4):
+        raise ValueError(
+            f"expected uint8 (N, H, W) or (N, 1, H, W), got {images.dtype} {tuple(images.shape)}"
+        )
+    grey = images if images.ndim == 4 else images[:, None]
+    return ((grey.float() / 255 - 0.5) / 0.5).expand(-1, in_chans, -1, -1)
+
+
+def initialize(module: nn.Module) -> None:
+    """He-normal (fan out) for convolutions, as the reference; identity for the projections."""
+    if getattr(module, "starts_as_identity", False):
+        nn.init.dirac_(module.weight)
+    elif isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def check_switches(switches: dict) -> None:
+    choices = {
+        "downsampling": DOWNSAMPLINGS,
+        "second_connection": ("transition", "three_way"),
+        "fusion": ("project", "widen"),
+        "transition_pooling": ("average", "max"),
+        "transition_order": ("conv_first", "norm_first"),
+        "transition2_stride": (1, 2),
+    }
+    for name, allowed in choices.items():
+        if switches[name] not in allowed:
+            raise ValueError(f"{name}: expected one of {allowed}, got {switches[name]!r}")
+    if switches["second_connection"] == "three_way" and switches["transition2_stride"] == 2:
+        raise ValueError("transition2_stride=2 needs second_connection='transition': the three-way has no T2")
+    for name in ("num_classes", "in_chans", "dilation", "width", "middle_blocks"):
+        if switches[name] <= 0:
+            raise ValueError(f"{name}: expected a positive number, got {switches[name]!r}")
+
+
+def check_images(x: Tensor, in_chans: int) -> None:
+    if x.ndim != 4 or x.shape[1] != in_chans:
+        raise ValueError(f"expected images of shape (N, {in_chans}, H, W), got {tuple(x.shape)}")
+    if min(x.shape[2:]) < MIN_SIZE:
+        raise ValueError(
+            f"expected images of at least {MIN_SIZE} px a side, got {tuple(x.shape[2:])}: "
+            "the exit flow would have nothing left to read; letterbox to a larger size"
+        )

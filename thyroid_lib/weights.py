@@ -1,0 +1,180 @@
+"""Weights from elsewhere: an explicit map of names, and a report of what was loaded that can be asserted.
+
+The common port of Xception has a loader that filters on an empty dictionary and loads nothing, silently. Here
+every entry of the source and of the model is accounted for, and loading nothing is an error.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+HUB_NAME = "legacy_xception.tf_in1k"  # timm's name of the ImageNet weights; Apache-2.0
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of every entry.
+
+    Attributes:
+        loaded: entries of the model that now hold the source's values.
+        converted: entry -> how its values were changed to fit (they are in `loaded` too).
+        kept: entries of the model without a counterpart in the source, left at their initial values.
+        unused: entries of the source without a place in the model, with the reason.
+    """
+
+    loaded: list[str]
+    converted: dict[str, str] = field(default_factory=dict)
+    kept: list[str] = field(default_factory=list)
+    unused: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        text = f"{len(self.loaded)} entries loaded, {len(self.kept)} kept as initialized"
+        text += f", {len(self.unused)} unused"
+        for title, entries in (("converted", self.converted), ("unused", self.unused)):
+            text += "".join(f"\n  {title}: {name} ({reason})" for name, reason in entries.items())
+        return text + "".join(f"\n  kept: {name}" for name in self.kept)
+
+
+def timm_names(middle_blocks: int = 8) -> dict[str, str]:
+    """Module paths of timm's `legacy_xception` -> ours."""
+    names = {
+        "conv1": "entry_flow.stem.0",
+        "bn1": "entry_flow.stem.1",
+        "conv2": "entry_flow.stem.3",
+        "bn2": "entry_flow.stem.4",
+        "conv3": "exit_flow.tail.0",
+        "bn3": "exit_flow.tail.1",
+        "conv4": "exit_flow.tail.3",
+        "bn4": "exit_flow.tail.4",
+        "fc": "fc",
+    }
+    blocks = [f"entry_flow.block{i}" for i in (1, 2, 3)]
+    blocks += [f"middle_flow.{i}" for i in range(middle_blocks)]
+    for number, block in enumerate([*blocks, "exit_flow.block"], start=1):
+        names |= {f"block{number}.rep": f"{block}.body", f"block{number}.skip": f"{block}.shortcut.0"}
+        names[f"block{number}.skipbn"] = f"{block}.shortcut.1"
+    return names
+
+
+def load_timm_weights(model: nn.Module, state_dict: dict[str, Tensor]) -> LoadReport:
+    """Load timm's `legacy_xception` into the original or the optimized network of the same width.
+
+    A stem of one channel gets the sum of the source's three, which is exact for a grey image repeated over
+    them. The head is loaded only where the number of classes agrees. Max-pooling has no weights, so the
+    convolutions that replace it, the transition layers and the projections are kept as initialized.
+
+    Args:
+        model: of `network.xception` or `network.optimized_xception`, width 1.
+        state_dict: name -> tensor, as `timm.create_model("legacy_xception").state_dict()` gives it.
+
+    Raises:
+        ValueError: nothing, or not the whole body, would be loaded.
+    """
+    names = timm_names(len(model.middle_flow))
+    translated, strangers = {}, {}
+    for key, value in state_dict.items():
+        match = next((n for n in sorted(names, key=len, reverse=True) if key.startswith(n + ".")), None)
+        if match is None:
+            strangers[key] = "not a layer of legacy_xception"
+        else:
+            translated[re.sub(r"\.conv1\.", ".depthwise.", names[match] + key[len(match) :])] = value
+    return _load(model, translated, strangers)
+
+
+def load_pretrained_body(model: nn.Module, state_dict: dict[str, Tensor]) -> LoadReport:
+    """Load weights of the same network trained on other classes; a head of another size is left out.
+
+    Args:
+        model: the network to fine-tune.
+        state_dict: of a network with the same switches (pre-training's checkpoint).
+
+    Raises:
+        ValueError: an entry of the body is missing or has another shape.
+    """
+    return _load(model, dict(state_dict), {}, whole=True)
+
+
+def _load(model, source, strangers, whole=False) -> LoadReport:
+    target = model.state_dict()
+    loaded, converted, unused, problems = {}, {}, dict(strangers), []
+    for key, value in source.items():
+        if key not in target:
+            unused[key] = "the model has no such entry"
+            continue
+        shape = tuple(target[key].shape)
+        if key == "entry_flow.stem.0.weight" and shape[1] == 1 and value.shape[1] == 3:
+            value = value.sum(1, keepdim=True)
+            converted[key] = "three input channels summed into one"
+        if tuple(value.shape) == shape:
+            loaded[key] = value
+        elif key.startswith("fc."):
+            unused[key] = f"another number of classes: {tuple(value.shape)}, the model has {shape}"
+        else:
+            problems.append(f"{key}: expected {shape}, got {tuple(value.shape)}")
+    kept = [key for key in target if key not in loaded]
+    new = ("transition", "project", *(f"{b}.down" for b in _pooled_blocks(model)))
+    missing = [k for k in kept if not k.startswith("fc.") and (whole or not k.startswith(new))]
+    problems += [f"{key}: not in the source" for key in missing]
+    if whole:
+        problems += [f"{key}: not in the model" for key in unused if not key.startswith("fc.")]
+    if problems or not loaded:
+        shown = "; ".join(problems[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
+        raise ValueError(
+            f"these weights do not fit this network ({len(loaded)} of {len(target)} entries would load). "
+            f"{shown}. Nothing was loaded: take weights of the same architecture, width and switches"
+        )
+    model.load_state_dict(loaded, strict=False)
+    return LoadReport(list(loaded), converted, kept, unused)
+
+
+def _pooled_blocks(model) -> list[str]:
+    return ["entry_flow.block1", "entry_flow.block2", "entry_flow.block3", "exit_flow.block"]
+
+
+def read_weights(source: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read weights from a local file, or timm's ImageNet weights from the hub where a network exists.
+
+    Args:
+        source: path of a .safetensors, .pth or .pt file, or "hub" for `legacy_xception.tf_in1k`.
+
+    Returns:
+        The state dict (name -> tensor, on the CPU) and its provenance for `run.json`: source, sha256, licence.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file holds no weights.
+        ImportError: "hub" without timm.
+    """
+    licence = "as its owner states; not in the file"
+    if str(source) == "hub":
+        path, licence = _download()
+    else:
+        path = Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"expected weights at {path}: no such file; give a .safetensors or .pth, or 'hub'"
+        )
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        state_dict = load_file(path)
+    else:
+        state_dict = torch.load(path, map_location="cpu", weights_only=True)
+        state_dict = state_dict.get("state_dict", state_dict)
+    if not state_dict or not all(isinstance(v, Tensor) for v in state_dict.values()):
+        raise ValueError(f"expected a dictionary of tensors in {path}, got something else; save a state_dict")
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    name = HUB_NAME if str(source) == "hub" else path.name
+    return state_dict, {"source": name, "sha256": sha256, "licence": licence}
+
+
+def _download() -> tuple[Path, str]:
+    import timm
+    from huggingface_hub import hf_hub_download
+
+    card = timm.get_pretrained_cfg(HUB_NAME)
+    return Path(hf_hub_download(card.hf_hub_id, "model.safetensors")), card.license
