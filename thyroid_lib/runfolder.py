@@ -110,7 +110,7 @@ class Run:
     @property
     def notes(self) -> dict:
         """What is known about how the run went: times, hardware, choices."""
-        return read_json(self.dir / "notes.json")
+        return read_json(self.dir / "run.json").get("notes", {})
 
     def record(self, stage: str, metrics: Mapping) -> None:
         """Keep numbers of one notebook in ``metrics.json``.
@@ -125,15 +125,8 @@ class Run:
         self._keep("metrics.json", stage, metrics)
 
     def note(self, stage: str, notes: Mapping) -> None:
-        """Keep what differs from run to run (times, throughput, hardware, choices) in ``notes.json``."""
-        self._keep("notes.json", stage, notes)
-
-    def forget(self, stage: str) -> None:
-        """Drop what an earlier execution of a notebook recorded."""
-        for name in ("metrics.json", "notes.json"):
-            content = read_json(self.dir / name)
-            if content.pop(stage, None) is not None:
-                write_json(self.dir / name, content)
+        """Keep what differs from run to run (times, throughput, hardware, choices) in ``run.json``."""
+        self._keep("run.json", "notes", {stage: notes})
 
     def _keep(self, name: str, stage: str, content: Mapping) -> None:
         path = self.path(name)

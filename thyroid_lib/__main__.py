@@ -1,0 +1,32 @@
+"""The command line: ``python -m thyroid_lib run | classify | check-data | train | export``."""
+
+import sys
+from importlib import import_module
+
+COMMANDS = {
+    "run": ("study", "main", "run the notebooks into a folder of reports (./run_all.sh)"),
+    "check-data": ("checkdata", "main", "say what a data set holds and what keeps it from being used"),
+    "train": ("training", "main", "train outside a notebook, on one process or under torchrun"),
+    "classify": ("classify_command", "main", "name the lesion type in images, folders, DICOM studies"),
+    "export": ("classify_command", "export_main", "write ONNX beside a classifier's weights"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; its own ``--help`` tells its options.
+
+    Returns:
+        The command's exit status: 0 all well, 1 something failed, 2 wrong usage.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] not in COMMANDS:
+        print("usage: python -m thyroid_lib COMMAND ...\n", file=sys.stderr)
+        for name, (_, _, words) in COMMANDS.items():
+            print(f"  {name:<12}{words}", file=sys.stderr)
+        return 0 if argv[:1] in (["-h"], ["--help"]) else 2
+    module, function, _ = COMMANDS[argv[0]]
+    return getattr(import_module(f"thyroid_lib.{module}"), function)(argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
