@@ -55,7 +55,7 @@ def to_html(notebook, name: str) -> str:
     )
     css = (TEMPLATES / "report" / "report.css").read_text(encoding="utf-8")
     html, _ = exporter.from_notebook_node(notebook, {"report_css": css, "metadata": {"name": name}})
-    return str(_dressed(BeautifulSoup(html, "html.parser")))
+    return str(_dressed(BeautifulSoup(html, "html.parser"), name))
 
 
 def _check(notebook, name: str) -> None:
@@ -75,7 +75,7 @@ def _check(notebook, name: str) -> None:
                     )
 
 
-def _dressed(page: BeautifulSoup) -> BeautifulSoup:
+def _dressed(page: BeautifulSoup, name: str) -> BeautifulSoup:
     """Add the table of contents and the page's title; drop what a reader has no use for."""
     for anchor in page.select("a.anchor-link"):
         anchor.decompose()
@@ -85,6 +85,9 @@ def _dressed(page: BeautifulSoup) -> BeautifulSoup:
     for cell in page.select("div.jp-CodeCell"):
         if not cell.get_text(strip=True) and not cell.find("img"):
             cell.decompose()
+    for image in page.select("main img"):
+        if not image.get("alt", "").strip():
+            raise ReportError(f"{name}: an image has no alt text: {str(image)[:80]}")
     contents = page.new_tag("nav", attrs={"class": "contents", "aria-label": "Contents"})
     home = page.new_tag("a", href="index.html", attrs={"class": "home"})
     home.string = "← All reports of this run"
