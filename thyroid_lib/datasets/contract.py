@@ -97,17 +97,22 @@ def load_frame(row) -> np.ndarray:
     Raises:
         FrameError: why the file is not a usable grey frame; the path is never named.
     """
-    path = str(_get(row, "path") if not isinstance(row, (str, os.PathLike)) else row)
+    return open_frame(row).gray
+
+
+def open_frame(row) -> frames.Frame:
+    """Like `load_frame`, with the warnings of the decoder: `.gray` uint8 (H, W) and `.warnings`."""
+    path = str(row if isinstance(row, (str, os.PathLike)) else _get(row, "path"))
     file, number = split_frame(path)
     if file.endswith((".h5", ".hdf5")):
         from thyroid_lib.datasets import stanford
 
-        return stanford.load(file, number, "image")
+        return frames.read(stanford.load(file, number, "image"))
     if is_dicom(file):
         from thyroid_lib.datasets import dicom
 
         return dicom.load(file, number)
-    return frames.read(path).gray
+    return frames.read(path)
 
 
 def load_mask(row, shape: tuple[int, int]) -> np.ndarray | None:

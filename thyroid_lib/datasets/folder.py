@@ -53,8 +53,9 @@ def read(root: Path, *, patient: str = "folder", title: str = "") -> pd.DataFram
     notes = []
     if alone:
         notes.append(
-            f"{alone} of {len(rows)} frames have no patient: each counts as a patient of its own, and frames of "
-            "one person may fall on both sides of a split; use <class>/<patient>/<frame> or ?patient=prefix"
+            f"{alone} of {len(rows)} frames have no patient: each counts as a patient of its own, and "
+            "frames of one person may fall on both sides of a split: use <class>/<patient>/<frame> or "
+            "?patient=prefix"
         )
     if several := sorted((p for p in seen if len(seen[p]) > 1), key=contract.natural):
         # One person with nodules of several types, or numbers that restart in each class: never split either.

@@ -1,0 +1,85 @@
+"""Frames that show the same: found by what they look like, not by their names.
+
+Two frames are *identical* when the SHA-256 of their decoded pixels agrees (whatever the file format), and
+*near duplicates* when the 256-bit perceptual hashes (pHash: the 16 x 16 lowest DCT coefficients against their
+median, Zauner 2010) of their sectors differ in at most `NEAR` bits. Only the sector is hashed: scanners print
+the same furniture on every frame. Unrelated frames differ in about 128 bits.
+
+Evidence for `NEAR`: see docs/data.md; tests/test_duplicates.py holds it to DDTI and BUSI.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import imagehash
+import numpy as np
+import pandas as pd
+from PIL import Image
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from thyroid_lib import regions
+
+BITS = 256
+NEAR = 56
+"""Most bits of `BITS` in which the hashes of near duplicates may differ."""
+BLOCK = 4_000_000  # pairs compared at a time: 32 MB
+
+
+def fingerprint(gray: np.ndarray) -> tuple[str, str]:
+    """SHA-256 of a frame's pixels, uint8 (H, W), and pHash of its sector, both hexadecimal."""
+    digest = hashlib.sha256(f"{gray.shape[0]}x{gray.shape[1]}:".encode())
+    digest.update(np.ascontiguousarray(gray))
+    try:
+        gray = regions.crop(gray, regions.largest_region(gray))
+    except regions.NoRegion:
+        pass  # nothing stands out: the whole frame is hashed
+    bits = imagehash.phash(Image.fromarray(gray), hash_size=16).hash
+    return digest.hexdigest(), np.packbits(bits).tobytes().hex()
+
+
+def pairs(sha256: Sequence[str], phash: Sequence[str], near: int = NEAR) -> pd.DataFrame:
+    """All pairs of frames that show the same.
+
+    Args:
+        sha256, phash: hashes of N frames, as `fingerprint` gives them.
+        near: most bits that may differ.
+
+    Returns:
+        Columns `a`, `b` (positions, a < b), `bits` (that differ) and `identical` (bool), sorted.
+    """
+    words = np.array([np.frombuffer(bytes.fromhex(h), np.uint64) for h in phash]).reshape(-1, BITS // 64)
+    digests = pd.factorize(pd.Series(list(sha256), dtype=object))[0]
+    found = []
+    step = max(1, BLOCK // max(1, len(words)))
+    for start in range(0, len(words), step):
+        block = words[start : start + step]
+        bits = np.zeros((len(block), len(words) - start), np.uint16)
+        for word in range(words.shape[1]):
+            bits += np.bitwise_count(block[:, word, None] ^ words[None, start:, word])
+        same = digests[start : start + step, None] == digests[None, start:]
+        a, b = np.nonzero((bits <= near) | same)
+        keep = a < b
+        a, b = a[keep], b[keep]
+        found.append(np.column_stack([a + start, b + start, bits[a, b], same[a, b]]))
+    table = pd.DataFrame(
+        np.concatenate(found) if found else np.empty((0, 4), int), columns=["a", "b", "bits", "identical"]
+    ).astype({"a": np.int64, "b": np.int64, "bits": np.int64, "identical": bool})
+    return table.sort_values(["a", "b"], ignore_index=True)
+
+
+def join(groups: Sequence[str], a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Groups joined by pairs of their members.
+
+    Args:
+        groups: N group names.
+        a, b: positions of pairs that must stay together.
+
+    Returns:
+        N group names; a joined group takes the name of its first member's group.
+    """
+    codes, names = pd.factorize(pd.Series(list(groups), dtype=object))
+    links = coo_array((np.ones(len(a)), (codes[a], codes[b])), shape=(len(names),) * 2)
+    component = connected_components(links, directed=False)[1]
+    first = pd.Series(np.arange(len(names))).groupby(component).min()
+    return np.asarray(names)[first.to_numpy()[component]][codes]
