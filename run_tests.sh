@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Every check of the project: style, unit tests, the notebooks as stored (nbval), one smoke run and its reports.
+# ./run_tests.sh [--slow]     with THYROID_DATA=FOLDER the tests on real images run too
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+. .ci/bootstrap.sh
+
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+export THYROID_STATUS=/dev/null THYROID_CACHE="$scratch/cache" THYROID_REPORTS="$scratch/reports"
+export IPYTHONDIR="$scratch/ipython" JUPYTER_PREFER_ENV_PATH=1 PYTHONHASHSEED=0
+if [ -n "${THYROID_DATA:-}" ]; then
+    THYROID_DATA=$(cd "$THYROID_DATA" && pwd) # the notebooks run in another folder
+    export THYROID_DATA
+fi
+
+echo "== style"
+"$PYTHON" -m ruff check .
+"$PYTHON" -m ruff format --check .
+
+echo "== unit tests"
+OMP_NUM_THREADS=1 "$PYTHON" -m pytest -n 2 --dist loadscope --ignore tests/test_reports.py "$@"
+
+echo "== notebooks as stored"
+THYROID_RUN="$scratch/stored" "$PYTHON" -m pytest -p no:cacheprovider --nbval-lax notebooks
+
+echo "== smoke run and its reports"
+"$PYTHON" -m thyroid_lib run --profile smoke
+THYROID_STORED_RUN="$scratch/stored" "$PYTHON" -m pytest tests/test_reports.py
