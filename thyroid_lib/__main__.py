@@ -1,4 +1,4 @@
-"""The command line: ``python -m thyroid_lib run | classify | check-data | train | export``."""
+"""The command line: ``python -m thyroid_lib run | check-data | train | compare | classify | export``."""
 
 import sys
 from importlib import import_module
@@ -6,7 +6,8 @@ from importlib import import_module
 COMMANDS = {
     "run": ("study", "main", "run the notebooks into a folder of reports (./run_all.sh)"),
     "check-data": ("checkdata", "main", "say what a data set holds and what keeps it from being used"),
-    "train": ("training", "main", "train outside a notebook, on one process or under torchrun"),
+    "train": ("train_command", "main", "train outside a notebook, on one process or under torchrun"),
+    "compare": ("compare", "main", "hold a run against another one or a reference"),
     "classify": ("classify_command", "main", "name the lesion type in images, folders, DICOM studies"),
     "export": ("classify_command", "export_main", "write ONNX beside a classifier's weights"),
 }

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from . import profiles, provenance
+from .compare import against_reference
 from .runfolder import PROJECT, REPORTS, Run, merge, open_run, read_json, write_json, write_text
 
 __all__ = ["STAGES", "Run", "Stage", "main", "open_run"]
@@ -123,6 +124,11 @@ def _run(folder: Path, options: argparse.Namespace, stages: list[Stage], resolve
         _execute(run, stage, resolved[stage.name], prints[stage.name])
     report.write_index(run)
     shutil.rmtree(run.dir / ".work", ignore_errors=True)
+    if (verdict := against_reference(run.dir, options.profile)) is not None:
+        print(f"\n{str(verdict).splitlines()[0]}")
+        print(
+            f"  python -m thyroid_lib compare {_shown(run.dir)} reports/reference/{Path(options.profile).stem}"
+        )
     print(f"\nReports: {_shown(run.dir / 'index.html')}")
     return 0
 
