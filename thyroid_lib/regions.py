@@ -15,8 +15,10 @@ from functools import cached_property
 import cv2
 import numpy as np
 
+from thyroid_lib import frames
+
 REFERENCE_SIDE = 560
-"""Longest side in px at which the lengths of a `Recipe` are stated; frames are searched at no more than this."""
+"""Longest side, px, at which the lengths of a `Recipe` are stated; larger frames are reduced to it first."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,10 @@ class Recipe:
         for name in ("closing", "opening", "margin", "min_area"):
             if getattr(self, name) < 0:
                 raise ValueError(f"Recipe.{name}: expected 0 or more, came {getattr(self, name)!r}.")
+
+
+RECIPE = Recipe()
+"""The one recipe of the study."""
 
 
 class NoRegion(ValueError):
@@ -90,40 +96,21 @@ class Region:
 
 
 def as_gray(image: np.ndarray) -> np.ndarray:
-    """Any still image as 8-bit grey.
+    """A still image as 8-bit grey, uint8 (H, W).
 
     Args:
-        image: (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA; bool, integer or float of any range.
-            Eight-bit values are kept; other types are stretched from their own minimum and maximum.
-
-    Returns:
-        uint8 (H, W).
+        image: uint8 (H, W) is given back as it is; RGB, RGBA, bool and 16-bit arrays are converted as
+            `frames.read` converts files.
 
     Raises:
-        ValueError: another shape, an empty image, or no finite values.
+        frames.FrameError: an array that is no still image.
     """
-    image = np.asarray(image)
-    if image.ndim == 3 and image.shape[2] in (1, 3, 4):
-        image = image[..., 0] if image.shape[2] == 1 else image[..., :3]
-    if image.ndim not in (2, 3) or image.size == 0 or (image.ndim == 3 and image.shape[2] != 3):
-        raise ValueError(
-            f"Expected a grey (H, W) or RGB (H, W, 3) image, came an array of shape {image.shape}. "
-            "Pass one still frame at a time."
-        )
-    if image.dtype != np.uint8:
-        image = image.astype(np.float32)
-        finite = np.isfinite(image)
-        if not finite.any():
-            raise ValueError("Expected pixel values, came an image without one finite value.")
-        low, high = image[finite].min(), image[finite].max()
-        image = np.where(finite, image, low)
-        image = ((image - low) * (255.0 / max(high - low, 1e-6))).round().astype(np.uint8)
-    if image.ndim == 3:
-        image = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)
-    return np.ascontiguousarray(image)
+    if isinstance(image, np.ndarray) and image.ndim == 2 and image.dtype == np.uint8 and image.size:
+        return np.ascontiguousarray(image)
+    return frames.read(np.asarray(image), check=False).gray
 
 
-def binarize(gray: np.ndarray, recipe: Recipe = Recipe()) -> np.ndarray:
+def binarize(gray: np.ndarray, recipe: Recipe = RECIPE) -> np.ndarray:
     """The binary image whose connected regions are listed: uint8 (h, w) of 0 and 1.
 
     The surround is the level that most of the frame's border shares; an already cropped image has none
@@ -145,7 +132,7 @@ def binarize(gray: np.ndarray, recipe: Recipe = Recipe()) -> np.ndarray:
     return binary
 
 
-def connected_regions(gray: np.ndarray, recipe: Recipe = Recipe()) -> list[Region]:
+def connected_regions(gray: np.ndarray, recipe: Recipe = RECIPE) -> list[Region]:
     """The invention's list of connected regions of a frame, largest first (paragraph 22).
 
     Args:
@@ -178,7 +165,7 @@ def connected_regions(gray: np.ndarray, recipe: Recipe = Recipe()) -> list[Regio
     return regions
 
 
-def largest_region(gray: np.ndarray, recipe: Recipe = Recipe()) -> Region:
+def largest_region(gray: np.ndarray, recipe: Recipe = RECIPE) -> Region:
     """The largest connected region of a frame (paragraph 23).
 
     Raises:
@@ -232,7 +219,7 @@ def letterbox_box(shape: tuple[int, int], size: int) -> tuple[int, int, int, int
     return (size - width) // 2, (size - height) // 2, width, height
 
 
-def extract(gray: np.ndarray, size: int, recipe: Recipe = Recipe()) -> tuple[np.ndarray, Region]:
+def extract(gray: np.ndarray, size: int, recipe: Recipe = RECIPE) -> tuple[np.ndarray, Region]:
     """Frame to network input: largest connected region, cropped, letterboxed.
 
     Args:
@@ -269,3 +256,17 @@ def _reduced(gray: np.ndarray) -> np.ndarray:
         return gray
     shape = (max(1, round(gray.shape[1] * scale)), max(1, round(gray.shape[0] * scale)))
     return cv2.resize(gray, shape, interpolation=cv2.INTER_AREA)
+
+
+def printed_strokes(gray: np.ndarray) -> np.ndarray:
+    """Pixels of thin bright strokes on black: letters, ruler ticks, outlines drawn beside the sector.
+
+    Used by the audit of the crops, not by the recipe: a stroke is brighter than 100 grey levels and goes
+    away when the frame is median-filtered over 15 px, which speckle does not.
+
+    Returns:
+        bool (H, W).
+    """
+    gray = as_gray(gray)
+    side = max(3, round(15 * max(gray.shape) / REFERENCE_SIDE) | 1)
+    return (gray > 100) & (cv2.medianBlur(gray, side) < 10)
