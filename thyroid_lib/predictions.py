@@ -22,6 +22,9 @@ IDENTITY = ["model", "set", "image", "patient", "group", "dataset", "fold", "tru
 
 # Columns of a crop index that describe a file, a place in the frame or free text: never published.
 _NOT_COVARIATES = {
+    "inverted",
+    "mask_inside",
+    "text_pixels",
     "path",
     "mask",
     "label",
