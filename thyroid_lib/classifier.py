@@ -1,0 +1,315 @@
+"""The trained classifier: a small folder that another machine loads, and the way from frame to lesion type.
+
+Claims C11-C14: receive a patient's grey-scale image, take its largest connected region, feed the network,
+give the type. The folder, which `save` writes, holds
+
+    model.safetensors      the weights of every member (fold), never a pickle
+    classifier.json        what they mean: architecture, classes, recipe, calibration, training data, hashes
+    novelty.safetensors    what tells a frame that is unlike the training data
+    MODEL_CARD.md          the same for people
+    model.onnx             after `export`: the network for OpenVINO and ONNX Runtime
+
+Nothing heavy is imported before it is needed, so a command that ends early ends fast.
+"""
+
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from thyroid_lib import definition as definitions
+from thyroid_lib import deploy, frames, novelty
+from thyroid_lib.definition import ClassifierError
+from thyroid_lib.saving import NOVELTY, add_metrics, conformal_threshold, save
+
+__all__ = [
+    "Classification",
+    "Classifier",
+    "ClassifierError",
+    "add_metrics",
+    "conformal_threshold",
+    "prepare",
+    "read_frame",
+    "save",
+]
+
+
+@dataclass(frozen=True)
+class Classification:
+    """What the classifier says of one frame.
+
+    Attributes:
+        image: name of the image as given; "" for an array.
+        lesion_type: key of the most probable class.
+        probabilities: key -> calibrated probability, summing to 1.
+        prediction_set: keys that cannot be excluded at the classifier's conformal coverage.
+        positive: key -> whether its probability reaches the operating point fixed on validation.
+        box: (x, y, width, height) of the region used, px of the frame.
+        classifier: id of the classifier.
+        warnings: what a reader should know before trusting it.
+        novelty: description -> distance from the training data, as a multiple of its limit.
+        frame: uint8 (H, W).
+        crop: uint8 (S, S), the network's input.
+        map: float32 (h, w), class activation map of `lesion_type`; positive where it speaks for it.
+    """
+
+    image: str
+    lesion_type: str
+    probabilities: dict[str, float]
+    prediction_set: list[str]
+    positive: dict[str, bool]
+    box: tuple[int, int, int, int]
+    classifier: str
+    warnings: list[str] = field(default_factory=list)
+    novelty: dict[str, float] = field(default_factory=dict)
+    frame: np.ndarray = field(default=None, repr=False, compare=False)
+    crop: np.ndarray = field(default=None, repr=False, compare=False)
+    map: np.ndarray = field(default=None, repr=False, compare=False)
+
+    def to_dict(self) -> dict:
+        """Plain values, as `classify --json` prints them; pixels are left out."""
+        names = ("image", "lesion_type", "probabilities", "prediction_set", "positive", "box", "classifier")
+        found = {name: getattr(self, name) for name in (*names, "warnings", "novelty")}
+        return {**found, "box": list(self.box)}
+
+
+class Classifier:
+    """A loaded classifier folder; `Classifier.load(folder).classify(image)`."""
+
+    def __init__(self, folder: Path, definition: dict, backend, novelty_models: dict):
+        self.folder = folder
+        self.definition = definition
+        self.backend = backend
+        self._novelty = novelty_models
+
+    @classmethod
+    def load(cls, folder, *, backend: str = "auto", precision: str = "fp32", threads: int = 0):
+        """Loads a classifier and verifies every file that it reads.
+
+        Args:
+            folder: what `save` wrote.
+            backend: "torch", "onnxruntime", "openvino", or "auto": the fastest that is installed and
+                exported.
+            precision: "fp32", or "bf16" where the back-end has it.
+            threads: CPU threads; 0 for the back-end's own choice.
+
+        Raises:
+            ClassifierError: the folder is no classifier, damaged, or of an unknown version.
+            deploy.BackendError: the back-end cannot run it.
+        """
+        folder = Path(folder)
+        definition = definitions.read(folder)
+        name = deploy.choose(folder, backend)
+        if name == "torch":
+            definitions.verify(folder, definition, deploy.WEIGHTS)
+        models = {}
+        if definition["novelty"]:
+            definitions.verify(folder, definition, NOVELTY)
+            models = _load_novelty(folder)
+        return cls(
+            folder, definition, deploy.open_backend(name, folder, definition, precision, threads), models
+        )
+
+    @property
+    def id(self) -> str:
+        """Name and first digits of the hash over weights and definition."""
+        return self.definition["id"]
+
+    @property
+    def classes(self) -> list[str]:
+        """Class keys, in the order of the network's outputs."""
+        return [entry["key"] for entry in self.definition["classes"]]
+
+    @property
+    def names(self) -> dict[str, tuple[str, str]]:
+        """Class key -> (English, Chinese)."""
+        return {entry["key"]: (entry["english"], entry["chinese"]) for entry in self.definition["classes"]}
+
+    @property
+    def size(self) -> int:
+        """Side of the network's input, px."""
+        return self.definition["size"]
+
+    @property
+    def recipe(self):
+        """The `regions.Recipe` of training."""
+        from thyroid_lib import regions
+
+        return regions.Recipe(**self.definition["recipe"])
+
+    def members(self) -> list:
+        """The members as PyTorch networks, unchanged, in eval mode: for Grad-CAM and for study."""
+        definitions.verify(self.folder, self.definition, deploy.WEIGHTS)
+        return [member.requires_grad_(True) for member in deploy.load_members(self.folder, self.definition)]
+
+    def probabilities(self, crops: np.ndarray, batch_size: int = 16) -> np.ndarray:
+        """Calibrated probabilities of crops, uint8 (N, S, S) -> float64 (N, C); rows sum to 1."""
+        batches = range(0, len(crops), batch_size)
+        logits = [self.backend.run(np.array(crops[start : start + batch_size])).logits for start in batches]
+        return deploy.probabilities(np.concatenate(logits, 1), self.definition["temperature"])
+
+    def logits(self, crops: np.ndarray, batch_size: int = 16) -> np.ndarray:
+        """Logarithm of `probabilities`: float64 (N, C) whose softmax is the calibrated probability."""
+        return np.log(np.maximum(self.probabilities(crops, batch_size), 1e-300))
+
+    def classify(self, image, *, recipe=None) -> Classification:
+        """Classifies one frame.
+
+        Args:
+            image: path, uint8 or uint16 array (H, W) or uint8 (H, W, 3), Pillow image, `frames.Frame`, or
+                pydicom dataset.
+            recipe: another `regions.Recipe` than that of training, to explore with.
+
+        Raises:
+            frames.FrameError: why it is not a frame that can be classified.
+        """
+        (found,) = self.classify_many([image], recipe=recipe)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def classify_many(
+        self, images: Iterable, *, batch_size: int = 16, recipe=None
+    ) -> Iterator[Classification | frames.FrameError]:
+        """Classifies frames in batches, in order; a bad one gives its error instead and stops nothing.
+
+        Args:
+            images: as `classify` takes them; read as the batches go, so a generator stays small.
+            batch_size: frames per forward pass.
+            recipe: as in `classify`.
+        """
+        recipe = recipe or self.recipe
+        waiting = []
+        for image in images:
+            waiting.append(image)
+            if len(waiting) == batch_size:
+                yield from self._classify_batch(waiting, recipe)
+                waiting = []
+        if waiting:
+            yield from self._classify_batch(waiting, recipe)
+
+    def _classify_batch(self, images: list, recipe) -> list:
+        prepared = _each(lambda image: prepare(image, self.size, recipe), images)
+        good = [found for found in prepared if not isinstance(found, Exception)]
+        results = iter(self._classify_crops(good)) if good else iter(())
+        return [found if isinstance(found, Exception) else next(results) for found in prepared]
+
+    def _classify_crops(self, prepared: list) -> list[Classification]:
+        crops = np.stack([crop for _, _, crop, _ in prepared])
+        outputs = self.backend.run(crops)
+        probabilities = deploy.probabilities(outputs.logits, self.definition["temperature"])
+        ratios = self._distances(crops, outputs.features)
+        points, conformal = self.definition["operating_points"], self.definition["conformal"]
+        results = []
+        for i, (name, frame, crop, region) in enumerate(prepared):
+            found = {key: float(p) for key, p in zip(self.classes, probabilities[i])}
+            best = int(probabilities[i].argmax())
+            least = 1 - conformal["threshold"] if conformal else 2.0
+            unlike = {key: float(values[i]) for key, values in ratios.items()}
+            results.append(
+                Classification(
+                    image=name,
+                    lesion_type=self.classes[best],
+                    probabilities=found,
+                    prediction_set=[k for j, (k, p) in enumerate(found.items()) if p >= least or j == best],
+                    positive={key: found[key] >= point for key, point in points.items()},
+                    box=tuple(region.box),
+                    classifier=self.id,
+                    warnings=[*frame.warnings, *_region_warnings(frame, region), *_unlike(unlike)],
+                    novelty=unlike,
+                    frame=frame.gray,
+                    crop=crop,
+                    map=outputs.maps[i, best],
+                )
+            )
+        return results
+
+    def _distances(self, crops, features) -> dict[str, np.ndarray]:
+        vectors = {"network": features}
+        if "appearance" in self._novelty:
+            vectors["appearance"] = novelty.appearance(crops)
+        return {
+            key: novelty.distance(model, vectors[key]) / float(model["limit"][0])
+            for key, model in self._novelty.items()
+        }
+
+
+def prepare(image, size: int, recipe) -> tuple:
+    """From any image to the network's input, as the study's crops: `frames.read`, `regions.extract`.
+
+    Returns:
+        name, `frames.Frame`, crop uint8 (size, size), `regions.Region`.
+
+    Raises:
+        frames.FrameError: the image cannot be read or has no region.
+    """
+    from thyroid_lib import regions
+
+    name = os.fspath(image) if isinstance(image, str | os.PathLike) else ""
+    frame = read_frame(image)
+    try:
+        crop, region = regions.extract(frame.gray, size, recipe)
+    except regions.NoRegion as error:
+        raise frames.FrameError(f"no region: {error}", "no_region") from error
+    return name, frame, crop, region
+
+
+def read_frame(image) -> frames.Frame:
+    """Decodes any image that `Classifier.classify` takes; DICOM goes through the study's own reader."""
+    pydicom = sys.modules.get("pydicom")
+    if not (pydicom and isinstance(image, pydicom.Dataset)):
+        try:
+            return frames.read(image)
+        except frames.FrameError as error:
+            if error.kind != "dicom":
+                raise
+    from thyroid_lib import studies
+
+    return next(studies.dicom_frames(image))
+
+
+def _load_novelty(folder: Path) -> dict:
+    from safetensors.numpy import load_file
+
+    models = {}
+    for key, value in load_file(folder / NOVELTY).items():
+        model, _, name = key.partition(".")
+        models.setdefault(model, {})[name] = value
+    return models
+
+
+def _each(function, items: list) -> list:
+    """function(item) or the FrameError it raised, for every item; several at once where there are several."""
+
+    def attempt(item):
+        try:
+            return function(item)
+        except frames.FrameError as error:
+            return error
+
+    if len(items) == 1:
+        return [attempt(items[0])]
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return list(pool.map(attempt, items))
+
+
+def _region_warnings(frame: frames.Frame, region) -> list[str]:
+    share = region.area / frame.gray.size
+    if share < 0.08:
+        return [f"the region used covers only {share:.1%} of the frame: is it the ultrasound sector?"]
+    return []
+
+
+def _unlike(ratios: dict[str, float]) -> list[str]:
+    over = [f"{key} {ratio:.1f} times" for key, ratio in ratios.items() if not ratio <= 1]
+    if not over:
+        return []
+    return [
+        f"unlike the training images ({', '.join(over)} the limit fixed on validation): "
+        "the probabilities mean little here"
+    ]
