@@ -1,7 +1,22 @@
-"""Depthwise 3x3 convolution that is as fast as the machine allows, and the same numbers everywhere."""
+"""Depthwise 3x3 convolution whose gradients are as fast as its forward pass on a CPU.
 
+oneDNN has no fast backward kernels for strided, dilated depthwise convolutions: written plainly, the four
+convolutions that replace max-pooling take longer than the rest of the network's backward pass. Both gradients
+can be had exactly from operations for which fast kernels exist:
+
+* for the input: a strided convolution's gradient is an ordinary convolution, by the turned filter, of the
+  output's gradient with zeros put between its pixels;
+* for the filter: pixels whose distance is a multiple of the dilation see each other only, so the map falls
+  apart into dilation x dilation lattices on which the convolution is not dilated. Stacked along the batch,
+  one undilated filter gradient serves them all ("space to batch").
+
+The sums are the same, in another order.
+"""
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -9,8 +24,8 @@ class DepthwiseConv2d(nn.Conv2d):
 
     Args:
         channels: in and out.
-        stride: 1 or 2.
-        dilation: distance between the filter's taps, in pixels.
+        stride: 1 or 2; 2 gives ceil(n / 2) pixels from n.
+        dilation: distance between the filter's taps, px.
     """
 
     def __init__(self, channels: int, stride: int = 1, dilation: int = 1):
@@ -19,4 +34,88 @@ class DepthwiseConv2d(nn.Conv2d):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.stride[0] == 2 and has_slow_gradient(x, self.weight):
+            weight = self.weight
+            if torch.is_autocast_enabled("cpu"):
+                dtype = torch.get_autocast_dtype("cpu")
+                x, weight = x.to(dtype), weight.to(dtype)
+            return HalvingDepthwise.apply(x, weight, self.dilation[0])
         return F.conv2d(x, self.weight, None, self.stride, self.padding, self.dilation, self.groups)
+
+
+def has_slow_gradient(x: Tensor, weight: Tensor) -> bool:
+    """Whether this call will be differentiated on a CPU, channels last; not when it is being exported."""
+    if torch.jit.is_tracing() or torch.compiler.is_compiling() or x.device.type != "cpu":
+        return False
+    wanted = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    return wanted and x.is_contiguous(memory_format=torch.channels_last)
+
+
+class HalvingDepthwise(torch.autograd.Function):
+    """`conv2d(x, weight, stride=2, padding=dilation, dilation=dilation, groups=channels)`, 3x3, depthwise."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, dilation: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.dilation = dilation
+        return F.conv2d(x, weight, None, 2, dilation, dilation, len(weight))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, weight = ctx.saved_tensors
+        d = ctx.dilation
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            spread = torch.zeros_like(x)
+            spread[:, :, ::2, ::2] = grad
+            grad_x = F.conv2d(spread, weight.flip(2, 3), None, 1, d, d, len(weight))
+        if ctx.needs_input_grad[1]:
+            x, grad = lattices(x, grad, d)
+            grad_weight = torch.ops.aten.convolution_backward(
+                grad,
+                x,
+                weight,
+                None,
+                (2, 2),
+                (0, 0),
+                (1, 1),
+                False,
+                (0, 0),
+                len(weight),
+                (False, True, False),
+            )[1]
+        return grad_x, grad_weight, None
+
+
+def lattices(x: Tensor, grad: Tensor, d: int) -> tuple[Tensor, Tensor]:
+    """Split the input and the output's gradient into d x d lattices, stacked along the batch.
+
+    Output d * j + r reads padded input 2 * (d * j + r) + d * k, k = 0, 1, 2: on the lattice that starts at
+    2 * r with step d this is position 2 * j + k, a convolution of stride 2 without dilation or padding.
+
+    Returns:
+        Padded with zeros: (d * d * N, C, 2 * j + 1, ...) and (d * d * N, C, j, ...).
+    """
+    n, channels = x.shape[:2]
+    like = {"dtype": x.dtype, "memory_format": torch.channels_last}
+    steps = [-(-size // d) for size in grad.shape[2:]]
+    inputs = torch.empty((d * d * n, channels, *(2 * j + 1 for j in steps)), **like).zero_()
+    outputs = torch.empty((d * d * n, channels, *steps), **like).zero_()
+    for lattice in range(d * d):
+        rows, columns = divmod(lattice, d)
+        batch = slice(lattice * n, (lattice + 1) * n)
+        part = grad[:, :, rows::d, columns::d]
+        outputs[batch, :, : part.shape[2], : part.shape[3]] = part
+        (top, skip_y), (left, skip_x) = start(rows, d), start(columns, d)
+        part = x[:, :, top::d, left::d]
+        place = inputs[batch, :, skip_y:, skip_x:]
+        height, width = min(part.shape[2], place.shape[2]), min(part.shape[3], place.shape[3])
+        place[:, :, :height, :width] = part[:, :, :height, :width]
+    return inputs, outputs
+
+
+def start(r: int, d: int) -> tuple[int, int]:
+    """First pixel of the lattice that starts at padded position 2 * r, and how many of its places are padding."""
+    padding = 1 if 2 * r < d else 0
+    return 2 * r + d * padding - d, padding
