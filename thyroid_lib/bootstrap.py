@@ -170,7 +170,8 @@ def estimate(
     }
     value, draws = samples[0], samples[1:]
     if effective < minimum:
-        return result | {"reason": f"too few: {effective} patients, at least {minimum} needed"}
+        who = "patients" if effective == n_patients else "patients with the scarcest type"
+        return result | {"reason": f"too few: {effective} {who}, at least {minimum} needed"}
     if not np.isfinite(value):
         return result | {"reason": "undefined: a class or a denominator is empty"}
     defined = draws[np.isfinite(draws)]

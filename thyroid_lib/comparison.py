@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from thyroid_lib.bootstrap import MINIMUM_PATIENTS, delong, estimate, rank_statistics, ratio
-from thyroid_lib.evaluation import Sample
+from thyroid_lib.evaluation import Sample, bins
 from thyroid_lib.predictions import classes_of, covariates_of
 
 COMPARED = ("macro_auroc", "balanced_accuracy", "brier")
@@ -266,4 +266,39 @@ def curves(sample: Sample, points: int = 101, draws: int = 500) -> dict:
                 f"{name}_low": np.quantile(band, 0.025, axis=0),
                 f"{name}_high": np.quantile(band, 0.975, axis=0),
             }
+    return result
+
+
+def reliability(sample: Sample, prefix: str = "p_") -> dict[str, pd.DataFrame]:
+    """Observed frequency against stated probability, in bins of equal numbers of images.
+
+    Args:
+        sample: one model on one set.
+        prefix: "p_" for calibrated probabilities, "raw_" for those before temperature.
+
+    Returns:
+        class key, and "top label" for the highest probability, -> DataFrame with columns "stated",
+        "observed", "low", "high" (0..1) and "n_images", one row per bin; the 95 % interval is the
+        patient-cluster bootstrap's.
+    """
+    p = sample.columns(prefix)
+    pairs = {key: (p[:, k], sample.is_class[:, k]) for k, key in enumerate(sample.classes)}
+    pairs["top label"] = (p.max(axis=1), p.argmax(axis=1) == sample.truth)
+    result = {}
+    for name, (stated, happened) in pairs.items():
+        bin_of = bins(stated)
+        chosen = bin_of[:, None] == np.unique(bin_of)
+        sums = sample.clusters.sums(np.hstack([chosen * happened[:, None], chosen * stated[:, None], chosen]))
+        events, total, count = np.split(sums, 3, axis=1)
+        observed = ratio(events, count)
+        low, high = np.nanquantile(observed[1:], [0.025, 0.975], axis=0)
+        result[name] = pd.DataFrame(
+            {
+                "stated": total[0] / count[0],
+                "observed": observed[0],
+                "low": low,
+                "high": high,
+                "n_images": count[0].astype(int),
+            }
+        )
     return result
