@@ -1,0 +1,156 @@
+"""Augmentation fit for ultrasound, on whole batches, the same on any number of workers.
+
+A probe can be turned round (horizontal flip), held elsewhere (shift, scale), set otherwise (gain, gamma),
+gives another speckle pattern each time, and casts shadows that deepen with depth. It is never upside down
+and has no colour, so there is no vertical flip, no hue. Every random number is a hash of (seed, epoch,
+sample): it depends neither on the batch a sample falls into, nor on worker count or world size.
+"""
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch.nn.functional import grid_sample
+
+_TILE = 509  # side of the fixed speckle field, prime so that offsets do not repeat with image sizes
+_DRAWS = 12
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Ranges of the random changes. `Augmentation().scaled(s)` widens all of them by a strength s.
+
+    Attributes:
+        flip: probability of a left-right flip.
+        shift: largest shift, as a fraction of the side, each way.
+        scale: largest natural logarithm of the zoom factor, each way.
+        gain: largest change of brightness, as a fraction.
+        gamma: largest natural logarithm of the exponent, each way.
+        speckle: largest standard deviation of the multiplicative noise.
+        shadow: probability of an acoustic shadow.
+        shadow_depth: largest attenuation of a shadow at the bottom edge, in nepers (1 leaves 37 %).
+    """
+
+    flip: float = 0.5
+    shift: float = 0.06
+    scale: float = 0.10
+    gain: float = 0.12
+    gamma: float = 0.20
+    speckle: float = 0.12
+    shadow: float = 0.25
+    shadow_depth: float = 1.0
+
+    def scaled(self, strength: float) -> "Augmentation":
+        """The same with every range multiplied by `strength`; probabilities stop at 1/2."""
+        if not 0 <= strength <= 3:
+            raise ValueError(f"augmentation strength: expected 0 (none) to 3, {strength} came")
+        values = {field.name: getattr(self, field.name) * strength for field in fields(self)}
+        return Augmentation(
+            **values | {"flip": min(values["flip"], 0.5), "shadow": min(values["shadow"], 0.5)}
+        )
+
+    def __call__(
+        self,
+        images: torch.Tensor,
+        samples: np.ndarray,
+        *,
+        seed: int,
+        epoch: int,
+        occurrences: np.ndarray | None = None,
+    ) -> torch.Tensor:
+        """Changes a batch.
+
+        Args:
+            images: uint8 (N, S, S), 0 black, on any device.
+            samples: int (N,), what identifies each image in its data set: its row.
+            seed: of the training.
+            epoch: counted from 0.
+            occurrences: int (N,), how often each sample came before in this epoch (balanced sampling
+                draws some twice); None is never.
+
+        Returns:
+            uint8 (N, S, S) on the same device: the changed images are 8-bit images again and go the same
+            way as unchanged ones.
+        """
+        if images.dtype != torch.uint8 or images.ndim != 3:
+            raise ValueError(f"expected uint8 (N, S, S), {images.dtype} {tuple(images.shape)} came")
+        occurrences = np.zeros(len(samples), np.int64) if occurrences is None else occurrences
+        draws = uniforms(seed, epoch, samples, occurrences, _DRAWS)
+        u = torch.from_numpy(draws.astype(np.float32)).to(images.device, non_blocking=True)
+        offsets = torch.from_numpy((draws[:, 10:12] * _TILE).astype(np.int64))
+        x = images.to(torch.float32) / 255
+        x = self._move(x, u)
+        x = self._cast_shadow(x, u)
+        x = x.clamp_(1e-6, 1) ** self._spread(u[:, 4], self.gamma).exp()[:, None, None]
+        x *= 1 + self._spread(u[:, 3], self.gain)[:, None, None]
+        x *= 1 + (u[:, 5] * self.speckle)[:, None, None] * _speckle(offsets.to(x.device), x.shape[-1])
+        return x.mul_(255).round_().clamp_(0, 255).to(torch.uint8)
+
+    @staticmethod
+    def _spread(u: torch.Tensor, limit: float) -> torch.Tensor:
+        return (2 * u - 1) * limit
+
+    def _move(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        side = x.shape[-1]
+        zoom = self._spread(u[:, 2], self.scale).exp()
+        mirror = torch.where(u[:, 9] < self.flip, -1.0, 1.0)
+        axis = (torch.arange(side, device=x.device, dtype=torch.float32) * 2 + 1) / side - 1
+        across = axis[None] * (zoom * mirror)[:, None] + 2 * self._spread(u[:, 0], self.shift)[:, None]
+        down = axis[None] * zoom[:, None] + 2 * self._spread(u[:, 1], self.shift)[:, None]
+        grid = torch.stack((across[:, None].expand_as(x), down[:, :, None].expand_as(x)), 3)
+        return grid_sample(x[:, None], grid, padding_mode="zeros", align_corners=False)[:, 0]
+
+    def _cast_shadow(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        axis = torch.linspace(0, 1, x.shape[-1], device=x.device)
+        present = u[:, 6] < self.shadow
+        depth = torch.where(present, self.shadow_depth * (0.4 + 0.6 * u[:, 6] / max(self.shadow, 1e-9)), 0.0)
+        width = 0.04 + 0.10 * u[:, 8]
+        profile = torch.exp(-0.5 * ((axis[None] - u[:, 7, None]) / width[:, None]) ** 2)
+        begins = 0.6 * (u[:, 7] * 7 % 1)
+        below = ((axis[None] - begins[:, None]) / (1 - begins[:, None])).clamp_(min=0)
+        return x * torch.exp(-depth[:, None, None] * below[:, :, None] * profile[:, None, :])
+
+
+def uniforms(seed: int, epoch: int, samples: np.ndarray, occurrences: np.ndarray, count: int) -> np.ndarray:
+    """Random numbers that depend on nothing but their names.
+
+    SplitMix64 (Steele, Lea and Flood 2014, OOPSLA) of the four keys and a counter.
+
+    Args:
+        seed: any integer. epoch: from 0.
+        samples: int (N,). occurrences: int (N,).
+        count: numbers per sample.
+
+    Returns:
+        float64 (N, count), uniform in [0, 1).
+    """
+    state = np.zeros(len(samples), np.uint64)
+    for key in (np.full(1, seed), np.full(1, epoch), samples, occurrences):
+        state = _mix(state ^ np.asarray(key).astype(np.int64).view(np.uint64))
+    counter = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    return (_mix(state[:, None] + counter[None]) >> np.uint64(11)) * 2.0**-53
+
+
+def _mix(z: np.ndarray) -> np.ndarray:
+    z = z + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+_fields: dict[torch.device, torch.Tensor] = {}
+
+
+def _speckle(offsets: torch.Tensor, side: int) -> torch.Tensor:
+    """float32 (N, side, side) of unit-variance correlated noise: windows of one fixed periodic field."""
+    device = offsets.device
+    if device not in _fields:
+        white = np.random.Generator(np.random.Philox(20)).standard_normal((_TILE, _TILE)).astype(np.float32)
+        smooth = (
+            white + 0.7 * (np.roll(white, 1, 0) + np.roll(white, 1, 1)) + 0.5 * np.roll(white, (1, 1), (0, 1))
+        )
+        _fields[device] = torch.from_numpy(smooth / smooth.std()).to(device)
+    axis = torch.arange(side, device=device)
+    rows = (offsets[:, 0, None] + axis) % _TILE
+    columns = (offsets[:, 1, None] + axis) % _TILE
+    return _fields[device][rows[:, :, None], columns[:, None, :]]

@@ -1,0 +1,101 @@
+"""What is fixed on the validation part and nowhere else: temperature and operating points.
+
+Temperature scaling: Guo et al. 2017 (arXiv 1706.04599). Operating points: Youden 1950.
+"""
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
+from scipy.stats import rankdata
+
+TEMPERATURES = (0.05, 20.0)  # beyond these the fit says that there is nothing to calibrate
+
+
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The temperature that makes the logits' softmax most likely (least negative log likelihood).
+
+    Args:
+        logits: float (N, C), of the validation part.
+        labels: int (N,), 0 to C - 1.
+
+    Returns:
+        T > 0, within 0.05 to 20; probabilities are softmax(logits / T). The order of classes never changes.
+
+    Raises:
+        ValueError: no images, or logits that are not finite.
+    """
+    logits, labels = _checked(logits, labels)
+
+    def loss(log_t: float) -> float:
+        scaled = log_softmax(logits / np.exp(log_t), axis=1)
+        return float(-scaled[np.arange(len(labels)), labels].mean())
+
+    low, high = np.log(TEMPERATURES)
+    found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
+    return float(np.exp(found.x))
+
+
+def operating_points(probabilities: np.ndarray, labels: np.ndarray, classes: list[str]) -> dict[str, float]:
+    """One threshold per class, each class against the rest: the largest Youden's J (sensitivity +
+    specificity - 1) on the validation part.
+
+    The threshold lies in the middle between the two neighbouring probabilities it separates; between equal
+    J the more sensitive one is taken. An image is positive where its probability reaches the threshold. A
+    class that the validation part does not have, or that is all it has, gets 1 / C.
+
+    Args:
+        probabilities: float (N, C), calibrated.
+        labels: int (N,).
+        classes: the C class keys.
+
+    Returns:
+        Class key -> threshold in 0..1.
+    """
+    probabilities, labels = _checked(probabilities, labels)
+    points = {}
+    for i, key in enumerate(classes):
+        positive = labels == i
+        if positive.all() or not positive.any():
+            points[key] = 1 / len(classes)
+            continue
+        scores = np.unique(probabilities[:, i])
+        sensitivity = (probabilities[positive, i][:, None] >= scores).mean(0)
+        specificity = (probabilities[~positive, i][:, None] < scores).mean(0)
+        best = int(np.argmax(np.round(sensitivity + specificity, 12)))  # the lowest score of the best
+        below = scores[best - 1] if best else 0.0
+        points[key] = float((below + scores[best]) / 2)
+    return points
+
+
+def macro_auroc(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Mean one-against-rest area under the ROC curve over the classes that are present and not alone.
+
+    Args:
+        scores: (N, C), any scores that rank within a class; softmax probabilities where classes compete.
+        labels: int (N,).
+
+    Returns:
+        0..1, ties counted half; NaN where no class can be ranked.
+    """
+    areas = []
+    for i in range(scores.shape[1]):
+        positive = labels == i
+        p, n = int(positive.sum()), int((~positive).sum())
+        if p and n:
+            ranks = rankdata(scores[:, i])
+            areas.append((ranks[positive].sum() - p * (p + 1) / 2) / (p * n))
+    return float(np.mean(areas)) if areas else float("nan")
+
+
+def _checked(values, labels) -> tuple[np.ndarray, np.ndarray]:
+    values, labels = np.asarray(values, np.float64), np.asarray(labels)
+    if values.ndim != 2 or len(values) != len(labels) or not len(labels):
+        raise ValueError(
+            f"expected scores (N, C) and labels (N,) of at least one image, {values.shape} and "
+            f"{labels.shape} came; is the validation part empty?"
+        )
+    if not np.isfinite(values).all():
+        raise ValueError(
+            f"expected finite scores, {int((~np.isfinite(values)).sum())} are not: did training diverge?"
+        )
+    return values, labels
