@@ -38,7 +38,7 @@ class Crops:
         index: one row per crop: the manifest's columns without `path`, then `box_x`, `box_y`, `box_width`,
             `box_height` (px of the frame), `region_area` (px), `frame_height`, `frame_width` (px),
             `inverted`, `mask_inside` (part of the nodule inside the box; empty without a mask) and
-            `text_pixels` (px of printed strokes that are inside the box).
+            `text_lines`, `frame_text_lines` (lines of print in the crop and in the whole frame).
         images: uint8 (N, S, S). masks: uint8 (N, S, S) of 0 and 1, or None. frames: uint8 (N, S, S).
     """
 
@@ -226,6 +226,7 @@ def _one(row: dict, size: int, recipe: regions.Recipe, with_mask: bool) -> tuple
     image, region = regions.extract(gray, size, recipe)
     pictures = {"crops": image, "frames": regions.letterbox(gray, size)}
     x, y, width, height = region.box
+    printed, around = regions.printed_lines(gray, region.box, (0, 0, gray.shape[1], gray.shape[0]))
     inside = float("nan")
     if with_mask:
         mask = datasets.load_mask(row, gray.shape)
@@ -243,7 +244,8 @@ def _one(row: dict, size: int, recipe: regions.Recipe, with_mask: bool) -> tuple
         "frame_width": gray.shape[1],
         "inverted": region.inverted,
         "mask_inside": inside,
-        "text_pixels": int(regions.printed_strokes(gray)[y : y + height, x : x + width].sum()),
+        "text_lines": printed,
+        "frame_text_lines": around,
     }
     return fact, pictures
 
