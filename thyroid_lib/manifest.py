@@ -6,6 +6,7 @@ what is left so that no group (patient, or patients joined by shared frames) sta
 
 import hashlib
 import itertools
+import re
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from thyroid_lib.progress import progress
 LEFT_OUT, BLANKED, NOTE = "row left out", "value blanked", "note"
 BATCH = 32  # frames a worker decodes before it reports
 GIANT = 0.2  # of the patients in one joined group: more likely one template than one person
+OUTSIDE = re.compile(r"[/\\~]|\w:[/\\]|(.*[/\\])?\.\.([/\\]|$)")  # absolute, or up and out of the folder
 
 
 class ManifestError(ValueError):
@@ -39,11 +41,7 @@ SCHEMA = pa.DataFrameSchema(
     {
         "image": _text(
             FILLED,
-            _is(
-                lambda v: not (v.startswith(("/", "\\", "~")) or v[1:3] in (":\\", ":/")),
-                "absolute path; a path relative to the data set's root is expected",
-            ),
-            _is(lambda v: ".." not in v.replace("\\", "/").split("/"), "leads out of the data set's folder"),
+            _is(lambda v: not OUTSIDE.match(v), "not inside the data set's folder: relative, without '..'"),
         ),
         "path": _text(FILLED),
         "label": _text(),
@@ -51,8 +49,8 @@ SCHEMA = pa.DataFrameSchema(
         "group": _text(FILLED),
         "dataset": _text(FILLED),
         "age": pa.Column(
-            float,
-            _is(lambda v: 0 <= v <= 120, "not an age in years from 0 to 120"),
+            None,
+            _is(lambda v: isinstance(v, (int, float)) and 0 <= v <= 120, "not an age in years from 0 to 120"),
             nullable=True,
             required=False,
         ),
@@ -94,7 +92,7 @@ def check(manifest: pd.DataFrame, *, jobs: int = -1, keep_unlabelled: bool = Fal
         *_listed(attrs.get("excluded"), "reason", LEFT_OUT),
         *_listed(attrs.get("notes"), "note", NOTE),
     ]
-    flow = [("files the reader found", len(manifest) + len(problems_of(problems, LEFT_OUT)), None)]
+    flow = [("files found or named", len(manifest) + len(problems_of(problems, LEFT_OUT)), None)]
     data = manifest.reset_index(drop=True)
     data.attrs = {}
     if "row" not in data:
@@ -278,7 +276,10 @@ def problems_of(problems: list[dict], action: str) -> list[dict]:
 
 
 def _problem(row: dict, column: str, problem: str, action: str) -> dict:
-    return {"row": row["row"], "column": column, "problem": problem, "image": row["image"], "action": action}
+    image = row["image"]
+    if OUTSIDE.match(image):  # no path of this machine in a list that is shown
+        image = "…/" + re.split(r"[/\\]", image)[-1]
+    return {"row": row["row"], "column": column, "problem": problem, "image": image, "action": action}
 
 
 def _rows(data: pd.DataFrame):
@@ -305,7 +306,8 @@ def _schema(data: pd.DataFrame, classes: list[str], problems: list[dict]) -> pd.
         index, column = case["index"], case["column"]
         if index is None or pd.isna(index):
             raise ManifestError(f"Column {column}: {case['check']}; came {case['failure_case']!r}.")
-        problem = f"{case['check']}; came {case['failure_case']!r}"
+        came = "" if column in ("image", "path") else f"; came {case['failure_case']!r}"
+        problem = f"{case['check']}{came}"
         if column in REQUIRED:
             bad.add(int(index))
         else:
@@ -321,7 +323,9 @@ def _schema(data: pd.DataFrame, classes: list[str], problems: list[dict]) -> pd.
         problems.append(_problem(data.loc[index], "image", "named twice; the first row is used", LEFT_OUT))
     data = data.copy()
     for index, column in blank:
-        data.loc[index, column] = np.nan if column == "age" else ""
+        data.loc[index, column] = None if column == "age" else ""
+    if "age" in data:
+        data["age"] = pd.to_numeric(data["age"])
     return data.drop(index=bad | set(unknown) | set(twice))
 
 
@@ -332,32 +336,38 @@ def _files(data: pd.DataFrame, problems: list[dict], jobs: int) -> pd.DataFrame:
     jobs = 1 if len(records) <= BATCH else jobs
     work = Parallel(n_jobs=jobs, return_as="generator")(delayed(_inspect)(batch) for batch in batches)
     results = list(itertools.chain.from_iterable(progress(work, "checking frames", total=len(batches))))
-    for row, (reason, column, notes, *_) in zip(_rows(data), results):
-        if reason:
-            problems.append(_problem(row, column, reason, LEFT_OUT))
-        problems += [_problem(row, column or "image", note, NOTE) for note in notes]
-    good = np.array([not reason for reason, *_ in results], bool)
-    data = data[good].copy()
-    data["sha256"] = [r[3] for r in results if not r[0]]
-    data["phash"] = [r[4] for r in results if not r[0]]
-    return data
+    data = data.copy()
+    for index, row, found in zip(data.index, _rows(data), results):
+        if found["reason"]:
+            problems.append(_problem(row, "image", found["reason"], LEFT_OUT))
+        if found["mask"]:
+            problems.append(_problem(row, "mask", found["mask"], BLANKED))
+            data.at[index, "mask"] = ""
+        problems += [_problem(row, "image", note, NOTE) for note in found["notes"]]
+    data["sha256"] = [found["sha256"] for found in results]
+    data["phash"] = [found["phash"] for found in results]
+    return data[[not found["reason"] for found in results]]
 
 
-def _inspect(batch: list[dict]) -> list[tuple]:
-    """(reason to leave it out or "", column, notes, sha256, phash) for each row."""
+def _inspect(batch: list[dict]) -> list[dict]:
+    """Why a frame must be left out or its mask blanked ("" for neither), notes, and the two hashes."""
     results = []
     for row in batch:
-        column = "image"
+        found = {"reason": "", "mask": "", "notes": [], "sha256": "", "phash": ""}
+        results.append(found)
         try:
             frame = contract.open_frame(row)
-            gray, notes = frame.gray, frame.warnings
-            column = "mask"
-            mask = contract.load_mask(row, gray.shape)
-            if mask is not None and not mask.any():
-                notes = [*notes, "its mask is empty"]
-            results.append(("", "", notes, *duplicates.fingerprint(gray)))
         except (frames.FrameError, contract.DatasetError) as error:
-            results.append((str(error), column, [], "", ""))
+            found["reason"] = str(error)
+            continue
+        found["notes"] = list(frame.warnings)
+        found["sha256"], found["phash"] = duplicates.fingerprint(frame.gray)
+        try:
+            mask = contract.load_mask(row, frame.gray.shape)
+            if mask is not None and not mask.any():
+                found["notes"].append("its mask is empty")
+        except (frames.FrameError, contract.DatasetError, ValueError, TypeError) as error:
+            found["mask"] = f"mask not used: {error}"
     return results
 
 

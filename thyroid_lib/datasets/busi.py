@@ -13,7 +13,7 @@ import pandas as pd
 from thyroid_lib.datasets import contract
 
 KAGGLE = "aryashah2k/breast-ultrasound-images-dataset"
-NAMES = {"benign": ("benign", "良性"), "malignant": ("malignant", "恶性"), "normal": ("normal", "正常")}
+NAMES = {**contract.TWO, "normal": ("normal", "正常")}
 
 
 def read(root: Path, *, classes: str = "3") -> pd.DataFrame:
@@ -65,7 +65,7 @@ def read(root: Path, *, classes: str = "3") -> pd.DataFrame:
                 }
             )
     excluded += [(image, "a mask whose frame is missing") for left in masks.values() for image, _ in left]
-    notes.append(("", "no patient identifiers in this set: each frame counts as a patient of its own"))
+    notes.append(("", contract.NO_PATIENTS))
     if not list_file:
         notes.append(
             ("", "busi_near_duplicates.csv is not beside the set: groups come from the hash search only")

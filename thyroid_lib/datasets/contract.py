@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import sys
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -14,7 +16,11 @@ from thyroid_lib import frames
 
 COLUMNS = ["image", "path", "label", "patient", "group", "dataset"]
 PRIVATE = ["path", "mask"]  # hold absolute paths of this machine
-SYSTEM_FILES = {"thumbs.db", "desktop.ini", ".ds_store", "ehthumbs.db"}
+TWO = {"benign": ("benign", "良性"), "malignant": ("malignant", "恶性")}
+"""Names of the two classes that most public sets have."""
+NO_PATIENTS = "no patient identifiers in this set: each frame counts as a patient of its own"
+SYSTEM_FILES = {"thumbs.db", "desktop.ini", "ehthumbs.db"}
+SYSTEM = "a system or hidden file, not an image"
 
 
 class DatasetError(ValueError):
@@ -100,6 +106,24 @@ def load_frame(row) -> np.ndarray:
     return open_frame(row).gray
 
 
+def cache_folder() -> Path:
+    """``$THYROID_CACHE``, else ``thyroid_lib`` in the user's cache folder, else in the temporary folder."""
+    if os.environ.get("THYROID_CACHE"):
+        return Path(os.environ["THYROID_CACHE"]).expanduser()
+    home = Path.home()
+    base = {
+        "darwin": home / "Library" / "Caches",
+        "win32": Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local")),
+    }.get(sys.platform, Path(os.environ.get("XDG_CACHE_HOME", home / ".cache")))
+    folder = base / "thyroid_lib"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError:
+        return Path(tempfile.gettempdir()) / "thyroid_lib"
+
+
 def open_frame(row) -> frames.Frame:
     """Like `load_frame`, with the warnings of the decoder: `.gray` uint8 (H, W) and `.warnings`."""
     path = str(row if isinstance(row, (str, os.PathLike)) else _get(row, "path"))
@@ -109,9 +133,9 @@ def open_frame(row) -> frames.Frame:
 
         return frames.read(stanford.load(file, number, "image"))
     if is_dicom(file):
-        from thyroid_lib.datasets import dicom
+        from thyroid_lib.datasets import dicom_frames
 
-        return dicom.load(file, number)
+        return dicom_frames.load(file, number)
     return frames.read(path)
 
 
@@ -192,8 +216,10 @@ def files(root: Path) -> Iterator[tuple[str, Path, str]]:
         linked = [name for name in folders if os.path.islink(os.path.join(folder, name))]
         found += [(Path(folder, name), "a link to a folder, not followed") for name in linked]
         found += [(Path(folder, name), "") for name in names]
-    for path, reason in sorted(found, key=lambda item: natural(item[0].relative_to(root).as_posix())):
-        yield path.relative_to(root).as_posix(), path, reason or not_an_image(path)
+    named = [(path.relative_to(root).as_posix(), path, reason) for path, reason in found]
+    for name, path, reason in sorted(named, key=lambda item: natural(item[0])):
+        hidden = any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+        yield name, path, reason or (SYSTEM if hidden else not_an_image(path))
 
 
 def frames_and_masks(root: Path) -> tuple[list, dict[str, list]]:
@@ -227,8 +253,8 @@ def mask_cell(masks: Iterable[tuple[str, str]]) -> str:
 def not_an_image(path: Path) -> str:
     """Why a file is no image by its name alone; "" where it may be one."""
     suffix = path.suffix.lower()
-    if path.name.lower() in SYSTEM_FILES or path.name.startswith("."):
-        return "a system or hidden file, not an image"
+    if path.name.lower() in SYSTEM_FILES:
+        return SYSTEM
     if path.is_symlink() and not path.exists():
         return "a broken link"
     if suffix in frames.SUFFIXES:
@@ -243,6 +269,12 @@ def natural(text: str) -> list:
     return [
         (1, int(part), "") if part.isdecimal() else (0, 0, part) for part in re.split(r"(\d+)", str(text))
     ]
+
+
+def benign_or_malignant(value) -> str:
+    """The class key of 0, 1, "benign", "Malignant" and the like; "" for anything else."""
+    word = str(value).strip().casefold().removesuffix(".0")
+    return {"0": "benign", "1": "malignant"}.get(word, word if word in TWO else "")
 
 
 def class_key(name: str) -> str:

@@ -1,0 +1,59 @@
+"""Pseudonyms: a person's identity becomes a keyed hash, and the key stays on this machine."""
+
+import hashlib
+import hmac
+import os
+import secrets
+from functools import lru_cache
+from pathlib import Path
+
+from thyroid_lib.datasets.contract import DatasetError, cache_folder
+
+KEY_FILE = "hash_key"
+LENGTH = 16  # hexadecimal digits of a pseudonym: 64 bits
+
+
+def pseudonym(*words: str) -> str:
+    """HMAC-SHA-256 of the words under this machine's key, 16 hexadecimal digits.
+
+    The key is $THYROID_HASH_KEY (at least 16 characters), else the file `hash_key` in the cache folder, which is
+    made at the first need and can be read by its owner only. The same person gets the same pseudonym wherever the
+    key is the same, and nobody without the key can try out names.
+
+    Raises:
+        DatasetError: the key is too short.
+    """
+    message = "\0".join(str(word) for word in words).encode("utf-8", "surrogatepass")
+    return hmac.new(_key(os.environ.get("THYROID_HASH_KEY", "")), message, hashlib.sha256).hexdigest()[
+        :LENGTH
+    ]
+
+
+def _key(given: str) -> bytes:
+    if given:
+        if len(given) < 16:
+            raise DatasetError(
+                f"THYROID_HASH_KEY: at least 16 characters are expected; {len(given)} came. Make one with "
+                "python -c 'import secrets; print(secrets.token_hex(32))' and keep it to yourself."
+            )
+        return given.encode()
+    return _stored(cache_folder() / KEY_FILE)
+
+
+@lru_cache(maxsize=4)
+def _stored(path: Path) -> bytes:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f"{path.name}.{os.getpid()}")
+    if not path.exists():
+        with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(secrets.token_hex(32).encode())
+        try:
+            os.link(fresh, path)  # whole or not at all, and the first of two processes wins
+        except FileExistsError:
+            pass
+        finally:
+            fresh.unlink()
+    key = path.read_bytes()
+    if len(key) < 16:
+        raise DatasetError(f"The key file {KEY_FILE} in the cache folder is damaged: {len(key)} bytes came.")
+    return key
