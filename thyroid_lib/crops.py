@@ -6,11 +6,13 @@ same cut, where the source has masks), ``index.csv`` (one row per crop), ``exclu
 has none, with the reason) and ``crops.json`` (classes, recipe, hash).
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -151,6 +153,23 @@ def build(
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return Crops.open(folder)
+
+
+@contextlib.contextmanager
+def workers(cluster: str = "") -> Iterator[None]:
+    """Lets a Dask cluster do the work inside a with statement; "" changes nothing.
+
+    Args:
+        cluster: "local:N" for N workers on this machine, or a scheduler's address; its workers must see the
+            same folders.
+    """
+    if not cluster:
+        yield
+        return
+    from thyroid_lib.workers import backend  # needs PyTorch, which cropping does not
+
+    with backend(cluster):
+        yield
 
 
 def _write(manifest: pd.DataFrame, folder: Path, size: int, recipe: regions.Recipe, jobs: int) -> None:
