@@ -12,6 +12,10 @@ from thyroid_lib.evaluation import Sample, bins
 from thyroid_lib.predictions import classes_of, covariates_of
 
 COMPARED = ("macro_auroc", "balanced_accuracy", "brier")
+SUBGROUPS = ("age", "sex", "device", "nodule_size", "size", "caliper", "view", "source", "site", "dataset")
+"""A covariate whose name starts with one of these is a subgroup unless others are asked for; every further
+one would be a further chance finding."""
+
 MOST_LEVELS = 8  # a covariate with more values than this is an identifier, not a subgroup
 
 
@@ -157,7 +161,7 @@ def subgroups(
 
     Args:
         predictions: rows of one model and one set.
-        covariates: columns to split by; all covariates of the table and ``dataset`` when not given.
+        covariates: columns to split by; those that ``SUBGROUPS`` names when not given.
         draws, seed: as in ``evaluation.evaluate``.
         minimum: fewest patients in a subgroup, and fewest with each lesion type for a number to be given.
 
@@ -166,7 +170,9 @@ def subgroups(
         Covariates that cannot be split are absent.
     """
     result: dict = {}
-    for covariate in ["dataset", *covariates_of(predictions)] if covariates is None else covariates:
+    if covariates is None:
+        covariates = ["dataset", *(c for c in covariates_of(predictions) if c.startswith(SUBGROUPS))]
+    for covariate in covariates:
         if covariate not in predictions:
             continue
         names = levels(predictions[covariate])

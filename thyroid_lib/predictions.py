@@ -24,6 +24,9 @@ IDENTITY = ["model", "set", "image", "patient", "group", "dataset", "fold", "tru
 _NOT_COVARIATES = {
     "inverted",
     "mask_inside",
+    "phash",
+    "sha256",
+    "text_lines",
     "text_pixels",
     "path",
     "mask",
@@ -36,7 +39,7 @@ _NOT_COVARIATES = {
     "fold",
 }
 _NOT_COVARIATES_PREFIX = ("box_", "sector_", "frame_", "region_", "p_", "raw_", "positive_")
-_LONGEST_COVARIATE = 64  # characters; anything longer is free text and may identify a person
+_LONGEST_COVARIATE = 40  # characters; anything longer is free text and may identify a person
 
 
 def prediction_table(

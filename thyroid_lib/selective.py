@@ -97,7 +97,7 @@ def conformal(
     metrics = {"confidence": confidence, "calibrated_on": calibrated_on}
     known = np.isfinite(sets).all(axis=1)
     if not known.all():
-        needed = int(np.ceil(confidence / (1 - confidence) - 1e-9))
+        needed = _needed(confidence)
         return metrics | {
             "reason": f"too few: at least {needed} images are needed to calibrate"
         }, pd.DataFrame()
@@ -128,7 +128,7 @@ def _sets(
     """Membership (N, C) as 0/1 floats; NaN when the calibration rows are too few for this confidence."""
     from mapie.classification import SplitConformalClassifier
 
-    if not len(tested) or (len(calibration) + 1) * (1 - confidence) < 1 - 1e-9:
+    if not len(tested) or len(calibration) < _needed(confidence):
         return np.full((len(tested), len(classes)), np.nan)
     columns = ["p_" + key for key in classes]
     truth = calibration["truth"].map({key: k for k, key in enumerate(classes)}).to_numpy()
@@ -137,6 +137,10 @@ def _sets(
         warnings.filterwarnings("ignore", "WARNING: your conformalization dataset has less labels")
         conformal.conformalize(_proper(calibration[columns]), truth)
     return conformal.predict_set(_proper(tested[columns]))[1][:, :, 0].astype(float)
+
+
+def _needed(confidence: float) -> int:
+    return int(np.floor(max(1 / (1 - confidence), 1 / confidence) + 1e-9)) + 1
 
 
 def _proper(frame: pd.DataFrame) -> np.ndarray:
