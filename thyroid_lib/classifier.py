@@ -202,30 +202,36 @@ class Classifier:
         outputs = self.backend.run(crops)
         probabilities = deploy.probabilities(outputs.logits, self.definition["temperature"])
         ratios = self._distances(crops, outputs.features)
-        points, conformal = self.definition["operating_points"], self.definition["conformal"]
         results = []
         for i, (name, frame, crop, region) in enumerate(prepared):
             found = {key: float(p) for key, p in zip(self.classes, probabilities[i])}
-            best = int(probabilities[i].argmax())
-            least = 1 - conformal["threshold"] if conformal else 2.0
+            best, positive, chosen = self.verdicts(found)
             unlike = {key: float(values[i]) for key, values in ratios.items()}
             results.append(
                 Classification(
                     image=name,
-                    lesion_type=self.classes[best],
+                    lesion_type=best,
                     probabilities=found,
-                    prediction_set=[k for j, (k, p) in enumerate(found.items()) if p >= least or j == best],
-                    positive={key: found[key] >= point for key, point in points.items()},
+                    prediction_set=chosen,
+                    positive=positive,
                     box=tuple(region.box),
                     classifier=self.id,
                     warnings=[*frame.warnings, *_region_warnings(frame, region), *_unlike(unlike)],
                     novelty=unlike,
                     frame=frame.gray,
                     crop=crop,
-                    map=outputs.maps[i, best],
+                    map=outputs.maps[i, self.classes.index(best)],
                 )
             )
         return results
+
+    def verdicts(self, probabilities: dict[str, float]) -> tuple[str, dict[str, bool], list[str]]:
+        """Most probable key, which classes reach their operating point, and the prediction set."""
+        best = max(probabilities, key=probabilities.get)
+        conformal, points = self.definition["conformal"], self.definition["operating_points"]
+        least = 1 - conformal["threshold"] if conformal else 2.0
+        positive = {key: probabilities[key] >= point for key, point in points.items()}
+        return best, positive, [key for key, p in probabilities.items() if p >= least or key == best]
 
     def _distances(self, crops, features) -> dict[str, np.ndarray]:
         vectors = {"network": features}
@@ -259,16 +265,18 @@ def prepare(image, size: int, recipe) -> tuple:
 
 def read_frame(image) -> frames.Frame:
     """Decodes any image that `Classifier.classify` takes; DICOM goes through the study's own reader."""
+    if isinstance(image, frames.FrameError):
+        raise image
     pydicom = sys.modules.get("pydicom")
     if not (pydicom and isinstance(image, pydicom.Dataset)):
         try:
             return frames.read(image)
         except frames.FrameError as error:
-            if error.kind != "dicom":
+            if error.kind != "dicom" or isinstance(image, bytes):
                 raise
     from thyroid_lib import studies
 
-    return next(studies.dicom_frames(image))
+    return studies.dicom_frame(image)
 
 
 def _load_novelty(folder: Path) -> dict:
@@ -282,13 +290,17 @@ def _load_novelty(folder: Path) -> dict:
 
 
 def _each(function, items: list) -> list:
-    """function(item) or the FrameError it raised, for every item; several at once where there are several."""
+    """function(item), or a FrameError, for every item; several at once where there are several."""
 
     def attempt(item):
+        if isinstance(item, frames.FrameError):
+            return item
         try:
             return function(item)
         except frames.FrameError as error:
             return error
+        except Exception as error:  # one bad file never stops the rest
+            return frames.FrameError(f"could not be processed: {type(error).__name__}: {error}", "unexpected")
 
     if len(items) == 1:
         return [attempt(items[0])]

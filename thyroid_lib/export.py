@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from thyroid_lib import deploy
+from thyroid_lib import deploy, frames
 
 MAX_DIFFERENCE = 1e-4  # of a probability, fp32 against PyTorch
+MOST_CROPS = 1000
 MIN_SAME_TYPE = 0.999  # of the crops, bfloat16 against fp32
 
 
@@ -70,6 +71,42 @@ def export(folder: Path, definition: dict, crops: np.ndarray, *, source: str = "
         raise
     (folder / deploy.ONNX_RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return record
+
+
+def parity_crops(folder: Path, definition: dict, images: list[str] | None) -> tuple[np.ndarray, str]:
+    """Crops to check parity on: of the images given, of the run around the folder, or of phantoms drawn now.
+
+    Returns:
+        uint8 (n, S, S) with n at most 1000, and where they come from.
+
+    Raises:
+        deploy.BackendError: none of the images given can be used.
+    """
+    from thyroid_lib import classifier, regions, studies
+
+    recipe, size = regions.Recipe(**definition["recipe"]), definition["size"]
+    stored = folder.resolve().parent / "data" / "finetune" / "crops.npy"
+    if images is None and stored.is_file():
+        crops = np.load(stored, mmap_mode="r", allow_pickle=False)
+        if crops.shape[1:] == (size, size):
+            rows = np.unique(np.linspace(0, len(crops) - 1, MOST_CROPS).astype(int))
+            return np.array(crops[rows]), "crops of this run's data"
+    source = "images given"
+    if images is None:
+        from thyroid_lib import datasets
+
+        images, source = list(datasets.read("phantom:clinic?patients=24").path), "simulated frames"
+    crops = []
+    for item in studies.items(studies.find(images)[0]):
+        try:
+            crops.append(classifier.prepare(item.image, size, recipe)[2])
+        except frames.FrameError:
+            continue
+        if len(crops) == MOST_CROPS:
+            break
+    if not crops:
+        raise deploy.BackendError("parity needs at least one ultrasound frame; none of the images is one")
+    return np.stack(crops), source
 
 
 def parity(folder: Path, definition: dict, crops: np.ndarray, expected: np.ndarray) -> dict:

@@ -380,6 +380,8 @@ def normalize(images: Tensor, in_chans: int = 1) -> Tensor:
 
 def initialize(module: nn.Module) -> None:
     """He-normal (fan out) for convolutions, as the reference; identity for the projections."""
+    if getattr(getattr(module, "weight", None), "is_meta", False):
+        return  # no memory yet: saved weights take this place (drawing numbers here would import the compiler)
     if getattr(module, "starts_as_identity", False):
         nn.init.dirac_(module.weight)
     elif isinstance(module, nn.Conv2d):

@@ -1,0 +1,173 @@
+"""What a person points `classify` at: files, folders, globs, DICOM studies; as a stream of frames.
+
+Nothing here decodes an image file: paths go through to the classifier. DICOM is opened here, one frame at a
+time, through the reader that the study uses.
+"""
+
+import glob
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from thyroid_lib import frames
+
+DICOM_SUFFIXES = (".dcm", ".dicom")
+MAX_FRAMES = 5000  # of a clip; more than two minutes at 40 frames a second
+TEXTS = {
+    "Manufacturer": "Manufacturer",
+    "ManufacturerModelName": "Model",
+    "BodyPartExamined": "Body part",
+    "SeriesDescription": "Series",
+}
+SYSTEM_NAMES = ("dicomdir", "thumbs.db", "desktop.ini")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One frame to classify.
+
+    Attributes:
+        path: of the file, as given or found.
+        image: what `Classifier.classify_many` takes: a path, a decoded frame, or the error met on the way.
+        frame: number of the frame in its clip, from 0; None for a still.
+        frames: number of frames of the clip; None for a still.
+        study: key under which reports are grouped; the path, or the DICOM study.
+        texts: what the DICOM header says of scanner and examination, never of the person.
+    """
+
+    path: str
+    image: object
+    frame: int | None = None
+    frames: int | None = None
+    study: str = ""
+    texts: dict[str, str] = field(default_factory=dict)
+
+
+def find(arguments: Iterable[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """Turns files, folders and globs into files.
+
+    Args:
+        arguments: as a person types them.
+
+    Returns:
+        (path, reason) per file in natural order, "" where it may be an image; and notes on what was left out.
+    """
+    found, notes = [], []
+    for argument in arguments:
+        if os.path.isdir(argument):
+            inside, others = _walk(argument)
+            if not inside:
+                found.append((argument, "no image files in this folder"))
+            found += [(path, "") for path in inside]
+            if others:
+                kinds = ", ".join(sorted({Path(path).suffix.lower() or "no suffix" for path in others})[:6])
+                plural = "files" if len(others) > 1 else "file"
+                notes.append(f"{argument}: {len(others)} {plural} left out, no images by name ({kinds})")
+        elif not os.path.lexists(argument) and glob.has_magic(argument):
+            matches = sorted(glob.glob(argument, recursive=True), key=natural)
+            found += [(path, "") for path in matches if not os.path.isdir(path)]
+            if not matches:
+                found.append((argument, "no file matches this pattern"))
+        else:
+            found.append((argument, ""))
+    return found, notes
+
+
+def items(paths: Iterable[tuple[str, str]]) -> Iterator[Item]:
+    """The frames of the files that `find` gave, read as they are asked for."""
+    for path, reason in paths:
+        if reason:
+            yield Item(path, frames.FrameError(reason, "nothing_found"), study=path)
+        elif is_dicom(path) or path.lower().endswith(DICOM_SUFFIXES):
+            yield from _dicom_items(path)
+        else:
+            yield Item(path, path, study=path)
+
+
+def is_dicom(path: str) -> bool:
+    """Whether a regular file has DICOM's mark after its preamble; what cannot be opened is none."""
+    try:
+        if not os.path.isfile(path):
+            return False
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except (OSError, ValueError):
+        return False
+
+
+def printable(text) -> str:
+    """Text that is inert in a terminal and on a page: control, format and lone surrogate characters escaped.
+
+    Escape sequences, line breaks and marks that turn the direction of writing become \\xNN or \\uNNNN.
+    """
+    return "".join(
+        c.encode("unicode_escape").decode() if unicodedata.category(c) in _ESCAPED else c for c in str(text)
+    )
+
+
+_ESCAPED = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+
+
+def natural(text: str) -> list:
+    """Sort key under which frame 10 follows frame 9."""
+    return [
+        (1, int(part), "") if part.isdecimal() else (0, 0, part) for part in re.split(r"(\d+)", str(text))
+    ]
+
+
+def dicom_frame(source) -> frames.Frame:
+    """The first frame of a DICOM file or pydicom dataset, with a warning where there are more."""
+    from thyroid_lib.datasets import dicom_frames
+
+    found = dicom_frames.load(source, 0)
+    with dicom_frames.quiet():
+        dataset = dicom_frames.header(source) if isinstance(source, str | os.PathLike) else source
+        count = dicom_frames.frame_count(dataset)
+    if count == 1:
+        return found
+    return frames.Frame(found.gray, [*found.warnings, f"a clip of {count} frames: only the first was used"])
+
+
+def _dicom_items(path: str) -> Iterator[Item]:
+    from thyroid_lib.datasets import dicom_frames
+
+    try:
+        with dicom_frames.quiet():
+            dataset = dicom_frames.header(path)
+            problem = dicom_frames.unusable(dataset)
+            count = dicom_frames.frame_count(dataset)
+            texts = {name: str(dataset.get(key, "") or "").strip() for key, name in TEXTS.items()}
+            study = str(dataset.get("StudyInstanceUID", "") or "").strip()
+        if problem:
+            raise problem
+        if count > MAX_FRAMES:
+            raise frames.FrameError(
+                f"too many frames: the header names {count}, at most {MAX_FRAMES} are read", "too_large"
+            )
+    except frames.FrameError as error:
+        yield Item(path, error, study=path)
+        return
+    about = {"study": f"study {study}" if study else path, "texts": {k: v for k, v in texts.items() if v}}
+    for number in range(count):
+        try:
+            image = dicom_frames.load(path, number)
+        except frames.FrameError as error:
+            image = error
+        yield Item(path, image, *((number, count) if count > 1 else (None, None)), **about)
+
+
+def _walk(folder: str) -> tuple[list[str], list[str]]:
+    images, others = [], []
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".") and name != "__MACOSX"]
+        for name in names:
+            path = os.path.join(place, name)
+            suffix = os.path.splitext(name)[1].lower()
+            if name.startswith(".") or name.lower() in SYSTEM_NAMES:
+                continue
+            wanted = suffix in frames.SUFFIXES + DICOM_SUFFIXES
+            (images if wanted or is_dicom(path) else others).append(path)
+    return sorted(images, key=natural), others
