@@ -6,6 +6,7 @@ figure without them is an error, not an oversight.
 
 import base64
 import json
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -223,8 +224,7 @@ def number(metric: object, digits: int = 3) -> str:
 
 
 def _first_sentence(text: str) -> str:
-    end = text.find(". ")
-    return text if end < 0 else text[: end + 1]
+    return re.split(r"(?<=[.?]) ", text, maxsplit=1)[0]
 
 
 def _thumbnail(source: str, width: int = 480) -> str:

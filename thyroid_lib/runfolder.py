@@ -177,8 +177,8 @@ class Run:
 
         from IPython.display import HTML, display
 
-        body = frame.to_html(
-            index=frame.index.name is not None,
+        body = (frame if frame.index.name is None else frame.reset_index()).to_html(
+            index=False,
             escape=True,
             border=0,
             na_rep="–",

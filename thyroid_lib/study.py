@@ -6,6 +6,7 @@ the old one's place only when it has succeeded.
 """
 
 import argparse
+import logging
 import os
 import re
 import shutil
@@ -139,6 +140,7 @@ def _execute(run: Run, stage: Stage, parameters: dict, fingerprint: str) -> None
 
     from . import report
 
+    logging.getLogger("papermill").setLevel(logging.ERROR)  # parameters are checked before, by profiles.py
     started, before = time.time(), _snapshot(run.dir)
     metrics = run.metrics
     _forget(run, stage.name)
