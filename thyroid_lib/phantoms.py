@@ -16,7 +16,7 @@ from itertools import pairwise
 import cv2
 import numpy as np
 
-from thyroid_lib import LESION_TYPES, phantom_anatomy
+from thyroid_lib import LESION_TYPES, phantom_anatomy, phantom_nodule
 from thyroid_lib.phantom_signs import (  # noqa: F401  (the module's public face)
     SIGNS,
     SOURCES,
@@ -157,16 +157,21 @@ def render(patient: Patient, number: int = 0, answer: bool = False) -> Frame:
     shared = _generator(patient.source, patient.seed, patient.number, 1)
     rng = _generator(patient.source, patient.seed, patient.number, 2 + number)
     scanner, size = patient.scanner, patient.signs["size_mm"]
-    aspect = shared.uniform(*scanner.aspect)
+    aspect, right, setting = shared.uniform(*scanner.aspect), shared.random() < 0.5, shared.normal(0, 2.0)
     height, width = scanner.height, round(scanner.height * aspect)
     field_of_view = np.clip(24 + 1.15 * size * shared.uniform(0.9, 1.1), 30, 60)  # mm, the probe and its zoom
     scale = width / field_of_view
     view = "longitudinal" if number % 2 else "transverse"
-    scene = phantom_anatomy.draw((height, width), scale, view, patient.signs, shared, rng)
-    gain = shared.normal(0, 2.0) + rng.normal(0, 1.0)
-    sector = b_mode(scene, scanner, rng, gain)
+    half = phantom_nodule.axes(patient.signs, shared, rng)
+    scene, centre = phantom_anatomy.draw((height, width), scale, view, half, shared, rng)
+    phantom_nodule.draw(scene, centre, *half, patient.signs, rng)
+    if right:
+        scene.mirror()
+    sector = b_mode(scene, scanner, rng, gain=setting + rng.normal(0, 1.0))
     if scanner.tapered:
-        sector[_corners(sector.shape)] = 0
+        outside = _corners(sector.shape)
+        sector[outside] = 0
+        scene.nodule &= ~outside
 
     image = np.zeros(scanner.frame, np.uint8)
     mask = np.zeros(scanner.frame, bool)
@@ -176,8 +181,7 @@ def render(patient: Patient, number: int = 0, answer: bool = False) -> Frame:
     mask[y : y + height, x : x + width] = scene.nodule
     box = (x, y, width, height)
     facts = {"view": view, "caliper": bool(rng.random() < 0.3)}
-    side = "RT" if shared.random() < 0.5 else "LT"
-    words = f"{side} {'LONG' if number % 2 else 'TRANS'}"
+    words = f"{'RT' if right else 'LT'} {'LONG' if number % 2 else 'TRANS'}"
     if answer:
         words += f"   {LESION_TYPES.get(patient.label, (patient.label,))[0].upper()}"
     facts["text"] = words
@@ -197,16 +201,14 @@ def b_mode(scene, scanner: Scanner, rng: np.random.Generator, gain: float = 0.0)
         rng: draws scatterers and noise.
         gain: dB on top of the scanner's own.
     """
-    height, width = scene.echo.shape
+    height, width = scene.shape
+    to_exponent = np.float32(np.log(10) / 20)
     loss = np.cumsum(scene.excess, 0, dtype=np.float32)
-    loss /= scene.scale
-    loss = cv2.blur(loss, (max(1, round(0.5 * scene.scale)), 1))
-    decibel = scene.echo - np.minimum(loss, 45)
-    amplitude = cv2.exp(decibel * np.float32(np.log(10) / 20))
+    loss = cv2.blur(loss, (max(1, round(0.5 * scene.scale)), 1)) * np.float32(1 / scene.scale)
+    np.minimum(loss, 34, out=loss)  # clutter never lets a shadow go black
     echo = rng.standard_normal((height, width, 2), np.float32)
-    echo *= amplitude[..., None]
-    mirrors = scene.specular * cv2.exp(np.minimum(loss, 45) * np.float32(-np.log(10) / 20))
-    echo[..., 0] += mirrors
+    echo *= cv2.exp((scene.echo - loss) * to_exponent)[..., None]
+    echo[..., 0] += scene.specular * cv2.exp(loss * -to_exponent) + scene.ghost
 
     axial = scanner.axial * scene.scale
     bands = np.linspace(0, height, 9).astype(int)

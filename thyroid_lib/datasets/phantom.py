@@ -15,7 +15,7 @@ import cv2
 import pandas as pd
 from joblib import Parallel, delayed, effective_n_jobs
 
-from thyroid_lib import LESION_TYPES, phantom_anatomy, phantom_signs, phantoms
+from thyroid_lib import LESION_TYPES, phantom_anatomy, phantom_nodule, phantom_scene, phantom_signs, phantoms
 from thyroid_lib.datasets import contract
 from thyroid_lib.progress import progress
 
@@ -102,7 +102,7 @@ def cache_folder() -> Path:
 
 def _name(source: str, values: dict) -> str:
     digest = hashlib.sha256(cv2.__version__.encode())
-    for module in (phantoms, phantom_anatomy, phantom_signs):
+    for module in (phantoms, phantom_anatomy, phantom_nodule, phantom_scene, phantom_signs):
         digest.update(Path(module.__file__).read_bytes())
     words = [
         source,
