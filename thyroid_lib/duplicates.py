@@ -1,16 +1,18 @@
 """Frames that show the same: found by what they look like, not by their names.
 
 Two frames are *identical* when the SHA-256 of their decoded pixels agrees (whatever the file format), and
-*near duplicates* when the 256-bit perceptual hashes (pHash: the 16 x 16 lowest DCT coefficients against their
-median, Zauner 2010) of their sectors differ in at most `NEAR` bits. Only the sector is hashed: scanners print
-the same furniture on every frame. Unrelated frames differ in about 128 bits.
+*near duplicates* when the 1024-bit perceptual hashes (pHash: the 32 x 32 lowest DCT coefficients against their
+median, Zauner 2010) of their sectors differ in at most `NEAR` bits; unrelated frames differ in about 490.
 
-Evidence for `NEAR`: see docs/data.md; tests/test_duplicates.py holds it to DDTI and BUSI.
+Only the sector is hashed, for a scanner prints the same furniture on every frame, and its local contrast is
+made even first, for necks are alike: bright outlines of the trachea and the carotid would otherwise decide, and
+speckle, which belongs to one frame alone, would not. docs/data.md gives the evidence for `NEAR`.
 """
 
 import hashlib
 from collections.abc import Sequence
 
+import cv2
 import imagehash
 import numpy as np
 import pandas as pd
@@ -20,10 +22,11 @@ from scipy.sparse.csgraph import connected_components
 
 from thyroid_lib import regions
 
-BITS = 256
-NEAR = 56
+BITS = 1024
+NEAR = 240
 """Most bits of `BITS` in which the hashes of near duplicates may differ."""
-BLOCK = 4_000_000  # pairs compared at a time: 32 MB
+SIDE, SCALE = 128, 4.0  # px: side of the hashed image, and sigma of what counts as local in it
+BLOCK = 2_000_000  # pairs compared at a time: 16 MB
 
 
 def fingerprint(gray: np.ndarray) -> tuple[str, str]:
@@ -34,8 +37,16 @@ def fingerprint(gray: np.ndarray) -> tuple[str, str]:
         gray = regions.crop(gray, regions.largest_region(gray))
     except regions.NoRegion:
         pass  # nothing stands out: the whole frame is hashed
-    bits = imagehash.phash(Image.fromarray(gray), hash_size=16).hash
+    bits = imagehash.phash(Image.fromarray(_even(gray)), hash_size=32).hash
     return digest.hexdigest(), np.packbits(bits).tobytes().hex()
+
+
+def _even(gray: np.ndarray) -> np.ndarray:
+    """A sector at 128 x 128 px with its local mean taken away and its local contrast made even, uint8."""
+    small = cv2.resize(gray, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.float32)
+    detail = small - cv2.GaussianBlur(small, (0, 0), SCALE)
+    spread = np.sqrt(cv2.GaussianBlur(detail * detail, (0, 0), SCALE))
+    return np.clip(128 + 63 * detail / (spread + 2), 0, 255).astype(np.uint8)
 
 
 def pairs(sha256: Sequence[str], phash: Sequence[str], near: int = NEAR) -> pd.DataFrame:

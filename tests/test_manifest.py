@@ -1,0 +1,316 @@
+"""The manifest: every problem named, same-looking frames kept together, splits that cannot leak."""
+
+import hashlib
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from thyroid_lib import datasets, duplicates, manifest
+from thyroid_lib.datasets import contract
+
+CLASSES = ["benign", "malignant"]
+
+
+def speckle(seed, shape=(120, 160)):
+    """A frame like no other: blurred noise under a smooth brightness, uint8."""
+    random = np.random.default_rng(seed)
+    noise = cv2.GaussianBlur(random.rayleigh(40, shape).astype(np.float32), (0, 0), 1.2)
+    light = cv2.resize(random.uniform(0.4, 1.4, (4, 4)).astype(np.float32), shape[::-1])
+    return np.clip(noise * light, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def collection(tmp_path):
+    """40 frames of 20 patients in two classes, on disk, as a manifest."""
+    rows = []
+    for number in range(40):
+        image = f"frame{number}.png"
+        Image.fromarray(speckle(number)).save(tmp_path / image)
+        rows.append(
+            {
+                "image": image,
+                "path": str(tmp_path / image),
+                "label": CLASSES[number // 2 % 2],
+                "patient": f"p{number // 2}",
+            }
+        )
+    return contract.table(rows, dataset="test", title="test", classes=CLASSES)
+
+
+def add(data, folder, name, pixels, **values):
+    Image.fromarray(pixels).save(folder / name)
+    row = {"image": name, "path": str(folder / name), "dataset": "test", "group": values["patient"], **values}
+    new = pd.concat([data, pd.DataFrame([row])], ignore_index=True)
+    new.attrs = data.attrs
+    return new
+
+
+def test_a_sound_collection_passes_whole_and_says_so_step_by_step(collection):
+    clean, problems = manifest.check(collection, jobs=1)
+    assert len(clean) == 40 and not len(problems)
+    assert set(clean.attrs["flow"]["images"]) == {40} and set(clean.attrs["flow"]["left_out"]) == {0}
+    assert clean["sha256"].str.len().eq(64).all() and clean["phash"].str.len().eq(256).all()
+    assert manifest.ready(clean, 5) == []
+
+
+def test_every_problem_is_listed_at_once_with_row_and_column(collection):
+    bad = collection.assign(age="40", sex="F", box="1 2 3 4")
+    bad["age"] = pd.Series([40.0] * 39 + [430.0], dtype=object)
+    bad.loc[3, "age"], bad.loc[4, "sex"], bad.loc[5, "box"] = "old", "female?", "1,2,3,4"
+    bad.loc[6, "patient"], bad.loc[7, "label"], bad.loc[8, "image"] = "", "mystery", "../elsewhere/frame8.png"
+    bad.loc[10, "image"] = bad.loc[9, "image"]
+    clean, problems = manifest.check(bad, jobs=1)
+    found = {(row.row, row.column): (row.problem, row.action) for row in problems.itertuples()}
+    assert found[39, "age"] == ("not an age in years from 0 to 120; came 430.0", manifest.BLANKED)
+    assert found[3, "age"][1] == found[4, "sex"][1] == found[5, "box"][1] == manifest.BLANKED
+    assert found[6, "patient"] == ("empty; a value is expected; came ''", manifest.LEFT_OUT)
+    assert found[7, "label"] == ("not one of benign, malignant; came 'mystery'", manifest.LEFT_OUT)
+    assert found[8, "image"][1] == found[10, "image"][1] == manifest.LEFT_OUT
+    assert len(clean) == 36 and clean["age"].isna().sum() == 2 and clean["age"].max() == 40
+
+
+def test_no_path_of_this_machine_is_shown(collection, tmp_path):
+    collection.loc[0, "image"] = str(tmp_path / "frame0.png")
+    collection.loc[1, "image"] = "C:\\clinic\\frame1.png"
+    _, problems = manifest.check(collection, jobs=1)
+    assert set(problems["image"]) == {"…/frame0.png", "…/frame1.png"}
+    assert str(tmp_path) not in problems.to_csv()
+    assert "path" not in datasets.public(collection)
+
+
+def test_a_manifest_without_a_needed_column_is_refused_with_all_that_is_missing(collection):
+    with pytest.raises(manifest.ManifestError, match="missing: label, patient"):
+        manifest.check(collection.drop(columns=["label", "patient"]))
+
+
+def test_a_mask_that_cannot_be_used_is_blanked_and_its_frame_kept(collection, tmp_path):
+    collection["mask"] = ""
+    Image.fromarray(np.ones((10, 10), np.uint8)).save(tmp_path / "small.png")
+    collection.loc[0, "mask"] = str(tmp_path / "small.png")
+    collection.loc[1, "mask"] = str(tmp_path / "missing.png")
+    collection.loc[2, "mask"] = "[[[10, 10], [60, 10], [60, 60]]]"
+    clean, problems = manifest.check(collection, jobs=1)
+    assert len(clean) == 40 and list(clean["mask"][:3].map(bool)) == [False, False, True]
+    assert problems["column"].tolist() == ["mask", "mask"] and "10 x 10 px came" in problems["problem"][0]
+
+
+def test_an_identical_frame_joins_its_patients_whatever_the_file_format(collection, tmp_path):
+    data = add(collection, tmp_path, "copy.bmp", speckle(0), label="benign", patient="stranger")
+    clean, problems = manifest.check(data, jobs=1)
+    assert clean.set_index("image")["group"].loc[["frame0.png", "frame1.png", "copy.bmp"]].nunique() == 1
+    pair = clean.attrs["duplicates"].iloc[0]
+    assert (
+        pair["identical"]
+        and not pair["same_patient"]
+        and {pair["image_a"], pair["image_b"]}
+        == {
+            "frame0.png",
+            "copy.bmp",
+        }
+    )
+    assert problems["action"].tolist() == [manifest.NOTE]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda g: np.asarray(Image.fromarray(g).resize((240, 180), Image.Resampling.LANCZOS)),
+        lambda g: cv2.imdecode(
+            cv2.imencode(".jpg", g, [cv2.IMWRITE_JPEG_QUALITY, 60])[1], cv2.IMREAD_GRAYSCALE
+        ),
+        lambda g: np.clip(g.astype(float) * 1.3 + 6, 0, 255).astype(np.uint8),
+        lambda g: cv2.line(g.copy(), (40, 60), (110, 60), 255, 1),
+        lambda g: np.pad(g, ((20, 30), (50, 10))),
+    ],
+    ids=["enlarged", "recompressed", "brighter", "caliper", "in a larger black frame"],
+)
+def test_a_changed_copy_is_a_near_duplicate(collection, tmp_path, change):
+    data = add(collection, tmp_path, "copy.png", change(speckle(0)), label="benign", patient="stranger")
+    clean, _ = manifest.check(data, jobs=1)
+    pairs = clean.attrs["duplicates"]
+    assert len(pairs) == 1 and not pairs["identical"].any()
+    assert clean.set_index("image")["group"].loc[["frame0.png", "copy.png"]].nunique() == 1
+
+
+def test_groups_that_contradict_themselves_are_set_aside_whole(collection, tmp_path):
+    data = add(collection, tmp_path, "copy.png", speckle(0), label="malignant", patient="stranger")
+    data = add(data, tmp_path, "other.png", speckle(99), label="malignant", patient="stranger")
+    clean, problems = manifest.check(data, jobs=1)
+    aside = problems[problems["action"] == manifest.LEFT_OUT]
+    assert set(aside["image"]) == {"frame0.png", "frame1.png", "copy.png", "other.png"}
+    assert aside["problem"].str.contains("contradicting labels (benign, malignant)", regex=False).all()
+    assert len(clean) == 38
+
+
+def test_one_person_may_have_two_types_when_the_nodules_are_told_apart(collection):
+    collection.loc[1, "label"] = "malignant"
+    assert len(manifest.check(collection, jobs=1)[0]) == 38
+    collection["nodule"] = ""
+    collection.loc[[0, 1], "nodule"] = ["left", "right"]
+    clean, _ = manifest.check(collection, jobs=1)
+    assert len(clean) == 40 and clean["group"].nunique() == 20
+
+
+def test_two_labels_on_the_same_frame_contradict_even_for_two_nodules(collection, tmp_path):
+    collection["nodule"] = [str(n) for n in range(40)]
+    data = add(collection, tmp_path, "again.png", speckle(0), label="malignant", patient="p0", nodule="other")
+    clean, problems = manifest.check(data, jobs=1)
+    assert len(clean) == 38 and "contradicting" in " ".join(problems["problem"])
+
+
+def test_unlabelled_frames_are_listed_and_kept_only_on_demand(collection):
+    collection.loc[[0, 1], "label"] = ""
+    clean, problems = manifest.check(collection, jobs=1)
+    assert len(clean) == 38 and problems["problem"].eq("unlabelled: not used for training").sum() == 2
+    assert len(manifest.check(collection, jobs=1, keep_unlabelled=True)[0]) == 40
+
+
+def test_what_the_reader_left_out_is_part_of_the_flow(collection):
+    collection.attrs["excluded"] = contract.Listing([("a.txt", "no image")], columns=["image", "reason"])
+    clean, problems = manifest.check(collection, jobs=1)
+    assert clean.attrs["flow"]["images"].iloc[0] == 41 and problems.iloc[0]["image"] == "a.txt"
+
+
+def test_split_cuts_no_group_and_keeps_the_classes_in_every_fold(collection):
+    done = manifest.split(collection, folds=5, seed=3)
+    assert done.groupby("group")["fold"].nunique().eq(1).all()
+    assert done.groupby(["fold", "label"]).size().tolist() == [4] * 10
+
+
+def test_split_depends_on_the_seed_and_not_on_the_order_of_the_rows(collection):
+    one = manifest.split(collection, seed=1)
+    shuffled = manifest.split(collection.sample(frac=1, random_state=0), seed=1)
+    assert one.set_index("image")["fold"].equals(shuffled.set_index("image")["fold"].loc[one["image"]])
+    assert manifest.split_hash(one) == manifest.split_hash(shuffled)
+    assert manifest.split_hash(one) != manifest.split_hash(manifest.split(collection, seed=2))
+
+
+def test_split_hash_is_the_sha256_of_the_sorted_table(collection):
+    rows = manifest.split(collection.head(40))
+    lines = sorted(f"{r.image}\t{r.label}\t{r.group}\t{r.fold}" for r in rows.itertuples())
+    text = "\n".join(["image", "label", "group", "fold", *lines])
+    assert manifest.split_hash(rows) == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_split_refuses_more_folds_than_a_class_has_patients(collection):
+    with pytest.raises(manifest.ManifestError, match="class benign: 10 independent groups"):
+        manifest.split(collection, folds=11)
+    with pytest.raises(manifest.ManifestError, match="no label"):
+        manifest.split(collection.assign(label=[""] + list(collection["label"][1:])))
+
+
+def test_groups_of_very_different_size_still_give_every_class_to_every_fold():
+    random = np.random.default_rng(0)
+    rows = []
+    for group in range(60):
+        for _ in range(int(random.choice([1, 2, 30], p=[0.6, 0.3, 0.1]))):
+            rows.append({"image": f"{len(rows)}", "label": "abcd"[group % 4], "group": f"g{group}"})
+    for seed in range(5):
+        done = manifest.split(pd.DataFrame(rows), folds=5, seed=seed)
+        assert done.groupby("label")["fold"].nunique().eq(5).all()
+
+
+@pytest.mark.parametrize("test_fold", [None, 0, 4])
+def test_partition_shares_no_group_and_validates_on_every_class(collection, test_fold):
+    done = manifest.split(collection)
+    part = manifest.partition(done, test_fold, validation=0.15, seed=1)
+    assert part.groupby(done["group"]).nunique().eq(1).all()
+    assert (part[done["fold"] == test_fold] == "test").all()
+    names = {"train", "validation"} | ({"test"} if test_fold is not None else set())
+    assert set(part) == names
+    assert done.groupby(part)["label"].nunique().eq(2).all()
+    share = (part == "validation").sum() / (part != "test").sum()
+    assert 0.1 <= share <= 0.25
+
+
+def test_partition_refuses_a_fold_that_is_not_there(collection):
+    with pytest.raises(manifest.ManifestError, match="no column fold"):
+        manifest.partition(collection, 0)
+    with pytest.raises(manifest.ManifestError, match="7 came"):
+        manifest.partition(manifest.split(collection), 7)
+
+
+def test_a_group_on_both_sides_is_an_error():
+    manifest.assert_disjoint([0, 0, 1], ["a", "a", "b"])
+    with pytest.raises(AssertionError, match="'a'"):
+        manifest.assert_disjoint([0, 1, 1], ["a", "a", "b"])
+
+
+def test_overlap_finds_what_two_collections_share(collection, tmp_path):
+    clean, _ = manifest.check(collection, jobs=1)
+    other = clean.iloc[[5, 7]].assign(image=["x.png", "y.png"])
+    found = manifest.overlap(clean, other)
+    assert found[["image_a", "image_b"]].values.tolist() == [["frame5.png", "x.png"], ["frame7.png", "y.png"]]
+    assert not len(manifest.overlap(clean.iloc[:5], other))
+
+
+def test_pairs_agree_with_counting_bits_one_by_one():
+    random = np.random.default_rng(0)
+    base = random.integers(0, 2, (30, 1024))
+    base[20:] = base[:10] ^ (random.random((10, 1024)) < 0.1)
+    words = [np.packbits(row).tobytes().hex() for row in base]
+    found = duplicates.pairs([str(i) for i in range(30)], words)
+    expected = [
+        (i, j, int((base[i] != base[j]).sum()))
+        for i in range(30)
+        for j in range(i + 1, 30)
+        if (base[i] != base[j]).sum() <= duplicates.NEAR
+    ]
+    assert list(found[["a", "b", "bits"]].itertuples(index=False, name=None)) == expected and len(found) == 10
+
+
+def test_pairs_are_the_same_whatever_the_block_size(monkeypatch):
+    random = np.random.default_rng(1)
+    words = [random.bytes(128).hex() for _ in range(50)]
+    words[40:] = words[:10]
+    names = [str(i) for i in range(50)]
+    whole = duplicates.pairs(names, words)
+    monkeypatch.setattr(duplicates, "BLOCK", 120)
+    assert duplicates.pairs(names, words).equals(whole) and len(whole) == 10
+
+
+def test_join_follows_chains_and_takes_the_first_name():
+    joined = duplicates.join(["p", "q", "r", "s", "q"], np.array([0, 4]), np.array([1, 3]))
+    assert list(joined) == ["p", "p", "r", "p", "p"]
+    assert list(duplicates.join(["p", "q"], np.array([], int), np.array([], int))) == ["p", "q"]
+
+
+def test_the_check_gives_the_same_with_one_and_two_processes(collection):
+    one, _ = manifest.check(collection, jobs=1)
+    two, _ = manifest.check(collection, jobs=2)
+    pd.testing.assert_frame_equal(one, two)
+
+
+def test_phantom_patients_are_not_taken_for_one_another(tmp_path, monkeypatch):
+    monkeypatch.setenv("THYROID_CACHE", str(tmp_path))
+    clean, problems = manifest.check(datasets.read("phantom:external?patients=40&seed=11"), jobs=1)
+    assert clean["group"].nunique() == clean["patient"].nunique() == 40
+    assert not len(problems[problems["action"] == manifest.LEFT_OUT])
+
+
+def test_ddti_known_copies_are_found_and_nothing_else(real_data):
+    notes = pd.read_csv(real_data / "ddti_notes.csv", dtype=str, keep_default_na=False)
+    data = datasets.read(f"ddti:{real_data / 'ddti'}")
+    data["group"] = data["patient"]  # as if the notes were not there
+    clean, _ = manifest.check(data, keep_unlabelled=True)
+    known = notes.set_index("image")["group"].loc[clean["image"]]
+    assert clean.groupby(known.to_numpy())["group"].nunique().eq(1).all()
+    assert clean["group"].nunique() == known.nunique()
+    pairs = clean.attrs["duplicates"]
+    copies = notes[notes["exact_dup_of"] != ""]
+    identical = {frozenset(pair) for pair in pairs.loc[pairs["identical"], ["image_a", "image_b"]].to_numpy()}
+    assert {frozenset((r.image, f"{r.exact_dup_of}.jpg")) for r in copies.itertuples()} <= identical
+
+
+def test_busi_near_duplicate_list_is_found_again_from_the_pixels(real_data):
+    data = datasets.read(f"busi:{real_data / 'busi'}")
+    listed = data["group"].copy()
+    data["group"] = data["patient"]
+    clean, _ = manifest.check(data)
+    listed = listed[data["image"].isin(clean["image"])].to_numpy()
+    several = pd.Series(listed).map(pd.Series(listed).value_counts()).to_numpy() > 1
+    whole = clean[several].groupby(listed[several])["group"].nunique().eq(1)
+    assert whole.mean() > 0.9
