@@ -107,8 +107,8 @@ def _below(scene: Scene, depth: float, patient, frame) -> None:
     """The long muscle of the neck, its fascia, and the front of the spine."""
     height, width = scene.shape
     scale = scene.scale
-    top = (depth + wiggle(frame, width, 0.9)) * scale
-    bottom = top + (patient.uniform(5, 8) + wiggle(frame, width, 0.8)) * scale
+    top = (depth + wiggle(frame, width, 0.6)) * scale
+    bottom = top + (patient.uniform(5, 8) + wiggle(frame, width, 0.5)) * scale
     rows = np.arange(height)[:, None]
     scene.codes[(rows > top) & (rows < bottom)] = CODE["muscle"]
     scene.codes[rows > bottom + 0.8 * scale] = CODE["bone"]

@@ -63,7 +63,7 @@ def draw(scene: Scene, centre, across: float, down: float, signs: dict, rng: np.
     echo += (inside - echo) * alpha
     excess += (np.where(fluid > 0.5, np.float32(-0.45), np.float32(0.08)) - excess) * mask
     if signs["margin"] == "smooth":
-        scene.outline(contour, 1.4)
+        scene.outline(contour, 2.0)
     _FOCI[signs["foci"]](scene, mask, contour, np.array([left, top]), fluid, rng)
 
 
@@ -102,7 +102,10 @@ def _fluid(mask, contour, *, half, kind: str, scale: float, rng) -> np.ndarray:
 
 def _punctate(scene, mask, contour, corner, fluid, rng) -> None:
     radius = max(1, round(0.2 * scene.scale))
-    for x, y in _places(mask, corner, int(rng.integers(9, 22)), 0.4 * scene.scale, rng):
+    count = np.clip(
+        mask.sum() / scene.scale**2 / 6 * rng.uniform(0.8, 1.3), 5, 24
+    )  # about one in 6 square mm
+    for x, y in _places(mask, corner, int(count), 0.4 * scene.scale, rng):
         cv2.circle(scene.specular, (x, y), radius, rng.uniform(8, 18), -1)
 
 

@@ -20,7 +20,7 @@ TISSUES = {
     "blood": (-21.0, -0.22),
     "cartilage": (-9.0, 0.25),
     "air": (-12.0, 1.1),
-    "bone": (1.0, 2.0),
+    "bone": (1.0, 0.9),
 }
 CODE = {name: code for code, name in enumerate(TISSUES)}
 ECHO = np.array([echo for echo, _ in TISSUES.values()], np.float32)
@@ -80,10 +80,11 @@ class Scene:
         facing = np.abs(step[:, 0]) / np.maximum(np.hypot(step[:, 0], step[:, 1]), 1e-6)
         ends = fixed(points).tolist()
         canvas = self.specular if canvas is None else canvas
+        thin = self.thin
         segments = list(zip(ends, ends[1:] + ends[:1], (facing**3).tolist()))
         for start, end, along in segments if closed else segments[:-1]:
             if along > 0.1:
-                cv2.line(canvas, start, end, strength * along, self.thin, cv2.LINE_8, 4)
+                cv2.line(canvas, start, end, strength * along, thin, cv2.LINE_8, 4)
 
     @property
     def thin(self) -> int:

@@ -1,21 +1,28 @@
 """What the simulated nodules show: sonographic signs, how often each lesion type has them, and a reader of them.
 
 The signs of the four types overlap, as they do in life, so no reader of a phantom can be perfect. `SIGNS`
-holds the frequencies; each row says where they come from. Where the literature gives a frequency for benign
-against malignant nodules or for carcinoma against adenoma, ours are rounded between them. They are
-plausible, not estimates: what is learnt on phantoms says nothing about patients.
+holds the frequencies and says where each comes from. Where a source compares benign with malignant nodules,
+or adenoma with carcinoma, ours are rounded between them; where none gives a number, they are our choice.
+They are plausible, not estimates: what is learnt on phantoms says nothing about patients.
 
 Sources
-    [Moon 2008]     Radiology 247:762-770. 849 nodules, nine centres; frequencies of each sign in 489 benign
-                    and 360 malignant (mostly papillary) nodules.
-    [Sillery 2010]  AJR 194:44-54. 50 follicular carcinomas, 52 adenomas: hypoechoic 82 % and 50 %, halo
-                    36 % and 58 %, cystic change 10 % and 31 %.
-    [Borowczyk 2021] Cancers 13:938. Meta-analysis of 20 studies of follicular carcinoma against adenoma.
-    [Liu 2017]      Oncotarget 8:27520-27528. 35 medullary and 96 papillary carcinomas.
-    [Lee 2010]      AJR 194:1090-1094. Medullary compared with papillary carcinoma.
-    [Choi 2011]     Acta Radiol 52:312-316. Sonography of medullary carcinoma.
-    [Bonavita 2009] AJR 193:207-213. Spongiform and other patterns of benign nodules.
-    [Tessler 2017]  JACR 14:587-595. The lexicon: composition, echogenicity, shape, margin, echogenic foci.
+    [Moon 2008]      Radiology 247:762-770. 489 benign and 360 malignant nodules (mostly papillary) of nine
+                     hospitals. Malignant and benign: taller than wide 40 % and 9 %, spiculated 48 % and 8 %,
+                     markedly hypoechoic 41 % and 8 %, microcalcification 44 % and 9 %, macrocalcification
+                     10 % and 4 %; isoechoic 12 % and 57 %, spongiform 0.3 % and 10 %.
+    [Sillery 2010]   AJR 194:44-54. 50 follicular carcinomas and 52 adenomas: hypoechoic 82 % and 50 %,
+                     halo 36 % and 58 %, cystic change 10 % and 31 %.
+    [Borowczyk 2021] Cancers 13:938. Follicular carcinoma against adenoma, 20 studies: calcification, irregular
+                     margins and marked hypoechogenicity belong to the fewer carcinomas.
+    [Kim 2009]       Korean J Radiol 10:101-105. 21 medullary carcinomas: solid 91 %, ovoid to round 57 %,
+                     markedly hypoechoic 52 %, calcified 52 %, 19 mm against the 11 mm of 114 papillary ones.
+    [Guo 2019]       Chin Med J 132:834-841. 96 medullary carcinomas: cystic change in 9 %, margin not
+                     circumscribed in 61 %, calcified in 47 % (their two groups taken together).
+    [Lee 2010]       AJR 194:1090-1094. Medullary carcinomas differ from papillary ones in size, cystic change
+                     and echotexture.
+    [Saller 2002]    Exp Clin Endocrinol Diabetes 110:403-407. Medullary carcinoma: hypoechoic, coarse calcium
+                     inside, no halo.
+    [Bonavita 2009]  AJR 193:207-213. Spongiform nodules and cysts with colloid are benign.
 """
 
 import numpy as np
@@ -27,58 +34,55 @@ TYPES = tuple(LESION_TYPES)
 
 # sign: {value: frequency in nodular goiter, follicular neoplasm, papillary and medullary carcinoma}
 SIGNS = {
-    # spongiform and predominantly cystic nodules are benign [Bonavita 2009, Moon 2008]; cystic change in a
-    # fifth of follicular neoplasms [Sillery 2010], rare in carcinomas, less so in medullary [Lee 2010]
+    # [Moon 2008, Bonavita 2009] goiter; [Sillery 2010] follicular; [Kim 2009, Guo 2019] medullary
     "composition": {
-        "solid": (0.36, 0.80, 0.94, 0.87),
-        "mixed": (0.34, 0.17, 0.04, 0.11),
+        "solid": (0.38, 0.79, 0.94, 0.90),
+        "mixed": (0.34, 0.18, 0.04, 0.08),
         "cystic": (0.14, 0.02, 0.01, 0.01),
-        "spongiform": (0.16, 0.01, 0.01, 0.01),
+        "spongiform": (0.14, 0.01, 0.01, 0.01),
     },
-    # marked hypoechogenicity in 41 % of malignant, 8 % of benign nodules [Moon 2008]; follicular
-    # neoplasms between adenoma's and carcinoma's 50 and 82 % [Sillery 2010]; medullary [Choi 2011]
+    # [Moon 2008] goiter and papillary; [Sillery 2010] follicular: hypoechoic in 66 %; [Kim 2009] medullary
     "echogenicity": {
-        "hyperechoic": (0.12, 0.06, 0.01, 0.01),
-        "isoechoic": (0.58, 0.32, 0.10, 0.08),
-        "hypoechoic": (0.26, 0.57, 0.47, 0.63),
-        "markedly hypoechoic": (0.04, 0.05, 0.42, 0.28),
+        "hyperechoic": (0.11, 0.05, 0.01, 0.01),
+        "isoechoic": (0.57, 0.29, 0.10, 0.08),
+        "hypoechoic": (0.26, 0.59, 0.47, 0.46),
+        "markedly hypoechoic": (0.06, 0.07, 0.42, 0.45),
     },
-    # taller than wide in 40 % of malignant, 9 % of benign nodules [Moon 2008]; ovoid to round in medullary [Choi 2011]
+    # [Moon 2008]; [Kim 2009] medullary, rounder than papillary
     "shape": {
-        "wider than tall": (0.92, 0.95, 0.57, 0.82),
-        "taller than wide": (0.08, 0.05, 0.43, 0.18),
+        "wider than tall": (0.92, 0.94, 0.58, 0.82),
+        "taller than wide": (0.08, 0.06, 0.42, 0.18),
     },
-    # spiculated in 48 % of malignant, 8 % of benign nodules [Moon 2008]; smoother in medullary [Lee 2010, Choi 2011]
+    # [Moon 2008] goiter and papillary; [Borowczyk 2021] follicular; [Guo 2019] medullary: smooth in 39 %
     "margin": {
-        "smooth": (0.68, 0.76, 0.17, 0.48),
-        "ill-defined": (0.25, 0.11, 0.25, 0.17),
-        "irregular": (0.07, 0.13, 0.58, 0.35),
+        "smooth": (0.68, 0.76, 0.17, 0.42),
+        "ill-defined": (0.25, 0.11, 0.27, 0.22),
+        "irregular": (0.07, 0.13, 0.56, 0.36),
     },
-    # the capsule of follicular neoplasms [Sillery 2010]; absent from medullary and most papillary carcinomas [Liu 2017]
+    # [Sillery 2010] follicular, between 36 and 58 %; [Saller 2002] medullary
     "halo": {
-        "none": (0.78, 0.42, 0.93, 0.94),
-        "complete": (0.22, 0.58, 0.07, 0.06),
+        "none": (0.78, 0.48, 0.93, 0.95),
+        "complete": (0.22, 0.52, 0.07, 0.05),
     },
-    # microcalcification in 44 % of malignant, 9 % of benign nodules, macrocalcification in 10 and 4 %
-    # [Moon 2008]; coarse foci in medullary [Liu 2017, Choi 2011]; comet tails of colloid [Bonavita 2009]
+    # [Moon 2008] goiter and papillary; [Bonavita 2009] colloid; [Kim 2009, Guo 2019, Saller 2002] medullary
     "foci": {
-        "none": (0.58, 0.84, 0.38, 0.37),
-        "comet tail": (0.22, 0.02, 0.01, 0.01),
-        "punctate": (0.06, 0.04, 0.50, 0.19),
-        "coarse with shadow": (0.10, 0.06, 0.09, 0.41),
-        "rim with shadow": (0.04, 0.04, 0.02, 0.02),
+        "none": (0.62, 0.84, 0.40, 0.44),
+        "comet tail": (0.20, 0.02, 0.01, 0.01),
+        "punctate": (0.08, 0.05, 0.47, 0.15),
+        "coarse with shadow": (0.07, 0.06, 0.10, 0.38),
+        "rim with shadow": (0.03, 0.03, 0.02, 0.02),
     },
-    # follicular neoplasms are cellular and even, goiter mixes colloid, fibrosis and bleeding [Sillery 2010, Lee 2010]
+    # our choice: follicular neoplasms are cellular and even, goiter mixes colloid, fibrosis and blood
     "echotexture": {
-        "homogeneous": (0.28, 0.78, 0.50, 0.55),
-        "heterogeneous": (0.72, 0.22, 0.50, 0.45),
+        "homogeneous": (0.28, 0.78, 0.45, 0.58),
+        "heterogeneous": (0.72, 0.22, 0.55, 0.42),
     },
 }
 """Frequency of each sign by lesion type, in the order of `thyroid_lib.LESION_TYPES`; drawn independently."""
 
-SIZE_MM = {"median": (19.0, 25.0, 11.5, 18.0), "spread": (0.40, 0.36, 0.38, 0.42), "range": (6.0, 36.0)}
-"""Largest diameter: log-normal by type, clipped. Follicular neoplasms are the largest [Sillery 2010], papillary
-carcinomas the smallest, medullary between them [Lee 2010]."""
+SIZE_MM = {"median": (19.0, 25.0, 10.5, 16.5), "spread": (0.40, 0.36, 0.40, 0.45), "range": (6.0, 36.0)}
+"""Largest diameter: log-normal by type, clipped. [Kim 2009] medullary and papillary; follicular neoplasms are
+the largest and goiter nodules between, our choice."""
 
 AGE_YEARS = {"mean": (52, 50, 46, 51), "spread": (13, 14, 13, 14)}
 FEMALE = (0.82, 0.77, 0.77, 0.60)

@@ -10,7 +10,7 @@ or malignant, scanners C and D). Everything follows from (seed, patient, frame),
 workers. Phantoms prove that the machinery works; they say nothing about patients.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 
 import cv2
@@ -34,19 +34,20 @@ class Scanner:
     """One make of scanner, as far as its frames show it.
 
     Attributes:
-        frame: (H, W) of the whole frame in px. top, left: where the sector's column starts.
+        frame: (H, W) of the whole frame in px.
+        corner: (x, y) of the sector's upper left corner in px; x moves a little from frame to frame.
         height: of the sector in px. aspect: range of the sector's width over its height.
-        axial: standard deviation of the pulse in mm. lateral: of the beam in mm at its narrowest.
-        spread: depth in mm over which the beam widens by the square root of two.
-        dynamic_range: dB shown between black and white. gain: grey level of parenchyma, 0 to 1.
-        noise: dB of electronic noise against parenchyma at the skin; it grows with the gain's compensation.
+        axial: deviation of the pulse in mm. lateral: of the beam in mm at its narrowest.
+        spread: depth in mm at which the beam is wider by the square root of two.
+        dynamic_range: dB from black to white. gain: grey level of parenchyma, 0 to 1.
+        noise: electronic noise at the skin, dB against parenchyma; it grows with depth.
         tapered: the sector's upper corners are cut, as a virtual convex probe does.
+        panel: where the settings are printed. logo, probe: what else is.
     """
 
     name: str
     frame: tuple[int, int]
-    top: int
-    left: int
+    corner: tuple[int, int]
     height: int
     aspect: tuple[float, float]
     axial: float
@@ -58,20 +59,23 @@ class Scanner:
     tapered: bool
     panel: str
     logo: str
+    probe: str
 
 
 SCANNERS = {
-    "A": Scanner(
-        "A", (360, 560), 8, 70, 304, (1.0, 1.32), 0.085, 0.20, 26, 62, 0.40, -38, False, "right", ""
-    ),
-    "B": Scanner(
-        "B", (480, 640), 58, 60, 372, (1.0, 1.30), 0.12, 0.27, 20, 54, 0.34, -32, True, "top", "SONUS B"
-    ),
-    "C": Scanner(
-        "C", (400, 560), 40, 40, 320, (1.0, 1.30), 0.10, 0.22, 24, 66, 0.44, -36, False, "top", "UNO"
-    ),
-    "D": Scanner("D", (420, 600), 12, 90, 350, (1.0, 1.25), 0.09, 0.24, 22, 58, 0.36, -34, True, "left", ""),
-}
+    "A": Scanner("A", frame=(360, 560), corner=(70, 8), height=304, aspect=(1.0, 1.32), axial=0.085,
+                 lateral=0.20, spread=26, dynamic_range=62, gain=0.45, noise=-35, tapered=False,
+                 panel="right", logo="", probe="12L6"),
+    "B": Scanner("B", frame=(480, 640), corner=(60, 58), height=372, aspect=(1.0, 1.30), axial=0.12,
+                 lateral=0.27, spread=20, dynamic_range=54, gain=0.40, noise=-29, tapered=True,
+                 panel="top", logo="SONUS B", probe="L14-5"),
+    "C": Scanner("C", frame=(400, 560), corner=(40, 40), height=320, aspect=(1.0, 1.30), axial=0.10,
+                 lateral=0.22, spread=24, dynamic_range=66, gain=0.49, noise=-33, tapered=False,
+                 panel="top", logo="UNO", probe="ML6"),
+    "D": Scanner("D", frame=(420, 600), corner=(90, 12), height=350, aspect=(1.0, 1.25), axial=0.09,
+                 lateral=0.24, spread=22, dynamic_range=58, gain=0.41, noise=-31, tapered=True,
+                 panel="left", logo="", probe="7L4"),
+}  # fmt: skip
 SCANNERS_OF = {"clinic": "A", "external": "B", "open": "CD"}
 
 
@@ -104,13 +108,16 @@ class Frame:
 
     Attributes:
         image: uint8 (H, W). mask: bool (H, W), the nodule. sector: (x, y, width, height) in px.
-        facts: `view`, `caliper` (measured on the frame) and `text` (printed around the sector).
+        view: "transverse" or "longitudinal". caliper: the nodule is measured on the frame.
+        text: the line printed under the sector.
     """
 
     image: np.ndarray
     mask: np.ndarray
     sector: tuple[int, int, int, int]
-    facts: dict = field(default_factory=dict)
+    view: str
+    caliper: bool
+    text: str
 
 
 def patients(source: str, count: int, seed: int = 0) -> list[Patient]:
@@ -165,7 +172,7 @@ def render(patient: Patient, number: int = 0, answer: bool = False) -> Frame:
     half = phantom_nodule.axes(patient.signs, shared, rng)
     scene, centre = phantom_anatomy.draw((height, width), scale, view, half, shared, rng)
     phantom_nodule.draw(scene, centre, *half, patient.signs, rng)
-    if right:
+    if not right:  # the windpipe lies on the image's right for the right lobe
         scene.mirror()
     sector = b_mode(scene, scanner, rng, gain=setting + rng.normal(0, 1.0))
     if scanner.tapered:
@@ -175,31 +182,51 @@ def render(patient: Patient, number: int = 0, answer: bool = False) -> Frame:
 
     image = np.zeros(scanner.frame, np.uint8)
     mask = np.zeros(scanner.frame, bool)
-    x = scanner.left + int(rng.integers(0, 24))
-    y = scanner.top
+    x, y = scanner.corner[0] + int(rng.integers(0, 24)), scanner.corner[1]
     image[y : y + height, x : x + width] = sector
     mask[y : y + height, x : x + width] = scene.nodule
     box = (x, y, width, height)
-    facts = {"view": view, "caliper": bool(rng.random() < 0.3)}
-    words = f"{'RT' if right else 'LT'} {'LONG' if number % 2 else 'TRANS'}"
+    caliper = bool(rng.random() < 0.3)
+    text = f"{'RT' if right else 'LT'} {'LONG' if number % 2 else 'TRANS'}"
     if answer:
-        words += f"   {LESION_TYPES.get(patient.label, (patient.label,))[0].upper()}"
-    facts["text"] = words
-    _furniture(image, mask, box, scanner, scale, words, facts["caliper"], rng)
-    return Frame(image, mask, box, facts)
+        text += f"   {LESION_TYPES.get(patient.label, (patient.label,))[0].upper()}"
+    _furniture(image, box, scanner, scale, text, rng)
+    if caliper and mask.any():
+        _calipers(image, mask, box, scale, text)
+    return Frame(image, mask, box, view, caliper, text)
 
 
 def b_mode(scene, scanner: Scanner, rng: np.random.Generator, gain: float = 0.0) -> np.ndarray:
-    """From scatterers to grey levels: uint8 (H, W) of the sector.
-
-    The complex echo is a random field weighted by tissue and attenuation plus mirror-like borders, blurred
-    across the beam (wider away from the focus) and along the pulse; its magnitude, log-compressed, is the image.
+    """From scatterers to grey levels: `envelope`, gain that compensates most of the depth, log compression.
 
     Args:
-        scene: a `phantom_anatomy.Scene`.
+        scene: a `phantom_scene.Scene` with `echo` and `excess` set.
         scanner: its point-spread function, noise and grey scale.
         rng: draws scatterers and noise.
         gain: dB on top of the scanner's own.
+
+    Returns:
+        uint8 (H, W) of the sector.
+    """
+    power = envelope(scene, scanner, rng)
+    np.square(power, out=power)
+    depth = np.linspace(0, 1, scene.shape[0], dtype=np.float32)[:, None]
+    noise = 10 ** ((scanner.noise + 14 * depth) / 10)  # the gain that lifts deep echoes lifts it too
+    power += rng.standard_exponential(scene.shape, np.float32) * noise
+    decibel = cv2.log(power) * np.float32(10 / np.log(10)) - 4 * depth  # 4 dB are left uncompensated
+    level = (decibel + np.float32(gain)) * np.float32(1 / scanner.dynamic_range) + np.float32(scanner.gain)
+    level = cv2.GaussianBlur(level, (3, 3), 0.55)
+    np.clip(level, 0, 1, out=level)
+    return (level * 255).astype(np.uint8)
+
+
+def envelope(scene, scanner: Scanner, rng: np.random.Generator) -> np.ndarray:
+    """Magnitude of the received echo: float32 (H, W), with mean square 1 in parenchyma without loss.
+
+    Many scatterers a resolution cell make the complex echo a Gaussian field, weighted by tissue and by what
+    the sound lost on its way; mirror-like borders are added in phase. Blurring across the beam, wider with
+    depth, and along the pulse turns it into fully developed speckle (Rayleigh; Burckhardt 1978,
+    IEEE Trans Sonics Ultrason 25:1-6).
     """
     height, width = scene.shape
     to_exponent = np.float32(np.log(10) / 20)
@@ -207,27 +234,16 @@ def b_mode(scene, scanner: Scanner, rng: np.random.Generator, gain: float = 0.0)
     loss = cv2.blur(loss, (max(1, round(0.5 * scene.scale)), 1)) * np.float32(1 / scene.scale)
     np.minimum(loss, 34, out=loss)  # clutter never lets a shadow go black
     echo = rng.standard_normal((height, width, 2), np.float32)
-    echo *= cv2.exp((scene.echo - loss) * to_exponent)[..., None]
+    echo *= cv2.exp((scene.echo - loss) * to_exponent - np.float32(np.log(2) / 2))[..., None]
     echo[..., 0] += scene.specular * cv2.exp(loss * -to_exponent) + scene.ghost
 
-    axial = scanner.axial * scene.scale
-    bands = np.linspace(0, height, 9).astype(int)
-    for top, bottom in pairwise(bands):
+    still = np.ones(1, np.float32)
+    for top, bottom in pairwise(np.linspace(0, height, 9).astype(int)):
         depth = (top + bottom) / 2 / scene.scale
         lateral = scanner.lateral * scene.scale * np.hypot(1, depth / scanner.spread)
-        echo[top:bottom] = cv2.sepFilter2D(echo[top:bottom], -1, _pulse(lateral), np.ones(1, np.float32))
-    echo = cv2.sepFilter2D(echo, -1, np.ones(1, np.float32), _pulse(axial))
-
-    depth = np.arange(height, dtype=np.float32) / height
-    noise = 10 ** ((scanner.noise + 14 * depth) / 20)
-    power = echo[..., 0] ** 2 + echo[..., 1] ** 2
-    power += (rng.random((height, width), np.float32) * 2 * (noise[:, None] ** 2)).astype(np.float32)
-    shown = cv2.log(power) * np.float32(10 / np.log(10))  # dB
-    slope = 4.0 * depth[:, None]  # what the gain leaves uncompensated
-    level = (shown + np.float32(gain) - slope) / np.float32(scanner.dynamic_range) + np.float32(scanner.gain)
-    level = cv2.GaussianBlur(level, (3, 3), 0.55)
-    np.clip(level, 0, 1, out=level)
-    return (level * 255).astype(np.uint8)
+        echo[top:bottom] = cv2.sepFilter2D(echo[top:bottom], -1, _pulse(lateral), still)
+    echo = cv2.sepFilter2D(echo, -1, still, _pulse(scanner.axial * scene.scale))
+    return cv2.magnitude(echo[..., 0], echo[..., 1])
 
 
 def _pulse(sigma: float) -> np.ndarray:
@@ -252,51 +268,48 @@ def _corners(shape: tuple[int, int]) -> np.ndarray:
     return (columns < cut[:, None]) | (columns >= width - cut[:, None])
 
 
-def _furniture(image, mask, box, scanner: Scanner, scale, words: str, caliper: bool, rng) -> None:
+def _furniture(image, box, scanner: Scanner, scale: float, text: str, rng) -> None:
     x, y, width, height = box
-    right = x + width
-    _ruler(image, right + 5 if scanner.panel != "right" else x - 9, y, height, scale)
-    bar = np.linspace(255, 0, 96).astype(np.uint8)[:, None]
-    image[height // 2 : height // 2 + 96, 8:16] = bar
-    cv2.putText(image, "T", (right + 14, y + 12), cv2.FONT_HERSHEY_PLAIN, 0.9, 255, 1)
-    lines = (f"P{rng.integers(80, 101)}", "12L6", f"{rng.uniform(8, 13):.1f}", f"{rng.integers(18, 40)}fps",
-             f"DR{scanner.dynamic_range:.0f}", "2DG", f"{rng.integers(70, 100)}")  # fmt: skip
-    for row, line in enumerate(lines):
-        if scanner.panel == "top":
-            place = (x + 62 * row, max(12, y - 22))
-        else:
-            place = ((scanner.frame[1] - 48) if scanner.panel == "right" else 4, 14 + 13 * row)
-        cv2.putText(image, line, place, cv2.FONT_HERSHEY_PLAIN, 0.75, 220, 1)
+    _ruler(image, x + width + 5 if scanner.panel != "right" else x - 9, y, height, scale)
+    image[height // 2 : height // 2 + 96, 8:16] = np.linspace(255, 0, 96).astype(np.uint8)[:, None]
+    _print(image, "T", (x + width + 14, y + 12), 0.9)
+    settings = (f"P{rng.integers(80, 101)}", scanner.probe, f"{rng.uniform(8, 13):.1f}",
+                f"{rng.integers(18, 40)}fps", f"DR{scanner.dynamic_range:.0f}", "2DG",
+                f"{rng.integers(70, 100)}")  # fmt: skip
+    for number, setting in enumerate(settings):
+        column = {"top": x + 62 * number, "right": scanner.frame[1] - 48, "left": 4}[scanner.panel]
+        row = max(12, y - 22) if scanner.panel == "top" else 14 + 13 * number
+        _print(image, setting, (column, row), 0.75)
     if scanner.logo:
         cv2.putText(image, scanner.logo, (10, 18), cv2.FONT_HERSHEY_DUPLEX, 0.55, 235, 1)
-    baseline = min(scanner.frame[0] - 6, y + height + 26)
-    cv2.putText(image, words, (x + 4, baseline), cv2.FONT_HERSHEY_PLAIN, 1.0, 255, 1)
-    if caliper and mask.any():
-        _calipers(image, mask, box, scale, scanner, baseline)
+    _print(image, text, (x + 4, _baseline(image, box)), 1.0)
+
+
+def _print(image, text: str, place: tuple[int, int], size: float) -> None:
+    cv2.putText(image, text, place, cv2.FONT_HERSHEY_PLAIN, size, 255, 1)
+
+
+def _baseline(image, box) -> int:
+    return min(image.shape[0] - 6, box[1] + box[3] + 26)
 
 
 def _ruler(image, column: int, top: int, height: int, scale: float) -> None:
     for tick in range(int(height / scale / 5) + 1):
         row = min(image.shape[0] - 2, int(top + tick * 5 * scale))
-        long = 5 if tick % 2 == 0 else 2
-        image[row : row + 2, column : min(image.shape[1], column + long)] = 255
+        image[row : row + 2, column : column + (2 if tick % 2 else 5)] = 255
         if tick and tick % 2 == 0:
-            cv2.putText(image, str(tick // 2), (column + 7, row + 4), cv2.FONT_HERSHEY_PLAIN, 0.7, 255, 1)
+            _print(image, str(tick // 2), (column + 7, row + 4), 0.7)
 
 
-def _calipers(image, mask, box, scale: float, scanner: Scanner, baseline: int) -> None:
+def _calipers(image, mask, box, scale: float, text: str) -> None:
+    """Crosses at the nodule's ends, dots between them, and the two diameters under the sector."""
     rows, columns = np.nonzero(mask)
-    middle_row, middle_column = int(rows.mean()), int(columns.mean())
-    ends = (
-        (int(columns.min()), middle_row), (int(columns.max()), middle_row),
-        (middle_column, int(rows.min())), (middle_column, int(rows.max())),
-    )  # fmt: skip
-    for x, y in ends:
-        cv2.drawMarker(image, (x, y), 255, cv2.MARKER_CROSS, 9, 1)
-    for (x0, y0), (x1, y1) in (ends[:2], ends[2:]):
-        for part in np.linspace(0, 1, max(2, int(max(x1 - x0, y1 - y0) / 6))):
-            image[int(y0 + part * (y1 - y0)), int(x0 + part * (x1 - x0))] = 230
-    across, down = (np.ptp(columns) + 1) / scale, (np.ptp(rows) + 1) / scale
-    text = f"+ {across:.1f} mm  x {down:.1f} mm"
-    place = (box[0] + 210, baseline)
-    cv2.putText(image, text, place, cv2.FONT_HERSHEY_PLAIN, 0.8, 255, 1)
+    (top, bottom), (left, right) = (rows.min(), rows.max()), (columns.min(), columns.max())
+    row, column = int(rows.mean()), int(columns.mean())
+    for x, y in ((left, row), (right, row), (column, top), (column, bottom)):
+        cv2.drawMarker(image, (int(x), int(y)), 255, cv2.MARKER_CROSS, 9, 1)
+    image[row, left:right:6] = 230
+    image[top:bottom:6, column] = 230
+    across, down = (right - left + 1) / scale, (bottom - top + 1) / scale
+    place = box[0] + 30 + cv2.getTextSize(text, cv2.FONT_HERSHEY_PLAIN, 1.0, 1)[0][0]
+    _print(image, f"+ {across:.1f} mm  x {down:.1f} mm", (place, _baseline(image, box)), 0.8)

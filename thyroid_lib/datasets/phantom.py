@@ -158,10 +158,10 @@ def _write(folder: Path, people: list[phantoms.Patient], answer: bool) -> list[d
                     "age": patient.age,
                     "sex": patient.sex,
                     "device": patient.scanner.name,
-                    "view": frame.facts["view"],
+                    "view": frame.view,
                     "nodule_size_mm": patient.signs["size_mm"],
-                    "caliper": frame.facts["caliper"],
-                    "text": frame.facts["text"],
+                    "caliper": frame.caliper,
+                    "text": frame.text,
                     **dict(zip(("sector_x", "sector_y", "sector_width", "sector_height"), frame.sector)),
                     **{f"sign_{sign}": patient.signs[sign] for sign in phantoms.SIGNS},
                 }
