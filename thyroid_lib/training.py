@@ -10,6 +10,7 @@ learning rate, best epoch) stand in `settings`.
 import copy
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,6 +41,15 @@ __all__ = [
 ]
 
 _STATUS_EVERY = 1.0  # seconds
+_CODE = (
+    "network.py",
+    "depthwise.py",
+    "losses.py",
+    "augmentation.py",
+    "settings.py",
+    "calibration.py",
+    "training.py",
+)
 
 
 class TrainingError(RuntimeError):
@@ -60,6 +70,7 @@ class Fit:
         choices: what was chosen for this machine and why.
         load_report: what the initial weights brought (text), "" without any.
         stopped: why training ended.
+        settings: what it was asked to do, as plain values.
     """
 
     history: pd.DataFrame
@@ -70,6 +81,7 @@ class Fit:
     choices: dict
     load_report: str
     stopped: str
+    settings: dict
 
     def model(self) -> nn.Module:
         """The trained network with the best epoch's weights, in eval mode."""
@@ -90,6 +102,7 @@ def fit(
     labels: np.ndarray | None = None,
     title: str = "training",
     on_epoch: Callable[[pd.DataFrame], None] | None = None,
+    set_aside: bool = False,
 ) -> Fit:
     """Trains, or goes on where an interrupted training of the same settings and data stopped.
 
@@ -104,6 +117,8 @@ def fit(
         labels: int64 (N,), instead of `crops.labels`.
         title: what the progress line calls it.
         on_epoch: called with the history after each epoch, for a live curve.
+        set_aside: where the folder holds another training, rename it to <folder>.before (one is kept) and start
+            anew, instead of refusing; `Fit.choices` then names the differences.
 
     Returns:
         The finished training; the same bits on a CPU whether interrupted or not, at one thread count.
@@ -122,8 +137,14 @@ def fit(
     if settings.devices > 1 and "LOCAL_RANK" not in os.environ:
         from thyroid_lib import workers
 
-        return workers.fit(settings, crops, train, validation, folder, initial, labels, title, on_epoch)
-    training = _Training(settings, crops, train, validation, folder, initial, labels, title)
+        return workers.fit(
+            settings, crops, train, validation, folder, initial, labels, title, on_epoch, set_aside
+        )
+    identity = identity_of(settings, crops, train, validation, labels, initial)
+    aside = put_aside(folder, identity) if set_aside else ""
+    training = _Training(settings, crops, train, validation, folder, initial, labels, title, identity)
+    if aside:
+        training.state["choices"]["set_aside"] = aside
     while not training.finished:
         with torch.random.fork_rng(range(torch.cuda.device_count())):
             training.epoch()
@@ -169,7 +190,7 @@ def predict(
 class _Training:
     """One training in one process: what it needs, how an epoch goes, how it is kept."""
 
-    def __init__(self, settings, crops, train, validation, folder, initial, labels, title):
+    def __init__(self, settings, crops, train, validation, folder, initial, labels, title, identity):
         self.settings, self.train, self.validation = settings, train, validation
         self.labels, self.folder, self.title = labels, folder, title
         if settings.threads:
@@ -180,16 +201,6 @@ class _Training:
             "history": [],
             "seconds": 0.0,
             "trained": 0.0,
-        }
-        identity = {
-            "settings": settings.identity(),
-            "data": {
-                "crops": str(crops.hash),
-                "training rows": checkpoint.digest(train),
-                "validation rows": checkpoint.digest(validation),
-                "labels": checkpoint.digest(labels),
-            },
-            "initial weights": _digest_of(initial),
         }
         if self.state["epoch"]:
             checkpoint.refuse_another(folder, self.state["identity"], identity)
@@ -436,6 +447,7 @@ class _Training:
             choices=state["choices"],
             load_report=state.get("load_report", ""),
             stopped=state["finished"],
+            settings=self.settings.identity(),
         )
 
 
@@ -448,7 +460,35 @@ def _number(*keys: int) -> int:
     return int(uniforms(keys[0], keys[1], np.array([keys[2]]), np.zeros(1, np.int64), 1)[0, 0] * 2**53)
 
 
-def _digest_of(initial) -> str:
+def identity_of(settings, crops, train, validation, labels, initial) -> dict:
+    """What a checkpoint must agree in to be continued."""
+    code = [Path(__file__).with_name(name) for name in _CODE]
+    return {
+        "settings": settings.identity(),
+        "data": {
+            "crops": str(crops.hash),
+            "training rows": checkpoint.digest(train),
+            "validation rows": checkpoint.digest(validation),
+            "labels": checkpoint.digest(labels),
+        },
+        "initial weights": digest_of(initial),
+        "code": checkpoint.digest(*code),
+    }
+
+
+def put_aside(folder: Path, identity: dict) -> str:
+    """Renames a folder that holds another training; says in what it differs, "" where there is none."""
+    state = checkpoint.read_state(folder)
+    different = checkpoint.differences(state["identity"], identity) if state else []
+    if different and int(os.environ.get("RANK", 0)) == 0:
+        before = folder.with_name(folder.name + ".before")
+        shutil.rmtree(before, ignore_errors=True)
+        folder.rename(before)
+    return "; ".join(different)
+
+
+def digest_of(initial: str | Path | dict | None) -> str:
+    """A short hash of initial weights, by their values; "none" without any."""
     if initial is None:
         return "none"
     if isinstance(initial, dict):

@@ -24,7 +24,9 @@ from thyroid_lib.progress import progress, status
 JOB, LOG = "job.json", "workers.log"
 
 
-def fit(settings, crops, train, validation, folder, initial, labels, title, on_epoch) -> "training.Fit":
+def fit(
+    settings, crops, train, validation, folder, initial, labels, title, on_epoch, set_aside
+) -> "training.Fit":
     """`training.fit` on `settings.devices` processes of this machine; arguments and result as there.
 
     The crops must lie in a folder, which the workers open themselves.
@@ -33,6 +35,8 @@ def fit(settings, crops, train, validation, folder, initial, labels, title, on_e
         TrainingError: a worker failed; the end of its log is in the message.
     """
     folder = Path(folder)
+    if set_aside:
+        training.put_aside(folder, training.identity_of(settings, crops, train, validation, labels, initial))
     checkpoint.prepare(folder)
     job = write_job(settings, crops, train, validation, folder, initial, labels, title)
     said = folder / ".status"
