@@ -40,7 +40,7 @@ def focal_loss(
     Returns:
         A number, or (N,) for "none".
     """
-    check(logits, target, reduction)
+    check(logits, target, weight, reduction)
     logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
     classes = logits.shape[1]
     weight = logits.new_ones(classes) if weight is None else weight.to(logits)
@@ -139,10 +139,12 @@ def class_balanced_weights(counts: Sequence[int], beta: float = 0.999) -> Tensor
     return (weights / weights.mean()).float()
 
 
-def check(logits: Tensor, target: Tensor, reduction: str) -> None:
+def check(logits: Tensor, target: Tensor, weight: Tensor | None, reduction: str) -> None:
     if logits.ndim != 2 or target.shape != logits.shape[:1]:
         raise ValueError(
             f"expected logits (N, C) and target (N,), got {tuple(logits.shape)} and {tuple(target.shape)}"
         )
+    if weight is not None and weight.shape != logits.shape[1:]:
+        raise ValueError(f"expected a weight for each of {logits.shape[1]} classes, got {weight.numel()}")
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"expected reduction 'mean', 'sum' or 'none', got {reduction!r}")

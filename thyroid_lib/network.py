@@ -370,7 +370,7 @@ def normalize(images: Tensor, in_chans: int = 1) -> Tensor:
     Returns:
         float32 (N, in_chans, H, W), -1 to 1.
     """
-    if images.dtype != torch.uint8 or images.ndim not in (3, 4):
+    if images.dtype != torch.uint8 or images.ndim not in (3, 4) or images.shape[1:-2] not in ((), (1,)):
         raise ValueError(
             f"expected uint8 (N, H, W) or (N, 1, H, W), got {images.dtype} {tuple(images.shape)}"
         )
@@ -402,6 +402,8 @@ def check_switches(switches: dict) -> None:
             raise ValueError(f"{name}: expected one of {allowed}, got {switches[name]!r}")
     if switches["second_connection"] == "three_way" and switches["transition2_stride"] == 2:
         raise ValueError("transition2_stride=2 needs second_connection='transition': the three-way has no T2")
+    if not 0 <= switches["drop_rate"] < 1:
+        raise ValueError(f"drop_rate: expected 0 or more, less than 1, got {switches['drop_rate']!r}")
     for name in ("num_classes", "in_chans", "dilation", "width", "middle_blocks"):
         if switches[name] <= 0:
             raise ValueError(f"{name}: expected a positive number, got {switches[name]!r}")

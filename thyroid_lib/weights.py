@@ -8,6 +8,7 @@ import hashlib
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlparse
 
 import torch
 from torch import Tensor, nn
@@ -148,6 +149,7 @@ def read_weights(source: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]
         FileNotFoundError: no such file.
         ValueError: the file holds no weights.
         ImportError: "hub" without timm.
+        ConnectionError: "hub" without a network.
     """
     licence = "as its owner states; not in the file"
     if str(source) == "hub":
@@ -173,8 +175,20 @@ def read_weights(source: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]
 
 
 def _download() -> tuple[Path, str]:
+    """Fetch timm's weights into torch's cache, as its release names them, and check their hash."""
     import timm
-    from huggingface_hub import hf_hub_download
 
     card = timm.get_pretrained_cfg(HUB_NAME)
-    return Path(hf_hub_download(card.hf_hub_id, "model.safetensors")), card.license
+    name = Path(urlparse(card.url).path).name  # xception-43020ad28.pth: the start of its SHA-256
+    path = Path(torch.hub.get_dir()) / "checkpoints" / name
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            prefix = re.search(r"-([0-9a-f]+)\.", name)
+            torch.hub.download_url_to_file(card.url, path, prefix and prefix[1], progress=False)
+        except OSError as error:
+            raise ConnectionError(
+                f"expected to fetch {HUB_NAME} from {card.url}, got: {error}. Fetch the file where there is a "
+                "network and give its path instead of 'hub'"
+            ) from error
+    return path, card.license
