@@ -25,26 +25,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from thyroid_lib.depthwise import DepthwiseConv2d
-from thyroid_lib.weights import LoadReport, load_pretrained_body, load_timm_weights
+from thyroid_lib.inputs import DOWNSAMPLINGS, MIN_SIZE, check_images, check_switches, normalize  # noqa: F401
+from thyroid_lib.weights import LoadReport, load_pretrained_body, load_timm_weights  # noqa: F401
 
-__all__ = [
-    "MIN_SIZE",
-    "STAGES",
-    "LoadReport",
-    "Xception",
-    "build",
-    "load_pretrained_body",
-    "load_timm_weights",
-    "normalize",
-    "optimized_xception",
-    "xception",
-]
-
-MIN_SIZE = 32  # px: below it the exit flow has nothing left to read
 STAGES = ("entry_flow", "middle_flow", "exit_flow")
 """Attribute paths of the modules whose outputs Grad-CAM and the walkthrough look at, in order of depth."""
-
-DOWNSAMPLINGS = ("max_pool", "separable", "depthwise", "dense")
 
 
 class SeparableConv2d(nn.Sequential):
@@ -201,17 +186,18 @@ class DenseConnection(nn.Module):
         return torch.cat(maps, dim=1)
 
 
-def projection(in_channels: int, out_channels: int) -> nn.Conv2d:
-    """1x1 convolution, no bias, that starts as "the first `out_channels` unchanged, the others ignored"."""
-    conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
-    conv.starts_as_identity = True
-    return conv
+class Projection(nn.Conv2d):
+    """1x1 convolution, no bias, that starts as "the first channels unchanged, the others ignored"."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, 1, bias=False)
 
 
 class Xception(nn.Module):
     """Both networks; the factories `xception` and `optimized_xception` are its two settings.
 
     Args:
+        name: of the factory, kept in `config`.
         num_classes: outputs of the fully connected layer.
         in_chans: channels of the image; 1 for grey-scale, 3 for ImageNet weights as they are.
         downsampling: what halves the maps, four times: "max_pool", "separable", "depthwise" or "dense".
@@ -237,6 +223,7 @@ class Xception(nn.Module):
 
     def __init__(
         self,
+        name: str,
         num_classes: int,
         in_chans: int = 3,
         *,
@@ -273,7 +260,7 @@ class Xception(nn.Module):
             f2 = f1 if fusion == "project" else g1
             self.transition1 = Transition(in_chans, t1, (4, 4), transition_pooling, transition_order)
             self.dense1 = DenseConnection()
-            self.project1 = projection(g1, f2) if fusion == "project" else nn.Identity()
+            self.project1 = Projection(g1, f2) if fusion == "project" else nn.Identity()
         self.middle_flow = MiddleFlow(f2, middle_blocks)
         if dense_connections:
             if second_connection == "transition":
@@ -282,7 +269,7 @@ class Xception(nn.Module):
             g2 = f2 + (t2 if second_connection == "transition" else f1 + t1)
             into_exit = f2 if fusion == "project" else g2
             self.dense2 = DenseConnection()
-            self.project2 = projection(g2, into_exit) if fusion == "project" else nn.Identity()
+            self.project2 = Projection(g2, into_exit) if fusion == "project" else nn.Identity()
         self.exit_flow = ExitFlow(into_exit, exit, down)
         self.drop = nn.Dropout(drop_rate)
         self.fc = nn.Linear(exit[-1], num_classes)
@@ -332,20 +319,14 @@ class Xception(nn.Module):
 
 def xception(num_classes: int, in_chans: int = 3, **switches) -> Xception:
     """The original fully grouped network (Chollet 2017): max-pooling, no dense connections (C2)."""
-    model = Xception(
-        num_classes, in_chans, **{"downsampling": "max_pool", "dense_connections": False} | switches
-    )
-    model.config = {"name": "xception", **model.config}
-    return model
+    switches = {"downsampling": "max_pool", "dense_connections": False} | switches
+    return Xception("xception", num_classes, in_chans, **switches)
 
 
 def optimized_xception(num_classes: int, in_chans: int = 3, **switches) -> Xception:
     """The invention's network: dilated separable down-sampling, two dense connection modules (C2-C7)."""
-    model = Xception(
-        num_classes, in_chans, **{"downsampling": "separable", "dense_connections": True} | switches
-    )
-    model.config = {"name": "optimized_xception", **model.config}
-    return model
+    switches = {"downsampling": "separable", "dense_connections": True} | switches
+    return Xception("optimized_xception", num_classes, in_chans, **switches)
 
 
 def build(config: dict) -> Xception:
@@ -360,60 +341,11 @@ def build(config: dict) -> Xception:
     return factories[name](**arguments)
 
 
-def normalize(images: Tensor, in_chans: int = 1) -> Tensor:
-    """Grey levels to the network's input: (x / 255 - 0.5) / 0.5, as Xception's ImageNet weights expect.
-
-    Args:
-        images: uint8 (N, H, W) or (N, 1, H, W), 0 to 255.
-        in_chans: channels to repeat the grey level over.
-
-    Returns:
-        float32 (N, in_chans, H, W), -1 to 1.
-    """
-    if images.dtype != torch.uint8 or images.ndim not in (3, 4) or images.shape[1:-2] not in ((), (1,)):
-        raise ValueError(
-            f"expected uint8 (N, H, W) or (N, 1, H, W), got {images.dtype} {tuple(images.shape)}"
-        )
-    grey = images if images.ndim == 4 else images[:, None]
-    return ((grey.float() / 255 - 0.5) / 0.5).expand(-1, in_chans, -1, -1)
-
-
 def initialize(module: nn.Module) -> None:
     """He-normal (fan out) for convolutions, as the reference; identity for the projections."""
     if getattr(getattr(module, "weight", None), "is_meta", False):
         return  # no memory yet: saved weights take this place (drawing numbers here would import the compiler)
-    if getattr(module, "starts_as_identity", False):
+    if isinstance(module, Projection):
         nn.init.dirac_(module.weight)
     elif isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-
-def check_switches(switches: dict) -> None:
-    choices = {
-        "downsampling": DOWNSAMPLINGS,
-        "second_connection": ("transition", "three_way"),
-        "fusion": ("project", "widen"),
-        "transition_pooling": ("average", "max"),
-        "transition_order": ("conv_first", "norm_first"),
-        "transition2_stride": (1, 2),
-    }
-    for name, allowed in choices.items():
-        if switches[name] not in allowed:
-            raise ValueError(f"{name}: expected one of {allowed}, got {switches[name]!r}")
-    if switches["second_connection"] == "three_way" and switches["transition2_stride"] == 2:
-        raise ValueError("transition2_stride=2 needs second_connection='transition': the three-way has no T2")
-    if not 0 <= switches["drop_rate"] < 1:
-        raise ValueError(f"drop_rate: expected 0 or more, less than 1, got {switches['drop_rate']!r}")
-    for name in ("num_classes", "in_chans", "dilation", "width", "middle_blocks"):
-        if switches[name] <= 0:
-            raise ValueError(f"{name}: expected a positive number, got {switches[name]!r}")
-
-
-def check_images(x: Tensor, in_chans: int) -> None:
-    if x.ndim != 4 or x.shape[1] != in_chans:
-        raise ValueError(f"expected images of shape (N, {in_chans}, H, W), got {tuple(x.shape)}")
-    if min(x.shape[2:]) < MIN_SIZE:
-        raise ValueError(
-            f"expected images of at least {MIN_SIZE} px a side, got {tuple(x.shape[2:])}: "
-            "the exit flow would have nothing left to read; letterbox to a larger size"
-        )
