@@ -111,7 +111,7 @@ def test_an_identical_frame_joins_its_patients_whatever_the_file_format(collecti
             "copy.bmp",
         }
     )
-    assert problems["action"].tolist() == [manifest.NOTE]
+    assert problems["action"].tolist() == [manifest.NOTE] * 2
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def check(manifest: pd.DataFrame, *, jobs: int = -1, keep_unlabelled: bool = Fal
     Returns:
         (clean, problems). `clean` has the rows that can be used, with `group` joined and the hashes `sha256`
         and `phash`; its attrs also hold `flow` (step, images, patients, left_out) and `duplicates` (image_a,
-        image_b, bits, identical, same_patient, same_label). `problems` has one row per finding: row, column,
+        image_b, bits, identical, same_patient, same_label, joined). `problems` has one row per finding: row, column,
         problem, image, action ("row left out", "value blanked" or "note").
     """
     attrs = dict(manifest.attrs)
@@ -132,7 +132,7 @@ def ready(manifest: pd.DataFrame, folds: int = 5) -> list[str]:
     """Why a clean manifest could not be studied with so many folds; an empty list where it could."""
     classes = manifest.attrs.get("classes") or sorted(set(manifest["label"]) - {""})
     if not len(manifest):
-        return ["no usable frame is left"]
+        return ["no usable labelled frame is left"]
     labelled = manifest[manifest["label"] != ""]
     reasons = []
     if labelled["label"].nunique() < 2:
@@ -387,15 +387,12 @@ def _joined(data: pd.DataFrame, problems: list[dict]) -> tuple[pd.DataFrame, pd.
         }
     )
     joined = duplicates.join(value["group"], a, b)
-    across = table[value["group"][a] != value["group"][b]]
-    for row in across.itertuples():
-        kind = (
-            "identical to"
-            if row.identical
-            else f"near duplicate ({row.bits} of {duplicates.BITS} bits differ) of"
-        )
-        where = {"row": data["row"].iloc[a[row.Index]], "image": row.image_a}
-        problems.append(_problem(where, "group", f"{kind} {row.image_b} of another group: joined", NOTE))
+    table["joined"] = value["group"][a] != value["group"][b]
+    for row in table[table["joined"]].itertuples():
+        for image, position in ((row.image_a, a[row.Index]), (row.image_b, b[row.Index])):
+            where = {"row": data["row"].iloc[position], "image": image}
+            kind = "identical to" if row.identical else "a near duplicate of"
+            problems.append(_problem(where, "group", f"{kind} a frame of another group: joined", NOTE))
     data = data.assign(group=joined)
     if len(data):
         people = data.groupby("group")["patient"].nunique()

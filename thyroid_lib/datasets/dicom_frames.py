@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 import pydicom
 from pydicom.pixels import apply_color_lut, apply_voi_lut, get_decoder, pixel_array
-from pydicom.uid import ImplicitVRLittleEndian, UncompressedTransferSyntaxes
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian, UncompressedTransferSyntaxes
 
 from thyroid_lib import frames, regions
 
@@ -215,5 +215,7 @@ def _eight_bits(values: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
 
 
 def _in_memory(source, dataset: pydicom.Dataset) -> bool:
-    """Whether the pixels must come from the parsed dataset: there is no file, or one without a preamble."""
-    return isinstance(source, pydicom.Dataset) or not getattr(dataset, "preamble", None)
+    """Whether the pixels must come from the parsed dataset: pydicom reads single frames of proper files only."""
+    if isinstance(source, pydicom.Dataset) or not getattr(dataset, "preamble", None):
+        return True
+    return dataset.file_meta.TransferSyntaxUID == DeflatedExplicitVRLittleEndian

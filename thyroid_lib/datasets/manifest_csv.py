@@ -77,7 +77,7 @@ def read(root: Path, *, classes: str = "", title: str = "") -> pd.DataFrame:
         )
     asked = [contract.class_key(key) for key in classes.split(",") if key.strip()]
     found = {row["label"] for row in rows} - {""}
-    return contract.table(
+    data = contract.table(
         rows,
         dataset="manifest",
         title=title or f"manifest {path.parent.name}",
@@ -86,6 +86,8 @@ def read(root: Path, *, classes: str = "", title: str = "") -> pd.DataFrame:
         excluded=excluded,
         notes=notes,
     )
+    data.attrs["numbered"] = True  # `row` is a row of a table that a person can open
+    return data
 
 
 SEXES = {
