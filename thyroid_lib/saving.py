@@ -102,6 +102,8 @@ def save(
         definitions.write(part, definition)
         (part / "MODEL_CARD.md").write_text(model_card.render(definition), encoding="utf-8")
         part.chmod(0o755)
+        for path in part.iterdir():
+            path.chmod(0o644)
         _replace(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
