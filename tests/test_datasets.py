@@ -1,0 +1,757 @@
+"""Readers: each layout read as published, from miniatures written here and, where they are, from the real files."""
+
+import json
+import shutil
+import sys
+import types
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from thyroid_lib import LESION_TYPES, datasets, frames
+from thyroid_lib.datasets.contract import DatasetError
+
+COLUMNS = ["image", "path", "label", "patient", "group", "dataset"]
+
+
+def frame(path, seed=0, shape=(80, 100)):
+    """Writes a frame of noise; the seed makes it its own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 255, shape, dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def mask(path, box=(20, 10, 40, 30), shape=(80, 100)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    x, y, width, height = box
+    pixels = np.zeros(shape, np.uint8)
+    pixels[y : y + height, x : x + width] = 255
+    Image.fromarray(pixels).save(path)
+
+
+def reasons(data):
+    return dict(zip(data.attrs["excluded"]["image"], data.attrs["excluded"]["reason"]))
+
+
+def notes(data, image=""):
+    table = data.attrs["notes"]
+    return table.loc[table["image"] == image, "note"].tolist()
+
+
+def rows(data):
+    return data.set_index("image")
+
+
+# --- SPEC
+
+
+def test_a_spec_is_source_place_and_options():
+    assert datasets.parse("phantom:clinic?patients=120&seed=3") == datasets.Spec(
+        "phantom", "clinic", {"patients": "120", "seed": "3"}
+    )
+    assert datasets.parse("DDTI:/data/ddti") == datasets.Spec("ddti", "/data/ddti", {})
+    assert datasets.parse("folder:/a/what?/b").location == "/a/what?/b"
+    assert datasets.parse("folder:C:\\scans?patient=prefix").location == "C:\\scans"
+    assert datasets.parse("folder:/a?title=A%20and%20B").options == {"title": "A and B"}
+
+
+@pytest.mark.parametrize(
+    "spec, words",
+    [
+        ("nonsense:/data", "'nonsense' came"),
+        ("/data/scans", "SOURCE:PATH"),
+        ("ddti:", "names no place"),
+        ("ddti:/nowhere/at/all", "does not exist"),
+        ("ddti:{tmp}?colour=red", "knows the options labels; colour came"),
+        ("tg3k:{tmp}?part=all", r"knows the options \(none\)"),
+    ],
+)
+def test_a_spec_that_cannot_be_read_says_what_was_expected(tmp_path, spec, words):
+    with pytest.raises(DatasetError, match=words):
+        datasets.read(spec.format(tmp=tmp_path))
+
+
+def test_a_bare_folder_is_answered_with_the_spec_that_was_meant(tmp_path):
+    with pytest.raises(DatasetError, match=f"Did you mean folder:{tmp_path}"):
+        datasets.read(str(tmp_path))
+
+
+def test_options_of_phantoms_reach_the_simulator(monkeypatch):
+    from thyroid_lib.datasets import phantom
+
+    seen = {}
+
+    def read(source, **options):
+        seen.update(options, source=source)
+
+    monkeypatch.setattr(phantom, "read", read)
+    datasets.read("phantom:clinic?patients=7&seed=3")
+    assert seen == {"source": "clinic", "patients": "7", "seed": "3"}
+
+
+def test_kaggle_fetches_the_set(monkeypatch, tmp_path):
+    write_busi(tmp_path)
+    hub = types.ModuleType("kagglehub")
+    hub.dataset_download = lambda handle: {"aryashah2k/breast-ultrasound-images-dataset": str(tmp_path)}[
+        handle
+    ]
+    monkeypatch.setitem(sys.modules, "kagglehub", hub)
+    assert len(datasets.read("busi:kaggle")) == 6
+    monkeypatch.setitem(sys.modules, "kagglehub", None)
+    with pytest.raises(DatasetError, match=r"thyroid_lib\[kaggle\]"):
+        datasets.read("ddti:kaggle")
+
+
+# --- contract
+
+
+def test_a_manifest_can_be_copied_joined_and_kept_with_its_lists(tmp_path):
+    data = datasets.read(f"folder:{write_folder(tmp_path)}")
+    both = pd.concat([data, data.copy()])
+    assert len(both) == 2 * len(data) and both.attrs["classes"] == data.attrs["classes"]
+    assert data.copy().attrs["excluded"].equals(data.attrs["excluded"])
+
+
+def test_images_come_in_the_order_a_person_counts(tmp_path):
+    for number in (10, 9, 1):
+        frame(tmp_path / "benign" / f"f{number}.png", number)
+    assert [i.split("f")[-1] for i in datasets.read(f"folder:{tmp_path}")["image"]] == [
+        "1.png",
+        "9.png",
+        "10.png",
+    ]
+
+
+@pytest.mark.parametrize("kind", ["path", "paths", "polygons", "0 and 1", "jpeg"])
+def test_masks_in_every_form_are_the_same_pixels(tmp_path, kind):
+    expected = np.zeros((80, 100), bool)
+    expected[10:40, 20:60] = True
+    mask(tmp_path / "whole.png")
+    mask(tmp_path / "left.png", (20, 10, 15, 30))
+    mask(tmp_path / "right.png", (35, 10, 25, 30))
+    Image.fromarray(expected.astype(np.uint8)).save(tmp_path / "ones.png")
+    Image.open(tmp_path / "whole.png").save(tmp_path / "whole.jpg", quality=90)
+    cell = {
+        "path": str(tmp_path / "whole.png"),
+        "paths": json.dumps([str(tmp_path / "left.png"), str(tmp_path / "right.png")]),
+        "polygons": json.dumps([[[20, 10], [59, 10], [59, 39], [20, 39]]]),
+        "0 and 1": str(tmp_path / "ones.png"),
+        "jpeg": str(tmp_path / "whole.jpg"),
+    }[kind]
+    found = datasets.load_mask({"mask": cell}, (80, 100))
+    assert found.dtype == bool and np.array_equal(found, expected)
+
+
+def test_no_mask_is_none_and_a_mask_of_another_size_an_error(tmp_path):
+    assert datasets.load_mask({"image": "a"}, (80, 100)) is None
+    assert datasets.load_mask(pd.Series({"mask": ""}), (80, 100)) is None
+    mask(tmp_path / "m.png")
+    with pytest.raises(frames.FrameError, match="100 x 80 px came, the frame has 100 x 90"):
+        datasets.load_mask({"mask": str(tmp_path / "m.png")}, (90, 100))
+
+
+def test_a_row_in_any_form_and_a_path_give_the_same_frame(tmp_path):
+    data = datasets.read(f"folder:{write_folder(tmp_path)}")
+    series, named, mapping = data.iloc[0], next(data.itertuples()), data.to_dict("records")[0]
+    first = datasets.load_frame(series)
+    assert first.dtype == np.uint8 and first.shape == (80, 100)
+    for other in (named, mapping, data["path"][0]):
+        assert np.array_equal(datasets.load_frame(other), first)
+
+
+# --- a folder per class
+
+
+def write_folder(root):
+    for number in range(3):
+        frame(root / "nodular goiter" / f"p{number}" / "a.png", number)
+        frame(root / "甲状腺乳头状癌" / f"q{number}" / "a.png", 10 + number)
+    return root
+
+
+def test_class_folders_may_be_named_in_english_chinese_or_by_key(tmp_path):
+    data = datasets.read(f"folder:{write_folder(tmp_path)}")
+    assert data.attrs["classes"] == ["nodular_goiter", "papillary_carcinoma"]
+    assert data.attrs["names"]["papillary_carcinoma"] == LESION_TYPES["papillary_carcinoma"]
+    assert list(data.columns[:6]) == COLUMNS and data["patient"].nunique() == 6
+    assert not data["image"].str.startswith("/").any()
+
+
+def test_other_classes_follow_in_natural_order(tmp_path):
+    for name in ("grade 10", "grade 9", "Medullary_Carcinoma"):
+        frame(tmp_path / name / "a.png")
+    assert datasets.read(f"folder:{tmp_path}").attrs["classes"] == [
+        "medullary_carcinoma",
+        "grade_9",
+        "grade_10",
+    ]
+
+
+def test_patients_come_from_folders_or_from_file_names(tmp_path):
+    for name in ("p1_a.png", "p1_b.png", "p2_a.png"):
+        frame(tmp_path / "benign" / name)
+    alone = datasets.read(f"folder:{tmp_path}")
+    assert alone["patient"].nunique() == 3 and "3 of 3 frames have no patient" in notes(alone)[0]
+    assert datasets.read(f"folder:{tmp_path}?patient=prefix")["patient"].tolist() == ["p1", "p1", "p2"]
+
+
+def test_a_patient_in_two_classes_stays_one_group_with_two_nodules(tmp_path):
+    frame(tmp_path / "benign" / "p1" / "a.png", 1)
+    frame(tmp_path / "malignant" / "p1" / "a.png", 2)
+    frame(tmp_path / "malignant" / "p2" / "a.png", 3)
+    data = datasets.read(f"folder:{tmp_path}")
+    assert data["group"].nunique() == 2 and data["nodule"].tolist() == ["benign", "malignant", ""]
+    assert "occur in several classes (p1)" in notes(data)[0]
+
+
+def test_masks_beside_the_frames_are_masks_not_frames(tmp_path):
+    frame(tmp_path / "benign" / "a.png")
+    mask(tmp_path / "benign" / "a_mask.png")
+    mask(tmp_path / "benign" / "orphan_mask.png")
+    data = datasets.read(f"folder:{tmp_path}")
+    assert len(data) == 1 and datasets.load_mask(data.iloc[0], (80, 100)).sum() == 40 * 30
+    assert reasons(data) == {"benign/orphan_mask.png": "a mask whose frame is missing"}
+
+
+def test_what_is_no_image_by_name_is_listed(tmp_path):
+    frame(tmp_path / "benign" / "a.png")
+    frame(tmp_path / "outside.png")
+    for name in ("Thumbs.db", ".DS_Store", "._a.png", "notes.txt", "scan.dcm"):
+        (tmp_path / "benign" / name).write_bytes(b"x")
+    frame(tmp_path / "__MACOSX" / "benign" / "a.png")
+    (tmp_path / "benign" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "benign" / "loop").symlink_to(tmp_path)
+    found = reasons(datasets.read(f"folder:{tmp_path}"))
+    assert found["outside.png"] == "not inside a class folder"
+    hidden = ("benign/Thumbs.db", "benign/.DS_Store", "benign/._a.png", "__MACOSX/benign/a.png")
+    assert all("hidden" in found[name] for name in hidden)
+    assert ".txt" in found["benign/notes.txt"] and "dicom:PATH" in found["benign/scan.dcm"]
+    assert found["benign/gone.png"] == "a broken link" and "not followed" in found["benign/loop"]
+    assert len(found) == 9
+
+
+def test_a_folder_without_classes_says_what_to_make(tmp_path):
+    frame(tmp_path / "a.png")
+    with pytest.raises(DatasetError, match="Make one folder per class, for example nodular_goiter"):
+        datasets.read(f"folder:{tmp_path}")
+
+
+# --- manifest.csv
+
+
+def write_manifest(root, text, encoding="utf-8"):
+    for number in range(4):
+        frame(root / "frames" / f"{number}.png", number)
+    (root / "manifest.csv").write_bytes(text.encode(encoding))
+    return root
+
+
+TABLE = """image,label,patient,age,sex,mask,device
+frames/0.png,nodular goiter,p0,44,female,,X
+frames/1.png,medullary_carcinoma,p1,,M,frames/1_mask.png,X
+frames\\2.png,甲状腺髓样癌,p2,71,女,,Y
+"""
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "gb18030"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_a_table_is_read_as_spreadsheets_write_it(tmp_path, encoding, delimiter):
+    root = write_manifest(tmp_path, TABLE.replace(",", delimiter), encoding)
+    data = datasets.read(f"manifest:{root}")
+    assert data["label"].tolist() == ["nodular_goiter", "medullary_carcinoma", "medullary_carcinoma"]
+    assert data["sex"].tolist() == ["F", "M", "F"] and data["row"].tolist() == [2, 3, 4]
+    assert data["age"].tolist()[::2] == [44, 71] and data["device"].tolist() == ["X", "X", "Y"]
+    assert datasets.load_frame(data.iloc[2]).shape == (80, 100)
+    assert data.equals(datasets.read(f"manifest:{root / 'manifest.csv'}"))
+
+
+def test_rows_that_do_not_fit_and_rows_without_patient_are_named(tmp_path):
+    text = "image,label,patient\nframes/0.png,benign,p0\nframes/1.png,benign\n\nframes/2.png,malignant,\n"
+    data = datasets.read(f"manifest:{write_manifest(tmp_path, text)}")
+    assert len(data) == 2 and data["row"].tolist() == [2, 5]
+    assert reasons(data) == {"frames/1.png": "row 3: 3 cells are expected, 2 came"}
+    assert "1 of 2 rows have no patient" in notes(data)[0]
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (b"", "missing: image, label"),
+        (b"file,diagnosis\na.png,benign\n", "came: file, diagnosis"),
+        (b"PK\x03\x04\0\0", "no text"),
+        (b"\xff\xfe\xfd\x80\x81\xff", "neither UTF-8 nor GB 18030"),
+    ],
+)
+def test_what_is_no_table_of_frames_is_refused(tmp_path, content, words):
+    (tmp_path / "manifest.csv").write_bytes(content)
+    with pytest.raises(DatasetError, match=words):
+        datasets.read(f"manifest:{tmp_path}")
+
+
+def test_a_folder_without_a_table_lists_what_it_holds(tmp_path):
+    (tmp_path / "table.xlsx").write_bytes(b"PK")
+    with pytest.raises(DatasetError, match=r"the folder holds table\.xlsx"):
+        datasets.read(f"manifest:{tmp_path}")
+
+
+def test_asked_classes_fix_the_order(tmp_path):
+    data = datasets.read(
+        f"manifest:{write_manifest(tmp_path, TABLE)}?classes=medullary_carcinoma,nodular_goiter"
+    )
+    assert data.attrs["classes"] == ["medullary_carcinoma", "nodular_goiter"]
+
+
+# --- DDTI
+
+CASE = """<case><number>{number}</number><age>{age}</age><sex>{sex}</sex><composition>solid</composition>
+<echogenicity>hypoechogenicity</echogenicity><margins>ill- defined</margins><calcifications>non</calcifications>
+<tirads>{tirads}</tirads>{marks}</case>"""
+
+
+def square(x, y, side):
+    return [{"x": x + dx, "y": y + dy} for dx, dy in ((0, 0), (side, 0), (side, side), (0, side))]
+
+
+def shape(points, kind="freehand"):
+    return {"points": points, "annotation": {}, "regionType": kind}
+
+
+def write_ddti(root):
+    """Cases: 1 graded with two nodules and an arrow, 2 cut, 3 ungraded, 4 graded oddly, 5 without its frame."""
+    whole = json.dumps(
+        [shape(square(20, 20, 20)), shape(square(60, 20, 10)), shape(square(0, 0, 5)[:1], "arrow")]
+    )
+    wrapped = whole.replace(", ", ",\n            ")
+    cut = json.dumps([shape(square(20, 20, 20))] * 50)[:2500]
+    marks = {
+        "1": f"<mark><image>1</image><svg>{wrapped}</svg></mark><mark><image>2</image><svg></svg></mark>",
+        "2": f"<mark><image>1</image><svg>{cut}</svg></mark>",
+        "3": "",
+        "4": "<mark><image>1</image><svg>[not JSON]</svg></mark>",
+        "5": f"<mark><image>1</image><svg>{whole}</svg></mark>",
+    }
+    grades = {"1": "4a", "2": "5", "3": "", "4": "4d", "5": "2"}
+    for number, grade in grades.items():
+        text = CASE.format(
+            number=number, age="48" if number == "1" else "", sex="F", tirads=grade, marks=marks[number]
+        )
+        (root / f"{number}.xml").write_text(text)
+    for name in ("1_1", "1_2", "2_1", "3_1", "4_1", "9_1"):
+        frame(root / f"{name}.jpg", int(name[0]) * 10 + int(name[2]))
+    (root / "6.xml").write_text("<case><number>6</number>")
+    return root
+
+
+def test_ddti_grades_become_groups_and_outlines_masks(tmp_path):
+    data = rows(datasets.read(f"ddti:{write_ddti(tmp_path)}"))
+    assert data["label"].to_dict() == {
+        "1_1.jpg": "4a",
+        "1_2.jpg": "4a",
+        "2_1.jpg": "4c-5",
+        "3_1.jpg": "",
+        "4_1.jpg": "",
+    }
+    assert data.loc["1_1.jpg", ["age", "sex", "margins", "tirads"]].tolist() == [48, "F", "ill-defined", "4a"]
+    found = datasets.load_mask(data.loc["1_1.jpg"], (80, 100))
+    assert found.sum() == 21 * 21 + 11 * 11 and found[30, 30] and found[25, 65] and not found[2, 2]
+    assert (data.loc[["1_2.jpg", "2_1.jpg", "4_1.jpg"], "mask"] == "").all()
+
+
+def test_ddti_says_what_is_broken_missing_and_unlabelled(tmp_path):
+    data = datasets.read(f"ddti:{write_ddti(tmp_path)}")
+    assert notes(data, "1_1.jpg") == ["1 arrow(s) among its outlines, left out"]
+    assert notes(data, "1_2.jpg") == ["no outline: its svg is empty"]
+    assert notes(data, "2_1.jpg") == ["no outline: its svg is cut short"]
+    assert notes(data, "3_1.jpg") == ["unlabelled: its case has no TI-RADS grade"]
+    assert notes(data, "4_1.jpg") == ["no outline: its svg cannot be read"]
+    assert notes(data, "4.xml") == ["unknown TI-RADS '4d', left unlabelled"]
+    assert reasons(data)["5_1.jpg"] == "named in 5.xml, but the file is missing"
+    assert reasons(data)["9_1.jpg"] == "no XML file for its case"
+    assert reasons(data)["6.xml"].startswith("broken XML")
+    assert "ddti_notes.csv is not beside" in notes(data)[0]
+
+
+def test_ddti_two_classes_part_at_grade_4a(tmp_path):
+    data = datasets.read(f"ddti:{write_ddti(tmp_path)}?labels=two")
+    assert data.attrs["classes"] == ["2-3", "4a-5"] and rows(data)["label"]["2_1.jpg"] == "4a-5"
+
+
+def test_ddti_notes_beside_the_set_give_groups_and_printed_text(tmp_path):
+    (tmp_path / "ddti").mkdir()
+    write_ddti(tmp_path / "ddti")
+    (tmp_path / "ddti_notes.csv").write_text(
+        'image,case,group,tirads,burned_in_text,exact_dup_of\n1_1.jpg,1,1,4a,"TIRADS 2 (4A*)",\n2_1.jpg,2,1,5,,\n'
+    )
+    data = rows(datasets.read(f"ddti:{tmp_path / 'ddti'}"))
+    assert data["text"]["1_1.jpg"] == "TIRADS 2 (4A*)" and data["text"]["2_1.jpg"] == ""
+    assert data["group"]["2_1.jpg"] == data["group"]["1_1.jpg"] == "1" and data["patient"]["2_1.jpg"] == "2"
+
+
+def test_ddti_real_files(real_data):
+    data = datasets.read(f"ddti:{real_data / 'ddti'}")
+    assert len(data) == 386 and data["patient"].nunique() == 311 and data["group"].nunique() == 307
+    counts = data["label"].value_counts().to_dict()
+    assert counts == {"": 110, "4c-5": 87, "4a": 75, "4b": 64, "2-3": 50}
+    listed = data.attrs["notes"]["note"].str.startswith("no outline").sum()
+    assert (data["mask"] == "").sum() == listed == 13
+    assert (data["text"] != "").sum() == 59 and not len(data.attrs["excluded"])
+    for row in data[data["mask"] != ""].head(20).itertuples():
+        gray = datasets.load_frame(row)
+        share = datasets.load_mask(row, gray.shape).mean()
+        assert gray.shape == (360, 560) and 0.001 < share < 0.6
+
+
+# --- BUSI
+
+
+def write_busi(root):
+    folder = root / "Dataset_BUSI_with_GT"
+    for place, label in enumerate(("benign", "malignant", "normal")):
+        for number in (1, 2):
+            name = folder / label / f"{label} ({number})"
+            frame(name.with_name(name.name + ".png"), 10 * place + number)
+            mask(name.with_name(name.name + "_mask.png"), (20, 10, 20, 30))
+    mask(folder / "benign" / "benign (1)_mask_1.png", (40, 10, 20, 30))
+    return root
+
+
+def test_busi_masks_are_joined_and_frames_without_patients_stand_alone(tmp_path):
+    data = rows(datasets.read(f"busi:{write_busi(tmp_path)}"))
+    assert len(data) == 6 and data["group"].nunique() == 6
+    assert datasets.load_mask(data.loc["benign/benign (1).png"], (80, 100)).sum() == 40 * 30
+    assert datasets.load_mask(data.loc["benign/benign (2).png"], (80, 100)).sum() == 20 * 30
+
+
+def test_busi_with_two_classes_lists_the_normal_frames(tmp_path):
+    data = datasets.read(f"busi:{write_busi(tmp_path)}?classes=2")
+    assert data.attrs["classes"] == ["benign", "malignant"] and len(data) == 4
+    assert reasons(data)["normal/normal (1).png"] == "class normal is not used with classes=2"
+
+
+def test_busi_near_duplicate_groups_that_mix_classes_are_dropped_and_listed(tmp_path):
+    write_busi(tmp_path)
+    (tmp_path / "busi_near_duplicates.csv").write_text(
+        "image,class,dup_group,group_size,group_has_mixed_class\n"
+        "benign/benign (1).png,benign,7,2,0\nbenign/benign (2).png,benign,7,2,0\n"
+        "malignant/malignant (1).png,malignant,8,2,1\nnormal/normal (1).png,normal,8,2,1\n"
+    )
+    data = datasets.read(f"busi:{tmp_path / 'Dataset_BUSI_with_GT'}")
+    assert len(data) == 4 and rows(data)["group"]["benign/benign (1).png"] == "near-duplicate 7"
+    assert len(reasons(data)) == 2 and all(
+        "group 8, which mixes classes" in r for r in reasons(data).values()
+    )
+
+
+def test_busi_without_a_class_folder_says_which(tmp_path):
+    shutil.rmtree(write_busi(tmp_path) / "Dataset_BUSI_with_GT" / "normal")
+    with pytest.raises(DatasetError, match="missing: normal; found: benign, malignant"):
+        datasets.read(f"busi:{tmp_path}")
+
+
+def test_busi_real_files(real_data):
+    data = datasets.read(f"busi:{real_data / 'busi'}")
+    assert len(data) + len(data.attrs["excluded"]) == 780 and len(data.attrs["excluded"]) == 16
+    assert data["label"].value_counts().to_dict() == {"benign": 428, "malignant": 205, "normal": 131}
+    assert data["group"].nunique() == 616 - 7
+    for row in data.groupby("label").head(3).itertuples():
+        gray = datasets.load_frame(row)
+        assert datasets.load_mask(row, gray.shape).any() == (row.label != "normal")
+
+
+# --- TN3K, TG3K
+
+
+def write_tn3k(root):
+    for number in range(12):
+        frame(root / "trainval-image" / f"{number:04d}.jpg", number)
+        mask(root / "trainval-mask" / f"{number:04d}.jpg")
+    for number in range(4):
+        frame(root / "test-image" / f"{number:04d}.jpg", 100 + number)
+    (root / "label4trainval.csv").write_text(
+        "".join(f"{n:04d}.jpg,{n % 2}\n" for n in range(11)) + "0099.jpg,1\n"
+    )
+    (root / "label4test.csv").write_text("".join(f"{n:04d}.jpg,{n % 2}\n" for n in range(4)))
+    for fold in range(4):
+        chosen = list(range(fold * 3, fold * 3 + 3))
+        rest = [n for n in range(12) if n not in chosen]
+        (root / f"tn3k-trainval-fold{fold}.json").write_text(json.dumps({"train": rest, "val": chosen}))
+    return root
+
+
+def test_tn3k_labels_masks_parts_and_official_folds(tmp_path):
+    data = datasets.read(f"tn3k:{write_tn3k(tmp_path)}")
+    assert len(data) == 16 and data["part"].value_counts().to_dict() == {"trainval": 12, "test": 4}
+    table = rows(data)
+    assert (
+        table["label"]["trainval-image/0003.jpg"] == "malignant"
+        and table["label"]["test-image/0002.jpg"] == "benign"
+    )
+    assert table["official_fold"]["trainval-image/0007.jpg"] == 2
+    assert datasets.load_mask(table.loc["trainval-image/0000.jpg"], (80, 100)).sum() == pytest.approx(
+        1200, rel=0.1
+    )
+    assert table["patient"].nunique() == 16
+    assert notes(data, "trainval-image/0011.jpg") == ["unlabelled: not in label4trainval.csv as 0 or 1"]
+    assert (
+        notes(data, "test-image/0000.jpg") == ["has no mask"] and "no patient identifiers" in notes(data)[0]
+    )
+    assert reasons(data) == {"trainval-image/0099.jpg": "in label4trainval.csv, but the file is missing"}
+    assert len(datasets.read(f"tn3k:{tmp_path}?part=test")) == 4
+
+
+def test_tn3k_without_labels_says_so(tmp_path):
+    (write_tn3k(tmp_path) / "label4test.csv").unlink()
+    with pytest.raises(DatasetError, match=r"missing: label4test\.csv"):
+        datasets.read(f"tn3k:{tmp_path}")
+
+
+def test_tg3k_is_one_unlabelled_group_with_gland_masks(tmp_path):
+    for number in range(3):
+        frame(tmp_path / "thyroid-image" / f"{number}.jpg", number)
+    for number in (0, 1, 9):
+        mask(tmp_path / "thyroid-mask" / f"{number}.png")
+    data = datasets.read(f"tg3k:{tmp_path}")
+    assert len(data) == 3 and set(data["label"]) == {""} and data["group"].nunique() == 1
+    assert data.attrs["mask_shows"] == "gland" and data.attrs["classes"] == []
+    assert notes(data, "thyroid-image/2.jpg") == ["has no gland mask"]
+    assert reasons(data) == {"thyroid-mask/9.png": "a mask whose frame is missing"}
+
+
+def test_tg3k_real_files(real_data):
+    data = datasets.read(f"tg3k:{real_data / 'tg3k'}")
+    assert len(data) == 3053 and (data["mask"] != "").all() and not len(data.attrs["excluded"])
+    assert 0.01 < datasets.load_mask(data.iloc[0], (256, 256)).mean() < 0.8
+
+
+# --- TN5000
+
+VOC = "<annotation><filename>{name}</filename>{objects}</annotation>"
+OBJECT = (
+    "<object><name>{label}</name><bndbox><xmin>{0}</xmin><ymin>{1}</ymin><xmax>{2}</xmax><ymax>{3}</ymax>"
+    "</bndbox></object>"
+)
+
+
+def write_tn5000(root):
+    (root / "Annotations").mkdir(parents=True)
+    (root / "ImageSets" / "Main").mkdir(parents=True)
+    for number in range(1, 9):
+        frame(root / "JPEGImages" / f"{number:06d}.jpg", number)
+        objects = OBJECT.format(10, 20, 40, 60, label=number % 2)
+        if number == 1:
+            objects += OBJECT.format(10, 20, 90, 70, label=1)
+        if number == 2:
+            objects += OBJECT.format(1, 2, 9, 9, label=1)
+        path = root / "Annotations" / f"{number:06d}.xml"
+        path.write_text(VOC.format(name=f"{number:06d}.jpg", objects=objects))
+    (root / "Annotations" / "000003.xml").unlink()
+    (root / "Annotations" / "000004.xml").write_text("<annotation>")
+    (root / "Annotations" / "000099.xml").write_text(VOC.format(name="000099.jpg", objects=""))
+    for name, numbers in {
+        "train": range(1, 5),
+        "val": [5],
+        "trainval": range(1, 6),
+        "test": range(6, 9),
+    }.items():
+        (root / "ImageSets" / "Main" / f"{name}.txt").write_text("".join(f"{n:06d}\n" for n in numbers))
+    return root
+
+
+def test_tn5000_labels_boxes_and_parts(tmp_path):
+    data = datasets.read(f"tn5000:{write_tn5000(tmp_path)}")
+    table = rows(data)
+    assert (
+        table["label"]["JPEGImages/000001.jpg"] == "malignant"
+        and table["label"]["JPEGImages/000006.jpg"] == "benign"
+    )
+    assert table["box"]["JPEGImages/000001.jpg"] == "10 20 80 50"  # the larger of two
+    assert table["part"].value_counts().to_dict() == {"test": 3, "train": 1, "val": 1}
+    assert len(datasets.read(f"tn5000:{tmp_path}?part=test")) == 3
+
+
+def test_tn5000_says_what_is_missing_or_contradicts_itself(tmp_path):
+    found = reasons(datasets.read(f"tn5000:{write_tn5000(tmp_path)}"))
+    assert "several: ['benign', 'malignant']" in found["JPEGImages/000002.jpg"]
+    assert found["JPEGImages/000003.jpg"] == "Annotations/000003.xml is missing"
+    assert found["JPEGImages/000004.jpg"] == "Annotations/000004.xml cannot be read"
+    assert found["JPEGImages/000099.jpg"] == "annotated, but the file is missing"
+
+
+def test_tn5000_without_published_split_reads_all_and_refuses_a_part(tmp_path):
+    shutil.rmtree(write_tn5000(tmp_path) / "ImageSets")
+    assert "published split is not known" in notes(datasets.read(f"tn5000:{tmp_path}"))[1]
+    with pytest.raises(DatasetError, match=r"needs ImageSets/Main/test\.txt"):
+        datasets.read(f"tn5000:{tmp_path}?part=test")
+
+
+# --- AUITD
+
+
+def write_auitd(root):
+    home = root / "dataset thyroid"
+    for part, folders in {
+        "train": ("benign", "Malignant", "normal thyroid"),
+        "test": ("Benign", "malignant", "Normal Thyroid"),
+    }.items():
+        for place, folder in enumerate(folders):
+            for number in (1, 2):
+                frame(
+                    home / part / folder / f"img {number}.jpg",
+                    (100 if part == "train" else 200) + 10 * place + number,
+                )
+    shutil.copy(home / "train/benign/img 1.jpg", home / "train/benign/img 1 - Copy.jpg")
+    shutil.copy(home / "train/benign/img 1.jpg", home / "train/benign/img 1 - Copy (2).jpg")
+    frame(home / "train/benign/img 2 - Copy.jpg", 5000)
+    return root
+
+
+def test_auitd_reads_folders_in_any_case_and_lists_true_copies(tmp_path):
+    data = datasets.read(f"auitd:{write_auitd(tmp_path)}")
+    assert data["label"].value_counts().to_dict() == {"benign": 5, "malignant": 4, "normal": 4}
+    assert set(data["part"]) == {"train", "test"}
+    assert reasons(data) == {
+        "train/benign/img 1 - Copy.jpg": "the same bytes as img 1.jpg beside it",
+        "train/benign/img 1 - Copy (2).jpg": "the same bytes as img 1.jpg beside it",
+    }
+    assert "train/benign/img 2 - Copy.jpg" in set(data["image"])  # a copy by its name only
+
+
+def test_auitd_options_and_missing_classes(tmp_path):
+    write_auitd(tmp_path)
+    assert set(datasets.read(f"auitd:{tmp_path}?classes=2&part=test")["label"]) == {"benign", "malignant"}
+    shutil.rmtree(tmp_path / "dataset thyroid" / "train" / "Malignant")
+    shutil.rmtree(tmp_path / "dataset thyroid" / "test" / "malignant")
+    with pytest.raises(DatasetError, match="no frame of malignant"):
+        datasets.read(f"auitd:{tmp_path}")
+
+
+# --- ThyUS2Path
+
+
+def write_thyus2path(root):
+    for batch in (1, 2):
+        for case in (1, 2, 3):
+            for number in (1, 2):
+                seed = 100 * batch + 10 * case + number
+                frame(root / f"batch{batch}_image" / "dataset" / f"{case}_{number:03d}.Jpg", seed)
+    (root / "batch1_image" / "batch1_label.csv").write_text("patient_name,histo_label\n1,0\n2,1\n7,1\n")
+    (root / "batch2_label_final.csv").write_text("patient_name,histo_label\n1,1\n2,0\n3,0\n")
+    return root
+
+
+def test_thyus2path_cases_restart_in_each_batch(tmp_path):
+    data = datasets.read(f"thyus2path:{write_thyus2path(tmp_path)}")
+    table = rows(data)
+    assert len(data) == 12 and data["patient"].nunique() == 6
+    assert table["label"]["batch1_image/dataset/1_001.Jpg"] == "benign"
+    assert table["label"]["batch2_image/dataset/1_001.Jpg"] == "malignant"
+    assert table["patient"]["batch2_image/dataset/1_002.Jpg"] == "batch2/1"
+    assert "not in the label file" in notes(data, "batch1_image/dataset/3_001.Jpg")[0]
+    assert "no frame of it is there" in reasons(data)["batch1_image/7_*"]
+
+
+def test_thyus2path_needs_one_label_file_for_each_batch(tmp_path):
+    (write_thyus2path(tmp_path) / "batch2_label_final.csv").unlink()
+    with pytest.raises(DatasetError, match=r"one \*label\*.csv for batch2 .*found 0"):
+        datasets.read(f"thyus2path:{tmp_path}")
+    (tmp_path / "batch2_label.csv").write_text("name,histology\n1,1\n")
+    with pytest.raises(DatasetError, match="came: name, histology"):
+        datasets.read(f"thyus2path:{tmp_path}")
+    with pytest.raises(DatasetError, match="missing: batch1_image, batch2_image"):
+        datasets.read(f"thyus2path:{tmp_path / 'batch1_image'}")
+
+
+# --- Stanford cine-clips
+
+
+class StandInFile(dict):
+    """What the reader uses of h5py.File, over a NumPy archive: for machines without the extra."""
+
+    def __init__(self, path, mode="r"):
+        with open(path, "rb") as file, np.load(file) as stored:
+            super().__init__({name: stored[name] for name in stored.files})
+
+
+def write_stanford(root, monkeypatch):
+    fields = {
+        "image": np.random.default_rng(0).integers(0, 255, (9, 80, 100), dtype=np.uint8),
+        "mask": np.zeros((9, 80, 100), np.uint8),
+        "annot_id": np.array([b"1_"] * 4 + [b"2_1"] * 2 + [b"2_2"] * 2 + [b"5_"]),
+        "frame_num": np.array([0, 1, 2, 3, 0, 1, 0, 1, 0]),
+    }
+    fields["mask"][:, 10:40, 20:60] = 255
+    root.mkdir(exist_ok=True)
+    try:
+        import h5py
+    except ImportError:
+        stand_in = types.ModuleType("h5py")
+        stand_in.File = StandInFile
+        monkeypatch.setitem(sys.modules, "h5py", stand_in)
+        with open(root / "dataset.hdf5", "wb") as file:
+            np.savez(file, **fields)
+    else:
+        with h5py.File(root / "dataset.hdf5", "w") as file:
+            for name, values in fields.items():
+                file[name] = values
+    (root / "metadata.csv").write_text(
+        "annot_id,sex,age,location,size_x,size_y,size_z,ti-rads_level,histopath_diagnosis\n"
+        "1_,F,51,left,1.2,1.0,0.9,4,0\n2_1,M,63,right,2.2,1.0,0.9,5,1\n2_2,M,63,left,0.7,1.0,0.9,3,0\n8_,F,40,left,1,1,1,2,0\n"
+    )
+    return root
+
+
+def test_stanford_patients_nodules_frames_and_masks(tmp_path, monkeypatch):
+    data = datasets.read(f"stanford:{write_stanford(tmp_path / 'set', monkeypatch)}")
+    assert len(data) == 8 and data["patient"].tolist() == ["1"] * 4 + ["2"] * 4
+    assert data["label"].tolist() == ["benign"] * 4 + ["malignant"] * 2 + ["benign"] * 2
+    assert data["nodule"].nunique() == 3 and data["size_x_cm"][4] == 2.2 and data["ti_rads_level"][0] == "4"
+    assert datasets.load_frame(data.iloc[3]).shape == (80, 100)
+    assert not np.array_equal(datasets.load_frame(data.iloc[3]), datasets.load_frame(data.iloc[4]))
+    assert datasets.load_mask(data.iloc[0], (80, 100)).sum() == 40 * 30
+    assert reasons(data) == {
+        "dataset.hdf5#8": "annot_id 5_ is not in metadata.csv",
+        "dataset.hdf5:8_": "in metadata.csv, but has no frame",
+    }
+
+
+def test_stanford_clips_can_be_thinned(tmp_path, monkeypatch):
+    data = datasets.read(f"stanford:{write_stanford(tmp_path / 'thin', monkeypatch)}?every=2")
+    assert data["image"].tolist() == [f"dataset.hdf5#{n}" for n in (0, 2, 4, 6)]
+
+
+def test_stanford_without_h5py_says_what_to_install(tmp_path, monkeypatch):
+    root = write_stanford(tmp_path / "bare", monkeypatch)
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(DatasetError, match=r"thyroid_lib\[stanford\]"):
+        datasets.read(f"stanford:{root}")
+
+
+# --- all of them
+
+
+def test_every_reader_gives_the_contract(tmp_path, monkeypatch):
+    writers = {
+        "folder": write_folder,
+        "ddti": write_ddti,
+        "busi": write_busi,
+        "tn3k": write_tn3k,
+        "tn5000": write_tn5000,
+        "auitd": write_auitd,
+        "thyus2path": write_thyus2path,
+        "stanford": lambda root: write_stanford(root, monkeypatch),
+        "manifest": lambda root: write_manifest(root, TABLE),
+    }
+    for source, write in writers.items():
+        root = tmp_path / source
+        root.mkdir()
+        data = datasets.read(f"{source}:{write(root)}")
+        assert list(data.columns[:6]) == COLUMNS, source
+        assert data["image"].is_unique and set(data["label"]) - {""} <= set(data.attrs["classes"]), source
+        assert (data[["image", "path", "patient", "group", "dataset"]] != "").all(axis=None), source
+        assert set(data.attrs["names"]) == set(data.attrs["classes"]) and data.attrs["simulated"] is False
+        assert str(tmp_path) not in datasets.public(data).to_csv(), source
+        for row in data.itertuples():
+            assert datasets.load_frame(row).shape == (80, 100), source
