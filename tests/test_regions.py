@@ -1,0 +1,239 @@
+"""Largest connected region: against SciPy's labelling, on odd images, and on real frames where there are any."""
+
+import csv
+import json
+
+import cv2
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from thyroid_lib import datasets, frames, regions
+from thyroid_lib.regions import Recipe
+
+PLAIN = Recipe(median=1, threshold=10, closing=0, opening=0, margin=0, min_area=0)
+
+
+def speckled(height: int, width: int, seed: int = 0, mean: float = 90) -> np.ndarray:
+    """Fully developed speckle, uint8: what tissue looks like."""
+    rng = np.random.default_rng(seed)
+    return np.clip(mean * rng.rayleigh(0.8, (height, width)), 0, 255).astype(np.uint8)
+
+
+def scanner_frame(box=(100, 20, 340, 280), shape=(360, 560)) -> np.ndarray:
+    """A sector on black with ruler, grey bar, settings and a finding printed below it."""
+    frame = np.zeros(shape, np.uint8)
+    x, y, width, height = box
+    frame[y : y + height, x : x + width] = speckled(height, width)
+    frame[150:250, 8:16] = np.linspace(255, 20, 100)[:, None]
+    frame[y : y + height : 30, x - 9 : x - 6] = 255
+    cv2.putText(frame, "12L6 9.0", (480, 30), cv2.FONT_HERSHEY_PLAIN, 0.9, 255, 1)
+    cv2.putText(frame, "TIRADS 4C (4C)", (x + 40, y + height + 28), cv2.FONT_HERSHEY_PLAIN, 1.1, 255, 1)
+    return frame
+
+
+def test_regions_come_largest_first_with_their_boxes_areas_and_pixels():
+    image = np.zeros((200, 300), np.uint8)
+    boxes = [(10, 20, 40, 30), (100, 50, 150, 100), (20, 120, 30, 60)]
+    for x, y, width, height in boxes:
+        image[y : y + height, x : x + width] = 120
+    found = regions.connected_regions(image, PLAIN)
+    order = sorted(boxes, key=lambda box: -box[2] * box[3])
+    assert [region.box for region in found] == order
+    assert [region.area for region in found] == [box[2] * box[3] for box in order]
+    for region, (x, y, width, height) in zip(found, order):
+        expected = np.zeros(image.shape, bool)
+        expected[y : y + height, x : x + width] = True
+        assert np.array_equal(region.mask, expected)
+        assert set(map(tuple, region.coordinates)) == {(c, r) for r, c in np.argwhere(expected)}
+    assert regions.largest_region(image, PLAIN).box == order[0]
+
+
+@pytest.mark.parametrize("connectivity", [4, 8])
+def test_regions_are_those_of_scipy(connectivity):
+    image = (ndimage.gaussian_filter(np.random.default_rng(0).random((180, 240)), 4) > 0.503).astype(np.uint8)
+    image[:4] = image[-4:] = 0
+    image[:, :4] = image[:, -4:] = 0
+    image *= 200
+    labels, count = ndimage.label(image, ndimage.generate_binary_structure(2, connectivity // 4))
+    areas = sorted(ndimage.sum_labels(image > 0, labels, range(1, count + 1)), reverse=True)
+    found = regions.connected_regions(image, Recipe(**{**PLAIN.__dict__, "connectivity": connectivity}))
+    assert [region.area for region in found] == areas
+    slices = ndimage.find_objects(labels)
+    expected = {(s[1].start, s[0].start, s[1].stop - s[1].start, s[0].stop - s[0].start) for s in slices}
+    assert {region.box for region in found} == expected
+
+
+def test_the_sector_is_found_and_what_is_printed_around_it_stays_behind():
+    box = (100, 20, 340, 280)
+    x, y, width, height = regions.largest_region(scanner_frame(box)).box
+    margin = Recipe().margin
+    assert abs(x - (box[0] - margin)) <= 2 and abs(x + width - (box[0] + box[2] + margin)) <= 2
+    assert abs(y - (box[1] - margin)) <= 2 and abs(y + height - (box[1] + box[3] + margin)) <= 2
+
+
+def test_two_panels_with_a_black_line_between_them_are_one_sector():
+    frame = scanner_frame()
+    frame[20:300, 268:272] = 0
+    assert regions.largest_region(frame).box[2] > 330
+
+
+def test_a_dark_cyst_does_not_cut_the_sector():
+    frame = scanner_frame()
+    cv2.ellipse(frame, (270, 150), (90, 110), 0, 0, 360, 0, -1)
+    x, _, width, _ = regions.largest_region(frame).box
+    assert x <= 100 and x + width >= 440
+
+
+def test_an_inverted_frame_gives_the_same_crop():
+    frame = scanner_frame()
+    upright, region = regions.extract(frame, 96)
+    turned, turned_region = regions.extract(255 - frame, 96)
+    assert turned_region.inverted and not region.inverted
+    assert turned_region.box == region.box
+    assert np.abs(upright.astype(int) - turned.astype(int)).max() <= 1
+
+
+def test_a_sector_on_a_white_page_is_not_inverted():
+    page = np.full((400, 600), 255, np.uint8)
+    page[60:320, 120:460] = speckled(260, 340, mean=60)
+    crop, region = regions.extract(page, 64)
+    assert not region.inverted
+    assert abs(region.box[0] - 117) <= 3 and abs(region.box[2] - 346) <= 6
+    assert crop.mean() < 128
+
+
+def test_an_already_cropped_image_is_kept_whole():
+    image = speckled(240, 320)
+    assert regions.largest_region(image).box == (0, 0, 320, 240)
+
+
+@pytest.mark.parametrize("level", [0, 7, 255])
+def test_a_frame_without_a_region_is_refused(level):
+    with pytest.raises(regions.NoRegion, match=r"Expected a bright sector.*Recipe\.threshold"):
+        regions.largest_region(np.full((200, 300), level, np.uint8))
+    assert regions.connected_regions(np.full((200, 300), level, np.uint8)) == []
+
+
+def test_depth_and_colour_of_the_file_do_not_matter():
+    frame = scanner_frame()
+    expected, region = regions.extract(frame, 64)
+    colour = np.repeat(frame[..., None], 3, 2)
+    for image in (colour, frame[..., None], np.dstack([colour, np.full_like(frame, 255)])):
+        crop, found = regions.extract(image, 64)
+        assert found.box == region.box and np.array_equal(crop, expected)
+    sixteen = frame.astype(np.uint16) * 257  # fills all 16 bits
+    crop, found = regions.extract(sixteen, 64)
+    assert found.box == region.box and np.array_equal(crop, expected)
+
+
+@pytest.mark.parametrize("array", [np.zeros((4, 4, 7), np.uint8), np.zeros((0, 5), np.uint8), np.zeros(9)])
+def test_what_is_no_still_image_is_refused(array):
+    with pytest.raises(frames.FrameError):
+        regions.as_gray(array)
+
+
+@pytest.mark.parametrize("scale", [0.5, 2.0, 3.0])
+def test_the_recipe_scales_with_the_frame(scale):
+    frame = scanner_frame()
+    box = np.array(regions.largest_region(frame).box)
+    size = (round(frame.shape[1] * scale), round(frame.shape[0] * scale))
+    larger = cv2.resize(frame, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST)
+    region = regions.largest_region(larger)
+    assert np.abs(np.array(region.box) / scale - box).max() <= 6
+    assert region.mask.shape == larger.shape
+
+
+def test_letterbox_keeps_proportions_and_centres():
+    image = np.full((50, 200), 90, np.uint8)
+    square = regions.letterbox(image, 100, fill=7)
+    assert square.shape == (100, 100) and square.dtype == np.uint8
+    assert regions.letterbox_box(image.shape, 100) == (0, 37, 100, 25)
+    assert (square[37:62] == 90).all() and (square[:37] == 7).all() and (square[62:] == 7).all()
+    tall = regions.letterbox(np.full((7, 3), 200, np.uint8), 70)
+    assert (tall[:, 20:50] == 200).all() and (tall[:, :20] == 0).all() and (tall[:, 50:] == 0).all()
+
+
+def test_letterbox_of_a_mask_stays_a_mask_and_keeps_its_share():
+    mask = np.zeros((300, 400), bool)
+    cv2.circle(view := mask.view(np.uint8), (200, 150), 80, 1, -1)
+    small = regions.letterbox(view.astype(bool), 100)
+    assert set(np.unique(small)) == {0, 1}
+    assert small.sum() == pytest.approx(mask.sum() / 16, rel=0.02)
+
+
+def test_extract_is_region_then_crop_then_letterbox():
+    frame = scanner_frame()
+    region = regions.largest_region(frame)
+    x, y, width, height = region.box
+    assert np.array_equal(regions.crop(frame, region), frame[y : y + height, x : x + width])
+    assert np.array_equal(
+        regions.extract(frame, 80)[0], regions.letterbox(frame[y : y + height, x : x + width], 80)
+    )
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"median": 4}, {"connectivity": 6}, {"threshold": 0}, {"opening": -1}, {"min_area": -0.1}]
+)
+def test_an_impossible_recipe_is_refused(wrong):
+    with pytest.raises(ValueError, match=rf"Recipe\.{next(iter(wrong))}: expected .* came"):
+        Recipe(**wrong)
+
+
+def test_lines_of_print_are_counted_and_tissue_is_not():
+    frame = scanner_frame()
+    whole, crop, below = regions.printed_lines(
+        frame, (0, 0, 560, 360), (100, 20, 340, 280), (100, 302, 340, 58)
+    )
+    assert (crop, below) == (0, 1) and whole >= 2
+
+
+# --- real frames -----------------------------------------------------------------------------------------------
+
+
+def outline(polygon, steps: int = 20) -> np.ndarray:
+    """Points along a polygon's sides: (n, 2)."""
+    points = np.asarray(polygon, float)
+    ends = np.roll(points, -1, 0)
+    return np.concatenate([np.linspace(a, b, steps, endpoint=False) for a, b in zip(points, ends)])
+
+
+def test_ddti_crops_hold_the_nodule(real_data):
+    table = datasets.read(f"ddti:{real_data / 'ddti'}")
+    held = []
+    for row in table[table["mask"] != ""].to_dict("records"):
+        x, y, width, height = regions.largest_region(datasets.load_frame(row)).box
+        points = np.concatenate([outline(polygon) for polygon in json.loads(row["mask"])])
+        inside = (points >= (x - 1, y - 1)).all(1) & (points <= (x + width, y + height)).all(1)
+        held.append(inside.mean())
+    assert len(held) > 300
+    assert np.mean(np.array(held) >= 0.95) >= 0.99
+
+
+def test_ddti_crops_hold_no_printed_finding(real_data):
+    with open(real_data / "ddti_notes.csv", encoding="utf-8-sig") as file:
+        texted = [row["image"] for row in csv.DictReader(file) if row["burned_in_text"]]
+    assert len(texted) > 50
+    survived = 0
+    for image in texted:
+        gray = datasets.load_frame(real_data / "ddti" / image)
+        x, y, width, height = regions.largest_region(gray).box
+        lower = (x, y + height // 2, width, height - height // 2)
+        below = (x, y + height // 2, width, gray.shape[0] - y - height // 2)
+        in_crop, in_frame = regions.printed_lines(gray, lower, below)
+        assert in_frame >= 1, f"the text of {image} is not seen even in the whole frame"
+        survived += in_crop > 0
+    assert survived / len(texted) <= 0.01
+
+
+def test_busi_crops_lose_nothing_that_matters(real_data):
+    table = datasets.read(f"busi:{real_data / 'busi' / 'Dataset_BUSI_with_GT'}")
+    whole = []
+    for row in table[table["mask"] != ""].to_dict("records"):
+        gray = datasets.load_frame(row)
+        mask = datasets.load_mask(row, gray.shape)
+        if mask.any():
+            x, y, width, height = regions.largest_region(gray).box
+            whole.append(mask[y : y + height, x : x + width].sum() == mask.sum())
+    assert len(whole) > 500
+    assert np.mean(whole) >= 0.99
