@@ -49,6 +49,9 @@ def prepare(specs: Mapping[str, str], *, folds: int, seed: int = 0, jobs: int = 
 
     Returns:
         role -> Prepared, in the order of `specs`.
+
+    Raises:
+        ManifestError: a role is left without a frame, or the fine-tuning data cannot be split; with reasons.
     """
     found = {}
     for role in sorted(
@@ -58,6 +61,10 @@ def prepare(specs: Mapping[str, str], *, folds: int, seed: int = 0, jobs: int = 
         flow = clean.attrs["flow"]
         for earlier in found.values():
             clean, problems, flow = _apart(clean, problems, flow, earlier)
+        if not len(clean):
+            counted = problems.loc[problems["action"] == manifest.LEFT_OUT, "problem"].value_counts()
+            reasons = "; ".join(f"{count} x {reason}" for reason, count in counted.head(5).items())
+            raise manifest.ManifestError(f"{role} ({specs[role]}): no frame is left to use. {reasons}")
         if role == "finetune":
             attrs = clean.attrs
             clean = manifest.split(clean, folds, seed)

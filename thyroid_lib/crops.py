@@ -95,6 +95,7 @@ class Crops:
         for column in TEXT_COLUMNS:
             if column in index:
                 index[column] = index[column].fillna("")
+        index["mask_inside"] = index["mask_inside"].astype(np.float64)
         arrays = {
             name: np.load(folder / f"{name}.npy", mmap_mode="r")
             for name in ARRAYS
