@@ -279,3 +279,11 @@ def findings(view: View, names: dict[str, tuple[str, str]]) -> str:
     ]
     lines += [f"Warning: {html.escape(printable(warning))}." for warning in answer.warnings]
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _verdict(view: View) -> str:
+    if view.high <= 0:
+        return ": nothing speaks for this type."
+    if view.high - view.low < 0.02 * view.high:
+        return ": flat, it singles out no place."
+    return "."

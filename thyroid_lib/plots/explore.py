@@ -105,4 +105,5 @@ def _bars(ax, view, names: dict) -> None:
 
 def _titled(ax, title: str) -> None:
     ax.set(xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
     ax.set_title(title, fontsize=8, fontweight="normal")
