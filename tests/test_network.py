@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from thyroid_lib import inspection, network
+from thyroid_lib import inspection, network, probes
 
 SMALL = {"width": 0.02, "middle_blocks": 1}  # every layer 8 channels wide
 
@@ -149,28 +149,28 @@ def test_four_max_poolings_are_replaced_in_place_and_none_is_left():
 @pytest.mark.parametrize("kind", ["separable", "depthwise", "dense"])
 @pytest.mark.parametrize("size", [(71, 71), (96, 128), (128, 128), (224, 224)], ids=str)
 def test_every_pixel_of_each_replaced_pools_input_gets_gradient(kind, size):
-    table = inspection.unread_pixels(small(downsampling=kind), size)
+    table = probes.unread_pixels(small(downsampling=kind), size)
     assert len(table) == 4 and (table.unread == 0).all()
 
 
 def test_dilation_two_leaves_three_quarters_of_the_pixels_without_gradient():
-    table = inspection.unread_pixels(small(dilation=2), (128, 128))
+    table = probes.unread_pixels(small(dilation=2), (128, 128))
     read = ((table.height + 1) // 2) * ((table.width + 1) // 2)
     assert (table.unread == table.height * table.width - read).all()
 
 
 def test_parts_run_in_the_order_of_the_claims():
-    order = inspection.execution_order(small(), grey(64, 64))
+    order = probes.execution_order(small(), grey(64, 64))
     flows = ["entry_flow", "dense1", "middle_flow", "dense2", "exit_flow", "fc"]
     assert [name for name in order if name in flows] == flows
-    assert inspection.execution_order(network.xception(4, 1, **SMALL), grey(64, 64)) == [
+    assert probes.execution_order(network.xception(4, 1, **SMALL), grey(64, 64)) == [
         "entry_flow", "middle_flow", "exit_flow", "drop", "fc"
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize("fusion", ["project", "widen"])
 def test_disturbing_a_map_changes_exactly_the_maps_after_it(fusion):
-    table = inspection.wiring(small(fusion=fusion), grey(64, 64))
+    table = probes.wiring(small(fusion=fusion), grey(64, 64))
     changed = {place: set(table.columns[row.astype(bool)]) for place, row in table.iterrows()}
     assert changed == {
         "x (to T1)": {"T1", "G1", "F2", "T2", "G2", "features"},
@@ -180,7 +180,7 @@ def test_disturbing_a_map_changes_exactly_the_maps_after_it(fusion):
 
 
 def test_disturbing_a_map_changes_exactly_the_maps_after_it_in_the_three_way_reading():
-    table = inspection.wiring(small(second_connection="three_way"), grey(64, 64))
+    table = probes.wiring(small(second_connection="three_way"), grey(64, 64))
     assert set(table.columns) == {"F1", "T1", "G1", "F2", "G2", "features"}
     assert set(table.columns[table.loc["F2"].astype(bool)]) == {"F2", "G2", "features"}
 
@@ -244,6 +244,7 @@ def test_first_transition_reads_every_pixel_of_the_image():
 
 COMBINATIONS = [
     {"dense_connections": False},
+    {"dense_connections": False, "downsampling_norm": False},
     *(
         {"second_connection": second, "fusion": fusion, "transition2_stride": stride}
         | {"transition_pooling": pooling, "transition_order": order}

@@ -7,6 +7,7 @@ MIN_SIZE = 32  # px: below it the exit flow has nothing left to read
 DOWNSAMPLINGS = ("max_pool", "separable", "depthwise", "dense")
 CHOICES = {
     "downsampling": DOWNSAMPLINGS,
+    "downsampling_norm": (True, False),
     "dense_connections": (True, False),
     "second_connection": ("transition", "three_way"),
     "fusion": ("project", "widen"),

@@ -1,14 +1,12 @@
-"""What a network is made of, what it costs, what it reads and how its maps hang together.
+"""What a network is made of and what it costs.
 
 Shapes and costs are computed on torch's "meta" device: no memory, no arithmetic, milliseconds at any size.
 """
 
 import copy
 
-import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from thyroid_lib import network
@@ -63,6 +61,15 @@ def layer_table(model: network.Xception, size: int | tuple[int, int]) -> pd.Data
     return table
 
 
+def map_shapes(model: network.Xception, size: int | tuple[int, int]) -> dict[str, tuple[int, int, int]]:
+    """(channels, height, width) of every map of `forward_maps`, by name."""
+    height, width = (size, size) if isinstance(size, int) else size
+    ghost = copy.deepcopy(model).to("meta").eval()
+    with torch.no_grad():
+        maps = ghost.forward_maps(torch.empty(1, model.config["in_chans"], height, width, device="meta"))
+    return {name: tuple(m.shape[1:]) for name, m in maps.items()}
+
+
 def parameters(module: nn.Module) -> int:
     """Trainable parameters."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
@@ -93,120 +100,6 @@ def costs(variants: dict[str, dict], size: int, **common) -> pd.DataFrame:
     for column in ("parameters", "gmacs"):
         table[f"{column}_ratio"] = table[column] / table[column].iloc[0]
     return table
-
-
-def gradient_coverage(downsampling: str, dilation: int, size: int) -> np.ndarray:
-    """How many output pixels send a gradient to each input pixel of a replaced pool.
-
-    Args:
-        downsampling: as in `network.Xception`; max-pooling sends each output's gradient to one winner.
-        dilation: of the convolution.
-        size: of the map, px a side.
-
-    Returns:
-        int (size, size): 0 where the layer never reads.
-    """
-    if downsampling == "max_pool":
-        x = torch.rand(1, 1, size, size, generator=torch.Generator().manual_seed(0)).requires_grad_()
-        y = F.max_pool2d(x, 3, 2, 1)
-    else:
-        x = torch.zeros(1, 1, size, size, requires_grad=True)
-        y = F.conv2d(x, torch.ones(1, 1, 3, 3), stride=2, padding=dilation, dilation=dilation)
-    return torch.autograd.grad(y.sum(), x)[0][0, 0].round().int().numpy()
-
-
-def unread_pixels(model: network.Xception, size: int | tuple[int, int], seed: int = 0) -> pd.DataFrame:
-    """For each down-sampling of the network as it is: which pixels of its input get no gradient.
-
-    Measured, not deduced: a random image goes in, a random gradient comes back from each down-sampling alone.
-
-    Returns:
-        Columns: layer, height, width (of its input, px), unread (pixels without gradient in any channel).
-    """
-    height, width = (size, size) if isinstance(size, int) else size
-    generator = torch.Generator().manual_seed(seed)
-    image = torch.randn(1, model.config["in_chans"], height, width, generator=generator)
-    inputs = {}
-    downs = [
-        (n, m) for n, m in model.named_modules() if n.endswith(".down") and not isinstance(m, nn.Identity)
-    ]
-    hooks = [
-        module.register_forward_pre_hook(lambda _, args, name=name: inputs.update({name: args[0]}))
-        for name, module in downs
-    ]
-    with evaluating(model), torch.no_grad():
-        model.forward_features(image)
-    for hook in hooks:
-        hook.remove()
-    rows = []
-    for name, module in downs:
-        x = inputs[name].detach().requires_grad_()
-        with evaluating(model):
-            y = module(x)
-        grad = torch.autograd.grad(y, x, torch.randn(y.shape, generator=generator))[0]
-        unread = int((grad == 0).all(1).sum())
-        rows.append({"layer": name, "height": x.shape[2], "width": x.shape[3], "unread": unread})
-    return pd.DataFrame(rows)
-
-
-def wiring(model: network.Xception, images: Tensor, seed: int = 0) -> pd.DataFrame:
-    """Disturb x on its way to T1, F1 and F2, one at a time, and see which maps change.
-
-    The projections are given random weights meanwhile: at their identity they would hide T1 and T2.
-
-    Returns:
-        bool, a row for each disturbed map, a column for each map of `forward_maps` after x.
-    """
-    model = copy.deepcopy(model).eval()
-    generator = torch.Generator().manual_seed(seed)
-    for name in ("project1", "project2"):
-        if isinstance(getattr(model, name, None), nn.Conv2d):
-            nn.init.normal_(getattr(model, name).weight, std=0.05, generator=generator)
-
-    def noisy(x):
-        return x + torch.randn(x.shape, generator=generator)
-
-    places = {
-        "x (to T1)": lambda: model.transition1.register_forward_pre_hook(lambda _, a: (noisy(a[0]), *a[1:])),
-        "F1": lambda: model.entry_flow.register_forward_hook(lambda _m, _a, y: noisy(y)),
-        "F2": lambda: model.middle_flow.register_forward_hook(lambda _m, _a, y: noisy(y)),
-    }
-    rows = {}
-    with torch.inference_mode():
-        before = model.forward_maps(images)
-        for place, disturb in places.items():
-            hook = disturb()
-            after = model.forward_maps(images)
-            hook.remove()
-            rows[place] = {name: not torch.equal(before[name], after[name]) for name in before if name != "x"}
-    return pd.DataFrame(rows).T.rename_axis("disturbed")
-
-
-def execution_order(model: network.Xception, images: Tensor) -> list[str]:
-    """Names of the network's parts in the order in which a forward pass calls them."""
-    calls = []
-    hooks = [
-        module.register_forward_hook(lambda *_, name=name: calls.append(name))
-        for name, module in model.named_children()
-    ]
-    with evaluating(model), torch.inference_mode():
-        model(images)
-    for hook in hooks:
-        hook.remove()
-    return calls
-
-
-class evaluating:
-    """Context in which a model is in evaluation mode; its mode comes back afterwards."""
-
-    def __init__(self, model: nn.Module):
-        self.model, self.mode = model, model.training
-
-    def __enter__(self):
-        return self.model.eval()
-
-    def __exit__(self, *_):
-        self.model.train(self.mode)
 
 
 def _parts(model) -> list[str]:

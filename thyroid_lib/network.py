@@ -41,16 +41,16 @@ class SeparableConv2d(nn.Sequential):
         self.pointwise = nn.Conv2d(in_channels, out_channels, 1, bias=False)
 
 
-def make_downsampling(kind: str, channels: int, dilation: int) -> nn.Module:
+def make_downsampling(kind: str, channels: int, dilation: int, norm: bool) -> nn.Module:
     """What halves a map at the end of a block: the original's max-pooling, or its learnable replacement (C2).
 
-    Both give ceil(n / 2) pixels from n. The dilated convolutions have stride 2, kernel 3, padding = dilation
-    and a BatchNorm after them, as every convolution of the network has.
+    Both give ceil(n / 2) pixels from n. The dilated convolutions have stride 2, kernel 3, padding = dilation.
 
     Args:
         kind: "max_pool", or a convolution: "separable" (depthwise + pointwise), "depthwise" or "dense".
         channels: of the map, kept.
         dilation: of the convolution. 3 reads every pixel of a map of at least 5x5; 2 reads one in four.
+        norm: whether a BatchNorm follows the convolution, as it follows all others of the network.
     """
     if kind == "max_pool":
         return nn.MaxPool2d(3, stride=2, padding=1)
@@ -60,7 +60,7 @@ def make_downsampling(kind: str, channels: int, dilation: int) -> nn.Module:
         conv = DepthwiseConv2d(channels, stride=2, dilation=dilation)
     else:
         conv = nn.Conv2d(channels, channels, 3, stride=2, padding=dilation, dilation=dilation, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(channels))
+    return nn.Sequential(conv, nn.BatchNorm2d(channels) if norm else nn.Identity())
 
 
 class Block(nn.Module):
@@ -202,6 +202,7 @@ class Xception(nn.Module):
         in_chans: channels of the image; 1 for grey-scale, 3 for ImageNet weights as they are.
         downsampling: what halves the maps, four times: "max_pool", "separable", "depthwise" or "dense".
         dilation: of the convolutions that replace max-pooling.
+        downsampling_norm: whether a BatchNorm follows them.
         dense_connections: whether dense connection modules and transition layers exist (C3-C5, C7).
         second_connection: how x and F1 reach dense module 2: "transition" = cat[F2, T2(G1)], or "three_way" =
             cat[F2, F1, T1(x)], the literal three-way concatenation, which has no use for T2.
@@ -230,6 +231,7 @@ class Xception(nn.Module):
         downsampling: str,
         dense_connections: bool,
         dilation: int = 3,
+        downsampling_norm: bool = True,
         second_connection: str = "transition",
         fusion: str = "project",
         transition_channels: tuple[int, int] = (32, 364),
@@ -249,7 +251,7 @@ class Xception(nn.Module):
             return tuple(c if width == 1 else max(8, round(c * width / 8) * 8) for c in channels)
 
         def down(channels):
-            return make_downsampling(downsampling, channels, dilation)
+            return make_downsampling(downsampling, channels, dilation, downsampling_norm)
 
         entry, exit = scaled(32, 64, 128, 256, 728), scaled(728, 1024, 1536, 2048)
         t1, t2 = scaled(*transition_channels)
