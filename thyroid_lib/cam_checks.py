@@ -126,7 +126,7 @@ def check_against_masks(
         for name, other in others.items():
             columns[f"{name}/{what}"] = other[what]
             columns[f"{what}_over_{name}"] = own[what] - other[what]
-    return result | _means(columns, patients, draws, seed, minimum)
+    return result | means(columns, patients, draws, seed, minimum)
 
 
 def road(
@@ -194,7 +194,7 @@ def check_deletion(
     own = road(model, images, cams.maps, cams.targets, seed=seed)
     other = road(model, images, baseline_maps(images, "random", seed=seed), cams.targets, seed=seed)
     columns = {"road": own, "random/road": other, "road_over_random": own - other}
-    return _means(columns, np.asarray(patients), draws, seed, minimum)
+    return means(columns, np.asarray(patients), draws, seed, minimum)
 
 
 def check_randomization(
@@ -230,7 +230,7 @@ def check_randomization(
         refresh_statistics(broken, images)
         maps = explanation.cam(broken, images, targets, method=method, layer=layer)
         columns[f"correlation/{name}"] = rank_correlation(trained.maps, maps.maps)
-    return _means(columns, np.asarray(patients), draws, seed, minimum) | {"order": modules[::-1]}
+    return means(columns, np.asarray(patients), draws, seed, minimum) | {"order": modules[::-1]}
 
 
 def check_agreement(
@@ -252,7 +252,7 @@ def check_agreement(
         ``agreement``: mean Spearman rank correlation between the two maps of an image, with interval.
     """
     columns = {"agreement": rank_correlation(first.maps, second.maps)}
-    return _means(columns, np.asarray(patients), draws, seed, minimum)
+    return means(columns, np.asarray(patients), draws, seed, minimum)
 
 
 def verdicts(masks: dict, deletion: dict, randomization: dict, agreement: dict) -> pd.DataFrame:
@@ -352,7 +352,15 @@ def refresh_statistics(model: nn.Module, images: np.ndarray) -> None:
     model.eval()
 
 
-def _means(columns: dict, patients: np.ndarray, draws: int, seed: int, minimum: int) -> dict:
+def means(columns: dict, patients: np.ndarray, draws: int, seed: int, minimum: int) -> dict:
+    """Means over images with patient-cluster intervals, all from the same draws.
+
+    Args:
+        columns: name -> float (n,);  patients: n identifiers;  draws, seed, minimum: of the bootstrap.
+
+    Returns:
+        name -> {"value", "low", "high", "n_images", "n_patients"[, "reason"]}.
+    """
     clusters = Clusters(patients, draws, seed)
     sums = clusters.sums(np.column_stack([*columns.values(), np.ones(len(patients))]))
     means = sums[:, :-1] / sums[:, -1:]

@@ -17,6 +17,9 @@ from torch import nn
 
 from thyroid_lib import network
 
+LAYERS = ("exit_flow", "middle_flow", "entry_flow.block2", "entry_flow.block1")
+"""Where maps may be read, deepest first; :func:`choose_layer` takes the first that is fine enough."""
+
 METHODS = ("gradcam", "gradcam++", "hirescam", "layercam", "eigencam")
 
 FLAT = 1e-6
@@ -114,6 +117,33 @@ def find(model: nn.Module, layer: str) -> nn.Module:
         raise ValueError(
             f"expected a layer of {type(model).__name__} such as {known}, got {layer!r}"
         ) from None
+
+
+def choose_layer(model: nn.Module, size: int, least: int = 7) -> tuple[str, int]:
+    """The deepest layer whose map still has some resolution: a 2 x 2 map can point at a quarter, not a nodule.
+
+    Args:
+        model: of ``network.build``;  size: side of the crops, px;  least: fewest cells a side (7 is what the
+            exit flow has at 224 px).
+
+    Returns:
+        (attribute path, cells a side of its map); the finest of ``LAYERS`` when none has ``least``.
+    """
+    found = ("", 0)
+    for layer in LAYERS:
+        sides: list[int] = []
+        handle = find(model, layer).register_forward_hook(
+            lambda m, i, o, sides=sides: sides.append(o.shape[-1])
+        )
+        try:
+            with restored(model), torch.no_grad():
+                model(model_input(model, np.zeros((1, size, size), np.uint8)))
+        finally:
+            handle.remove()
+        found = (layer, sides[-1])
+        if found[1] >= least:
+            break
+    return found
 
 
 @contextmanager

@@ -80,6 +80,9 @@ def summarize(
                 unit: evaluate(rows, unit=unit, prevalence=prevalence, ordered=ordered, **options)
                 for unit in ("image", "patient")
             }
+            for unit in ("image", "patient"):
+                if model != models[0] or unit == "patient":
+                    found[unit] = {k: v for k, v in found[unit].items() if not k.startswith("net_benefit/")}
             if rows["fold"].nunique() > 1:
                 found["folds"] = comparison.across_folds(rows)
             if model == models[0]:
@@ -160,32 +163,148 @@ def overall_table(found: dict) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def error_table(table: pd.DataFrame, names: dict) -> pd.DataFrame:
+def errors(table: pd.DataFrame) -> dict:
     """Errors per type: how many, what they were taken for, and how sure the classifier was.
 
     Args:
-        table: predictions with a column "predicted";  names: class key -> (English, Chinese).
+        table: predictions with a column "predicted".
+
+    Returns:
+        class key -> {"images", "errors", "taken_for": {key: images}, "median_probability"}, the last being
+        the median probability of the wrong type, None without errors.
     """
-    rows = []
+    result = {}
     for key in classes_of(table):
         own = table[table["truth"] == key]
         wrong = own[own["predicted"] != key]
-        taken = wrong["predicted"].value_counts()
-        sure = (
-            wrong.apply(lambda row: row["p_" + row["predicted"]], axis=1)
-            if len(wrong)
-            else pd.Series(dtype=float)
-        )
+        sure = [row["p_" + row["predicted"]] for _, row in wrong.iterrows()]
+        result[key] = {
+            "images": len(own),
+            "errors": len(wrong),
+            "taken_for": {str(k): int(n) for k, n in wrong["predicted"].value_counts().items()},
+            "median_probability": float(f"{np.median(sure):.9g}") if sure else None,
+        }
+    return result
+
+
+def error_table(found: dict, names: dict) -> pd.DataFrame:
+    """:func:`errors` as a table.
+
+    Args:
+        found: of :func:`errors`;  names: class key -> (English, Chinese).
+    """
+    rows = []
+    for key, e in found.items():
+        taken = ", ".join(f"{english(names, k)} ({n})" for k, n in e["taken_for"].items())
+        sure = e["median_probability"]
         rows.append(
             {
                 "reference standard": english(names, key),
-                "images": len(own),
-                "errors": len(wrong),
-                "taken for": ", ".join(f"{english(names, k)} ({n})" for k, n in taken.items()) or "–",
-                "median probability of the wrong type": f"{sure.median():.2f}" if len(sure) else "–",
+                "images": e["images"],
+                "errors": e["errors"],
+                "taken for": taken or "–",
+                "median probability of the wrong type": "–" if sure is None else f"{sure:.2f}",
             }
         )
     return pd.DataFrame(rows)
+
+
+def caption(title: str, found: dict, simulated: bool) -> str:
+    """A table's caption: what, on how many, and whether simulated.
+
+    Args:
+        title: what the table shows;  found: one model on one set;  simulated: phantoms.
+    """
+    n = found["image"]["accuracy"]
+    kind = "simulated images" if simulated else "images"
+    return f"{title}: {n['n_images']} {kind} of {n['n_patients']} patients; in brackets the 95 % interval."
+
+
+def headline(result: dict, simulated: bool) -> dict:
+    """The numbers an index opens with.
+
+    Args:
+        result: of :func:`summarize`;  simulated: phantoms.
+
+    Returns:
+        key -> {"label", "metric", "simulated"}; only numbers that exist.
+    """
+    wanted = [
+        (place, unit, name, title)
+        for place in ("internal", "external")
+        for unit, name, title in (
+            ("image", "macro_auroc", "Macro AUROC"),
+            ("patient", "macro_auroc", "Macro AUROC by patient"),
+            ("image", "balanced_accuracy", "Balanced accuracy"),
+        )
+    ]
+    found = {}
+    for place, unit, name, title in wanted:
+        metric = result.get(place, {}).get(OURS, {}).get(unit, {}).get(name)
+        if metric and metric["value"] is not None:
+            label = f"{title}, {place} testing"
+            found[f"{place}_{unit}_{name}"] = {"label": label, "metric": metric, "simulated": simulated}
+    return found
+
+
+def conformal_rows(result: dict, names: dict) -> list[tuple[str, str, dict]]:
+    """Rows of a forest plot: coverage of the prediction sets, overall and per type.
+
+    Args:
+        result: of :func:`summarize`;  names: class key -> (English, Chinese).
+    """
+    rows = []
+    for place in ("internal", "external"):
+        found = result.get(place, {}).get(OURS, {}).get("conformal", {})
+        group = f"{place} testing"
+        if "coverage" not in found:
+            if found:
+                n = result[place][OURS]["image"]["accuracy"]
+                rows.append((group, "all", {**n, "value": None, "reason": found["reason"]}))
+            continue
+        rows.append((group, "all", found["coverage"]))
+        rows += [
+            (group, english(names, key.partition("/")[2]), metric)
+            for key, metric in found.items()
+            if key.startswith("coverage/")
+        ]
+    return rows
+
+
+def conformal_caption(result: dict) -> str:
+    """What the prediction sets were calibrated on, and how large they are.
+
+    Args:
+        result: of :func:`summarize`.
+    """
+    parts = []
+    for place in ("internal", "external"):
+        found = result.get(place, {}).get(OURS, {}).get("conformal", {})
+        if "set_size" in found:
+            parts.append(
+                f"{place} testing: sets hold {say(found['set_size'])} types, calibrated on "
+                f"{found['calibrated_on']}"
+            )
+    wanted = result.get("internal", {}).get(OURS, {}).get("conformal", {}).get("confidence", 0.9)
+    return f"Share of prediction sets that hold the right type; wanted (dotted): {wanted:.0%}. " + "; ".join(
+        parts
+    )
+
+
+def complete(metrics) -> bool:
+    """Whether every number with an uncertainty has its interval, its n, or a reason why not.
+
+    Args:
+        metrics: any part of metrics.json.
+    """
+    if isinstance(metrics, list):
+        return all(complete(item) for item in metrics)
+    if not isinstance(metrics, dict):
+        return True
+    if "value" in metrics:
+        known = all(metrics.get(name) is not None for name in ("value", "low", "high"))
+        return {"n_images", "n_patients"} <= {*metrics} and (known or bool(metrics.get("reason")))
+    return all(complete(value) for value in metrics.values())
 
 
 def subgroup_rows(found: dict, metric: str = "macro_auroc") -> list[tuple[str, str, dict]]:
@@ -225,34 +344,77 @@ def findings(metrics: dict, names: dict, simulated: bool) -> str:
             images are phantoms.
     """
     lines = []
-    kind = "simulated " if simulated else ""
-    for place in ("internal", "external"):
-        found = metrics.get(place, {}).get(OURS)
-        if not found:
-            lines.append(
-                f"{place.capitalize()} testing was not done: the run has no {place} predictions of {OURS}."
-            )
-            continue
-        image = found["image"]
-        areas = {k.partition("/")[2]: v for k, v in image.items() if k.startswith("auroc/")}
-        known = {k: v for k, v in areas.items() if v["value"] is not None}
-        text = (
-            f"**{place.capitalize()} testing** ({image['accuracy']['n_images']} {kind}images of "
-            f"{image['accuracy']['n_patients']} patients): macro AUROC {say(image['macro_auroc'])} by image and "
-            f"{say(found['patient']['macro_auroc'])} by patient, balanced accuracy {say(image['balanced_accuracy'])}."
+    if simulated:
+        lines.append(
+            "All images here are **simulated**: the numbers show that the machinery works, nothing else."
         )
-        if known:
-            worst = min(known, key=lambda key: known[key]["value"])
-            text += f" The weakest type is {english(names, worst)}, AUROC {say(known[worst])}."
-        lines.append(text)
+    for place in ("internal", "external"):
+        lines.append(_testing(metrics.get(place, {}).get(OURS), place, names))
     for place, others in metrics.get("difference", {}).items():
         for other, values in others.items():
-            d = values["macro_auroc"]
-            sure = d["value"] is not None and (d["low"] > 0 or d["high"] < 0)
-            lines.append(
-                f"{OURS.capitalize()} minus {other.replace('_', ' ')}, {place} testing: macro AUROC {say(d)}"
-                + (": the interval excludes 0." if sure else ": no difference can be claimed.")
+            d, who = values["macro_auroc"], other.replace("_", " ")
+            if d["value"] is None:
+                lines.append(f"{OURS.capitalize()} against {who}, {place} testing: {d['reason']}.")
+                continue
+            sure = (
+                "the interval excludes 0" if d["low"] > 0 or d["high"] < 0 else "no difference can be claimed"
             )
-    if drop := metrics.get("drop", {}).get(OURS):
-        lines.append(f"On the external source the macro AUROC falls by {say(drop['macro_auroc'])}.")
+            lines.append(f"{OURS.capitalize()} minus {who}, {place} testing: macro AUROC {say(d)}; {sure}.")
+    fall = metrics.get("drop", {}).get(OURS, {}).get("macro_auroc")
+    if fall and fall["value"] is not None:
+        lines.append(f"Internal minus external testing: macro AUROC {say(fall)}.")
+    lines += _trust(metrics)
     return "\n".join(f"* {line}" for line in lines)
+
+
+def _testing(found: dict | None, place: str, names: dict) -> str:
+    if not found:
+        return f"**{place.capitalize()} testing** was not done: the run has no {place} predictions of {OURS}."
+    image, patient = found["image"], found["patient"]["macro_auroc"]
+    n = image["accuracy"]
+    text = f"**{place.capitalize()} testing**, {n['n_images']} images of {n['n_patients']} patients: "
+    if image["macro_auroc"]["value"] is None:
+        return text + f"no macro AUROC can be given ({image['macro_auroc']['reason']})."
+    text += (
+        f"macro AUROC {say(image['macro_auroc'])} by image, {say(patient)} by patient; balanced accuracy "
+        f"{say(image['balanced_accuracy'])}; Brier score {say(image['brier'])}."
+    )
+    areas = {k.partition("/")[2]: v for k, v in image.items() if k.startswith("auroc/")}
+    worst = min(areas, key=lambda key: areas[key]["value"])
+    return text + f" The weakest type is {english(names, worst)}, AUROC {say(areas[worst])}."
+
+
+def _trust(metrics: dict) -> list[str]:
+    lines = []
+    maps = metrics.get("maps", {})
+    if verdicts := maps.get("trained", {}).get("verdicts"):
+        failed = [check for check, verdict in verdicts.items() if verdict == "fail"]
+        fooled = [
+            c for c, v in maps["untrained"]["verdicts"].items() if v == "pass" and verdicts[c] == "pass"
+        ]
+        passed = sum(verdict == "pass" for verdict in verdicts.values())
+        text = f"Heat maps ({maps['method']} at {maps['layer']}) pass {passed} of {len(verdicts)} checks"
+        text += f" and fail: {'; '.join(failed)}." if failed else "."
+        if fooled:
+            text += f" Random weights pass too, so these prove nothing: {'; '.join(fooled)}."
+        if failed:
+            text += " They should not be shown as an explanation of a single image."
+        lines.append(text)
+    audit = metrics.get("audit", {})
+    printed = audit.get("views", {}).get("full frame, answer printed", {})
+    rises = {r: v["difference"] for r, v in printed.items() if v["difference"]["value"] is not None}
+    if rises:
+        said = ", ".join(f"{reader} {say(rise)}" for reader, rise in rises.items())
+        caught = [reader for reader, rise in rises.items() if rise["low"] > 0]
+        lines.append(
+            f"A printed answer on the full frame changes the macro AUROC by: {said}. "
+            + (
+                f"The audit catches it ({', '.join(caught)})."
+                if caught
+                else "The audit does not catch it here."
+            )
+        )
+    source = audit.get("source", {}).get("auroc")
+    if source and source["value"] is not None:
+        lines.append(f"Frozen features tell the source of an image with AUROC {say(source)} (0.5 is chance).")
+    return lines

@@ -6,8 +6,8 @@ three readers, and the report says which is which:
 * ``classifier``: the frozen classifier's own score on the view;
 * ``probe``: a logistic regression on the frozen network's features of the view, fitted on the training part
   and scored on the tested part: what the features could tell if the head were free to use it;
-* ``pixels``: a logistic regression on principal components of the small grey image itself: what is in plain
-  sight, such as printed text, whether or not this network has learned to look at it.
+* ``pixels``: a logistic regression on the pixels of a small grey image, fitted and scored across the folds:
+  what is in plain sight, such as printed text, whether or not this network has learned to look at it.
 
 Views: the crop; the sector's border only; the nodule hidden under a square; the full frame; the full frame
 with the answer printed on it. Shortcut learning: Geirhos 2020 (arXiv 2004.07780); Zech 2018 (PLoS Med
@@ -28,8 +28,8 @@ READERS = ("classifier", "probe", "pixels")
 PIXELS = 48
 """px, side of the grey image that the pixel reader sees: small enough to fit, large enough to show print."""
 
-COMPONENTS = 40
-"""Principal components that the pixel reader uses, at most."""
+PIXEL_STRENGTH = 0.01
+"""Inverse L2 penalty of the pixel reader: two thousand standardized pixels need a strong one."""
 
 
 def border_only(images: np.ndarray) -> np.ndarray:
@@ -99,11 +99,14 @@ def features(model: nn.Module, images: np.ndarray, batch_size: int = 64) -> np.n
     return np.concatenate(parts)
 
 
-def probe(train: np.ndarray, labels: np.ndarray, test: np.ndarray, classes: int) -> np.ndarray:
+def probe(
+    train: np.ndarray, labels: np.ndarray, test: np.ndarray, classes: int, *, strength: float = 0.1
+) -> np.ndarray:
     """Logistic regression on standardized features.
 
     Args:
         train: float (m, D);  labels: int (m,);  test: float (n, D);  classes: C.
+        strength: inverse of the L2 penalty.
 
     Returns:
         float64 (n, C) probabilities; a class that the training rows lack gets 0.
@@ -116,31 +119,31 @@ def probe(train: np.ndarray, labels: np.ndarray, test: np.ndarray, classes: int)
     if len(present := np.unique(labels)) < 2:
         result[:, present] = 1.0
         return result
-    reader = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000, tol=1e-3))
+    reader = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000, tol=1e-3))
     reader.fit(train, labels)
     result[:, present] = reader.predict_proba(test)
     return result
 
 
-def pixel_probe(train: np.ndarray, labels: np.ndarray, test: np.ndarray, classes: int) -> np.ndarray:
-    """:func:`probe` on principal components of small grey images, fitted on the training rows.
+def pixel_probe(images: np.ndarray, labels: np.ndarray, folds: np.ndarray, classes: int) -> np.ndarray:
+    """Logistic regression on the pixels of a small grey image, each fold read by a fit on the others.
+
+    Every pixel is standardized, so that print in a margin that is otherwise always black weighs as much as
+    tissue.
 
     Args:
-        train: uint8 (m, S, S);  labels: int (m,);  test: uint8 (n, S, S);  classes: C.
+        images: uint8 (n, S, S);  labels: int (n,);  folds: int (n,);  classes: C.
 
     Returns:
         float64 (n, C) probabilities.
     """
-    from sklearn.decomposition import PCA
-
-    side = min(PIXELS, train.shape[1])
-    small = [
-        np.array([cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA).ravel() for image in images])
-        for images in (train, test)
-    ]
-    count = min(COMPONENTS, len(train) - 1, side * side)
-    pca = PCA(count, svd_solver="randomized", random_state=0)
-    return probe(pca.fit_transform(small[0] / 255.0), labels, pca.transform(small[1] / 255.0), classes)
+    side = min(PIXELS, images.shape[1])
+    small = [cv2.resize(np.asarray(i), (side, side), interpolation=cv2.INTER_AREA).ravel() for i in images]
+    vectors, result = np.array(small, np.float32) / 255, np.zeros((len(images), classes))
+    for fold in np.unique(folds):
+        test = folds == fold
+        result[test] = probe(vectors[~test], labels[~test], vectors[test], classes, strength=PIXEL_STRENGTH)
+    return result
 
 
 def macro_auroc(probabilities: np.ndarray, labels: np.ndarray, clusters: Clusters) -> np.ndarray:
@@ -158,9 +161,11 @@ def macro_auroc(probabilities: np.ndarray, labels: np.ndarray, clusters: Cluster
 
 def shortcut_audit(
     model: nn.Module,
-    views: dict[str, tuple[np.ndarray, np.ndarray]],
-    labels: tuple[np.ndarray, np.ndarray],
+    views: dict[str, np.ndarray],
+    labels: np.ndarray,
     patients,
+    folds: np.ndarray,
+    fold: int,
     classes: int,
     *,
     against: dict[str, str] | None = None,
@@ -168,42 +173,43 @@ def shortcut_audit(
     seed: int = 0,
     minimum: int = MINIMUM_PATIENTS,
 ) -> dict:
-    """Scores every view of the tested images with every reader.
+    """Scores every view of the images with every reader.
 
     Args:
-        model: the frozen network of one fold.
-        views: name -> (training images uint8 (m, S, S), tested images uint8 (n, S, S)).
-        labels: int (m,) and (n,).
-        patients: n identifiers of the tested images.
+        model: the frozen network that has not seen ``fold``.
+        views: name -> uint8 (n, S, S), the same n images each time.
+        labels: int (n,);  patients: n identifiers;  folds: int (n,).
+        fold: the tested one: "classifier" and "probe" are scored on it, "pixels" on all n images.
         classes: C.
         against: view -> the earlier view that it is compared with; the first view when not stated.
-        draws, seed, minimum: of the bootstrap; every view and reader sees the same draws.
+        draws, seed, minimum: of the bootstrap; every view sees the same draws.
 
     Returns:
         view -> reader -> {"auroc": metric, "difference": paired difference from the view it is compared
         with, "from": that view}, where a metric is {"value", "low", "high", "n_images", "n_patients"}. AUROC
         is the macro average.
     """
-    (y, truth), patients = labels, np.asarray(patients)
-    clusters, common = _sample(patients, truth, classes, draws, seed, minimum)
+    patients, test = np.asarray(patients), np.asarray(folds) == fold
+    tested = _sample(patients[test], labels[test], classes, draws, seed, minimum)
+    every = _sample(patients, labels, classes, draws, seed, minimum)
     result, scores = {}, {}
-    for name, (train, test) in views.items():
-        own = features(model, test)
-        with torch.inference_mode():
-            vectors = torch.from_numpy(own)[:, :, None, None].to(next(model.parameters()).device)
-            head = torch.softmax(model.eval().forward_head(vectors).double(), 1).cpu().numpy()
+    for name, images in views.items():
+        vectors = features(model, images)
+        with explanation.restored(model), torch.inference_mode():
+            maps = torch.from_numpy(vectors[test])[:, :, None, None].to(next(model.parameters()).device)
+            head = torch.softmax(model.forward_head(maps).double(), 1).cpu().numpy()
         read = {
-            "classifier": head,
-            "probe": probe(features(model, train), y, own, classes),
-            "pixels": pixel_probe(train, y, test, classes),
+            "classifier": (head, labels[test], *tested),
+            "probe": (probe(vectors[~test], labels[~test], vectors[test], classes), labels[test], *tested),
+            "pixels": (pixel_probe(images, labels, folds, classes), labels, *every),
         }
         result[name] = {}
-        for reader, probabilities in read.items():
+        for reader, (probabilities, truth, clusters, n) in read.items():
             score = scores[name, reader] = macro_auroc(probabilities, truth, clusters)
-            result[name][reader] = {"auroc": estimate(score, bounds=(0.0, 1.0), **common)}
+            result[name][reader] = {"auroc": estimate(score, bounds=(0.0, 1.0), **n)}
             base = (against or {}).get(name, next(iter(views)))
             if base != name:
-                difference = estimate(score - scores[base, reader], bounds=(-1.0, 1.0), **common)
+                difference = estimate(score - scores[base, reader], bounds=(-1.0, 1.0), **n)
                 result[name][reader] |= {"difference": difference, "from": base}
     return result
 
@@ -235,13 +241,8 @@ def text_audit(crops, *, draws: int = 2000, seed: int = 0, minimum: int = MINIMU
             "reason": "text is printed on every frame or on none, or the set has no folds: nothing to compare"
         }
     labels, folds = crops.labels[known], index["fold"].to_numpy()[known]
-    read = {}
-    for view, pixels in (("full frame", crops.frames), ("crop", crops.images)):
-        pixels = np.asarray(pixels)[known]
-        read[view] = np.zeros((len(known), len(crops.classes)))
-        for fold in np.unique(folds):
-            test = folds == fold
-            read[view][test] = pixel_probe(pixels[~test], labels[~test], pixels[test], len(crops.classes))
+    views = {"full frame": crops.frames[known], "crop": crops.images[known]}
+    read = {view: pixel_probe(images, labels, folds, len(crops.classes)) for view, images in views.items()}
     result, patients = {}, index["patient"].to_numpy()[known].astype(str)
     for name, chosen in (("with text", texted), ("without text", ~texted)):
         clusters, n = _sample(patients[chosen], labels[chosen], len(crops.classes), draws, seed, minimum)

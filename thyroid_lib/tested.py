@@ -148,6 +148,7 @@ def open_tested(crops, classifier, predictions: pd.DataFrame) -> Tested:
         )
     table = predictions.assign(row=predictions["image"].map(place)).sort_values("row", ignore_index=True)
     folds = sorted({int(fold) for fold in table["fold"]})
+    folds = [int(fold) for fold in classifier.definition["training"].get("folds", folds)]
     members = classifier.members()
     if len(members) != len(folds):
         raise ValueError(

@@ -145,3 +145,29 @@ def failures(images, cams, rows, classes: list[str], names: dict) -> Figure:
         )
     figure.alt = "Most confident errors; the reference standard is in bold. " + "; ".join(said) + "."
     return figure
+
+
+def views(pictures: dict, truth: list[str], names: dict) -> Figure:
+    """The same images as the readers of the shortcut audit see them: one row per image, one column per view.
+
+    Args:
+        pictures: view -> uint8 (n, S, S);  truth: n class keys;  names: class key -> (English, Chinese).
+    """
+    n, wide = len(truth), len(pictures)
+    side = min(1.75, WIDTH / wide)
+    figure, axes = plt.subplots(
+        n, wide, figsize=(side * wide, side * n + 0.35), layout="constrained", squeeze=False
+    )
+    for column, (view, images) in zip(axes.T, pictures.items()):
+        column[0].set_title(view.replace(", ", ",\n"), fontsize=7.5, fontweight="normal")
+        for ax, image in zip(column, images):
+            ax.imshow(image, cmap="gray", vmin=0, vmax=255)
+            ax.set(xticks=[], yticks=[])
+            ax.spines[:].set_visible(False)
+    for ax, key in zip(axes[:, 0], truth):
+        ax.set_ylabel(english(names, key).replace(" ", "\n"), fontsize=7)
+    figure.alt = (
+        f"{n} images ({', '.join(english(names, key) for key in truth)}), each in {wide} views: "
+        f"{'; '.join(pictures)}."
+    )
+    return figure

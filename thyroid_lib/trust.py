@@ -1,0 +1,391 @@
+"""Notebook 05's second half: map checks, shortcut audit and robustness of the networks of one run.
+
+Each function looks at the tested images again through ``tested.Tested`` and returns what is recorded in
+metrics.json. The methods are in ``cam_checks``, ``shortcuts`` and ``robustness``.
+"""
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from thyroid_lib import cam_checks, crops, datasets, explanation, network, robustness, shortcuts
+from thyroid_lib.plots.evaluation import english, say
+from thyroid_lib.predictions import classes_of
+from thyroid_lib.progress import progress, status
+from thyroid_lib.tested import Tested
+
+
+def second_network(run_folder: Path, fold: int) -> tuple[object, str]:
+    """Another training of the same task, to ask whether two trainings point at the same place.
+
+    Args:
+        run_folder: the run;  fold: whose tested images are looked at.
+
+    Returns:
+        (network in eval mode, words that say which it is); (None, why) where the run has none.
+    """
+    from safetensors import safe_open
+
+    path = Path(run_folder) / "checkpoints" / "scratch" / f"fold{fold}" / "best.safetensors"
+    if not path.is_file():
+        return None, "the run has no second training of this fold"
+    with safe_open(path, "pt") as file:
+        model = network.build(json.loads(file.metadata()["model"]))
+        model.load_state_dict({key: file.get_tensor(key) for key in file.keys()})
+    return model.eval(), "trained from scratch on the same images"
+
+
+def untrained(model, images: np.ndarray, seed: int = 0):
+    """The same network with random weights, BatchNorm fitted to the images: it must be able to fail a check.
+
+    Args:
+        model: copied, not touched;  images: uint8 (n, S, S);  seed: of the weights.
+    """
+    blank = copy.deepcopy(model)
+    for position, (_, child) in enumerate(blank.named_children()):
+        cam_checks.randomize(child, seed=seed + position)
+    cam_checks.refresh_statistics(blank, images)
+    return blank
+
+
+def check_maps(
+    tested: Tested,
+    other=None,
+    *,
+    method: str = "gradcam",
+    layer: str = "exit_flow",
+    most: int = 64,
+    road_images: int = 16,
+    draws: int = 2000,
+    seed: int = 0,
+    minimum: int = 5,
+) -> dict:
+    """Every check of the maps, for the trained network and for one with random weights.
+
+    Localization uses every tested image with a mask; the other checks, which cost many passes, use images of
+    the first fold, spread over its patients.
+
+    Args:
+        tested: the tested images.
+        other: a second trained network, or None.
+        method, layer: of ``explanation.cam``.
+        most: images for randomization, agreement and the untrained network.
+        road_images: images for deletion, of which each costs 16 imputations.
+        draws, seed, minimum: of the bootstrap.
+
+    Returns:
+        "trained" and "untrained" -> {"masks", "deletion", "randomization", "agreement", "verdicts"}.
+    """
+    options = {"draws": draws, "seed": seed, "minimum": minimum}
+    fold = next(iter(tested.members))
+    some, few = tested.only(fold, most), tested.only(fold, road_images)
+    blank = untrained(tested.members[fold], some.images, seed)
+    control = Tested(some.crops, some.rows, some.table, {fold: blank}, some.temperature)
+    result = {}
+    for name, part, model in (("trained", tested, tested.members[fold]), ("untrained", control, blank)):
+        found: dict = {"masks": {}, "deletion": {}, "randomization": {}, "agreement": {}}
+        status(f"maps of the {name} network")
+        if part.masks is None:
+            found["masks"] = {"reason": "the data have no nodule masks"}
+        else:
+            cams = part.cam(method=method, layer=layer)
+            found["masks"] = cam_checks.check_against_masks(
+                cams, part.images, part.masks, part.patients, **options
+            )
+        asked = Tested(few.crops, few.rows, few.table, {fold: model}, few.temperature)
+        cams = asked.cam(method=method, layer=layer)
+        found["deletion"] = cam_checks.check_deletion(model, cams, asked.images, asked.patients, **options)
+        found["randomization"] = cam_checks.check_randomization(
+            model, some.images, some.predicted, some.patients, method=method, layer=layer, **options
+        )
+        if other is not None:
+            pair = [
+                Tested(some.crops, some.rows, some.table, {fold: m}, some.temperature).cam(
+                    method=method, layer=layer
+                )
+                for m in (model, other)
+            ]
+            found["agreement"] = cam_checks.check_agreement(*pair, some.patients, **options)
+        lines = cam_checks.verdicts(
+            *(found[key] for key in ("masks", "deletion", "randomization", "agreement"))
+        )
+        found["verdicts"] = dict(zip(lines["check"], lines["verdict"]))
+        result[name] = found
+    return result
+
+
+def gallery(tested: Tested, count: int, names: dict, method: str, layer: str):
+    """Some tested crops with every method at one layer, and one method at every stage.
+
+    Args:
+        tested: the tested images;  count: crops;  names: class key -> (English, Chinese);  method, layer: the
+            ones that are checked.
+
+    Returns:
+        (part of ``tested``, heading -> ``Cams``, titles).
+    """
+    part = tested.only(next(iter(tested.members)), count)
+    columns = {f"{name}\n{layer}": part.cam(method=name, layer=layer) for name in explanation.METHODS}
+    for stage in network.STAGES:
+        if stage != layer:
+            columns[f"{method}\n{stage}"] = part.cam(method=method, layer=stage)
+    titles = [
+        f"{english(names, row.truth)}\nread as {english(names, row.predicted)}"
+        for row in part.table.itertuples()
+    ]
+    return part, columns, titles
+
+
+def maps_of(tested: Tested, positions: np.ndarray, method: str, layer: str) -> explanation.Cams:
+    """Maps of some tested images for their predicted types.
+
+    Args:
+        tested: the tested images;  positions: int (k,), which;  method, layer: of ``explanation.cam``.
+    """
+    table = tested.table.iloc[positions].reset_index(drop=True)
+    part = Tested(tested.crops, tested.rows[positions], table, tested.members, tested.temperature)
+    return part.cam(method=method, layer=layer)
+
+
+def compare_maps(
+    tested: Tested, *, most: int = 64, draws: int = 2000, seed: int = 0, minimum: int = 5
+) -> dict:
+    """Energy inside the nodule minus its area share, for every method at every stage.
+
+    Args:
+        tested: the tested images;  most: images of the first fold;  draws, seed, minimum: of the bootstrap.
+
+    Returns:
+        layer -> method -> metric; empty without masks.
+    """
+    part, result = tested.only(next(iter(tested.members)), most), {}
+    if part.masks is None:
+        return result
+    masked = part.masks.reshape(len(part.rows), -1).any(axis=1)
+    for layer in (*network.STAGES[::-1], "entry_flow.block2"):
+        result[layer] = {}
+        for method in explanation.METHODS:
+            cams = part.cam(method=method, layer=layer)
+            found = cam_checks.localization(cams.maps[masked], part.masks[masked])
+            result[layer][method] = cam_checks.means(
+                {"gain": found["energy"] - found["share"]}, part.patients[masked], draws, seed, minimum
+            )["gain"]
+    return result
+
+
+def compared_table(compared: dict) -> pd.DataFrame:
+    """:func:`compare_maps` as a table: layers down, methods across.
+
+    Args:
+        compared: of :func:`compare_maps`.
+    """
+    if not compared:
+        return pd.DataFrame([{"layer": "not done: the data have no nodule masks"}])
+    return pd.DataFrame(
+        [
+            {"layer": layer} | {method: say(m, 3) for method, m in row.items()}
+            for layer, row in compared.items()
+        ]
+    )
+
+
+def maps_caption(tested: Tested, method: str, layer: str, second: str, simulated: bool) -> str:
+    """What the verdicts were reached on.
+
+    Args:
+        tested: the tested images;  method, layer: of the maps;  second: words of :func:`second_network`;
+            simulated: phantoms.
+    """
+    kind = "simulated images" if simulated else "images"
+    return f"Checks of {method} at {layer}, {len(tested.rows)} tested {kind}. Second training: {second}."
+
+
+def verdict_table(checks: dict) -> pd.DataFrame:
+    """One line per check: the trained network's number and verdict, and the untrained network's.
+
+    Args:
+        checks: of :func:`check_maps`.
+    """
+    parts = ("masks", "deletion", "randomization", "agreement")
+    lines = {
+        name: cam_checks.verdicts(*(checks[name][p] for p in parts)) for name in ("trained", "untrained")
+    }
+    words = {
+        name: [
+            f"{row.value:.3f} ({row.low:.3f} to {row.high:.3f})" if row.verdict != "not done" else row.reason
+            for row in frame.itertuples()
+        ]
+        for name, frame in lines.items()
+    }
+    return pd.DataFrame(
+        {
+            "check": lines["trained"]["check"],
+            "passes when": lines["trained"]["limit"],
+            "trained": words["trained"],
+            "verdict": lines["trained"]["verdict"],
+            "random weights": words["untrained"],
+            "their verdict": lines["untrained"]["verdict"],
+        }
+    )
+
+
+def answer_crops(spec: str, like: crops.Crops, folder: Path, jobs: int = -1) -> crops.Crops | None:
+    """The same simulated patients with the answer printed on every frame.
+
+    Args:
+        spec: the clinic's SPEC;  like: its crops, for size and recipe;  folder: where to write;  jobs: of
+            ``crops.build``.
+
+    Returns:
+        The crops, rows in the order of ``like``; None where the data are not phantoms, or not these.
+    """
+    if not spec.startswith("phantom:") or "answer=1" in spec:
+        return None
+    manifest = datasets.read(spec + ("&" if "?" in spec else "?") + "answer=1")
+    wanted = like.index[["image"]].reset_index(drop=True)
+    if not wanted["image"].isin(manifest["image"]).all():
+        return None
+    attributes = manifest.attrs
+    manifest = wanted.merge(manifest, on="image", how="left")
+    manifest.attrs = attributes
+    built = crops.build(manifest, folder, size=like.size, recipe=like.recipe, jobs=jobs)
+    return built if len(built) == len(like) else None
+
+
+def audit(
+    tested: Tested, external, answer, *, most: int = 400, draws: int = 2000, seed: int = 0, minimum: int = 5
+) -> dict:
+    """The shortcut audit on the first fold: views, printed text, and what tells the source.
+
+    Args:
+        tested: the tested images.
+        external: ``crops.Crops`` of the other source, or None.
+        answer: of :func:`answer_crops`, or None.
+        most: training images that the probes are fitted on, spread over the training part.
+        draws, seed, minimum: of the bootstrap.
+
+    Returns:
+        {"views": of ``shortcut_audit``, "text": of ``text_audit``, "source": of ``source_audit``, "devices":
+        of ``source_audit`` on the clinic's devices}.
+    """
+    options = {"draws": draws, "seed": seed, "minimum": minimum}
+    fold, clinic = next(iter(tested.members)), tested.crops
+    own, train = tested.only(fold), tested.training_rows(fold)
+    if len(train) > most:
+        train = train[(np.arange(most) * len(train) / most).astype(int)]
+    rows = np.sort(np.concatenate([train, own.rows]))
+    views = _views(clinic, rows, answer)
+    model, index = tested.members[fold], clinic.index.iloc[rows]
+    status("shortcut audit")
+    found = shortcuts.shortcut_audit(
+        model,
+        views,
+        clinic.labels[rows],
+        index["patient"].to_numpy().astype(str),
+        index["fold"].to_numpy(),
+        fold,
+        len(clinic.classes),
+        against={"full frame, answer printed": "full frame"},
+        **options,
+    )
+    text = shortcuts.text_audit(clinic, **options) if not clinic.simulated else {"reason": "simulated frames"}
+    vectors = shortcuts.features(model, own.images)
+    devices, source = {"reason": "the data name no device"}, {"reason": "the run has no external source"}
+    if "device" in clinic.index:
+        names = clinic.index["device"].to_numpy()[own.rows]
+        devices = shortcuts.source_audit(vectors, names, own.patients, **options)
+    if external is not None and len(external):
+        there = np.arange(len(external))[:: max(1, len(external) // most)]
+        both = np.vstack([vectors, shortcuts.features(model, np.asarray(external.images[there]))])
+        names = np.repeat(["internal", "external"], [len(own.rows), len(there)])
+        who = np.concatenate([own.patients, external.index["patient"].to_numpy()[there].astype(str)])
+        source = shortcuts.source_audit(both, names, np.char.add(np.char.add(names, "/"), who), **options)
+    return {"views": found, "text": text, "source": source, "devices": devices}
+
+
+def example_views(tested: Tested, answer, count: int = 3) -> tuple[dict, list[str]]:
+    """A few tested images as each reader of the audit sees them.
+
+    Args:
+        tested: the tested images;  answer: of :func:`answer_crops`, or None;  count: images.
+
+    Returns:
+        (view -> uint8 (count, S, S), reference standard of each).
+    """
+    part = tested.only(next(iter(tested.members)), count)
+    return _views(part.crops, part.rows, answer), list(part.table["truth"])
+
+
+def _views(clinic: crops.Crops, rows: np.ndarray, answer) -> dict[str, np.ndarray]:
+    images = np.asarray(clinic.images[rows])
+    views = {"crop": images, "border only": shortcuts.border_only(images)}
+    if clinic.masks is not None:
+        views["nodule hidden"] = shortcuts.nodule_hidden(images, clinic.masks[rows])
+    views["full frame"] = np.asarray(clinic.frames[rows])
+    if answer is not None:
+        views["full frame, answer printed"] = np.asarray(answer.frames[rows])
+    return views
+
+
+def robust(tested: Tested, *, draws: int = 2000, seed: int = 0, minimum: int = 5) -> dict:
+    """Robustness curves of the frozen classifier on the tested images.
+
+    Args:
+        tested: the tested images;  draws, seed, minimum: of the bootstrap.
+    """
+    result = {}
+    for kind, strengths in progress(robustness.STRENGTHS.items(), "robustness", len(robustness.STRENGTHS)):
+        result |= robustness.curves(
+            tested.probabilities, tested.images, tested.labels, tested.patients, strengths={kind: strengths},
+            draws=draws, seed=seed, minimum=minimum,
+        )  # fmt: skip
+    return result
+
+
+def worst(tested: Tested, count: int) -> tuple[np.ndarray, pd.DataFrame]:
+    """The most confident errors.
+
+    Args:
+        tested: the tested images;  count: at most this many.
+
+    Returns:
+        (positions in ``tested``, int (k,), most confident first; their rows of predictions).
+    """
+    wrong = np.flatnonzero((tested.table["predicted"] != tested.table["truth"]).to_numpy())
+    sure = tested.table[["p_" + key for key in classes_of(tested.table)]].to_numpy().max(axis=1)
+    chosen = wrong[np.argsort(-sure[wrong], kind="stable")][:count]
+    return chosen, tested.table.iloc[chosen]
+
+
+def shortcut_table(audited: dict) -> pd.DataFrame:
+    """The audit's verdicts as a table.
+
+    Args:
+        audited: of :func:`audit`.
+    """
+    lines = shortcuts.verdicts(audited["views"], audited["source"], audited["text"])
+    return pd.DataFrame(
+        {
+            "question": [line["question"] for line in lines],
+            "reader": [line["reader"] for line in lines],
+            "AUROC or its rise": [say(line["metric"]) for line in lines],
+            "verdict": [line["verdict"] for line in lines],
+            "meaning": [line["meaning"] for line in lines],
+        }
+    )
+
+
+def view_rows(audited: dict) -> list[tuple[str, str, dict]]:
+    """Rows of a forest plot: macro AUROC of every reader on every view.
+
+    Args:
+        audited: of :func:`audit`.
+    """
+    return [
+        (view, reader, values[reader]["auroc"])
+        for view, values in audited["views"].items()
+        for reader in values
+    ]
