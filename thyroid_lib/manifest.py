@@ -21,6 +21,17 @@ from thyroid_lib.progress import progress
 LEFT_OUT, BLANKED, NOTE = "row left out", "value blanked", "note"
 BATCH = 32  # frames a worker decodes before it reports
 GIANT = 0.2  # of the patients in one joined group: more likely one template than one person
+LOOKS = {
+    b"<!doctype html": "a web page: an error page of a download?",
+    b"<html": "a web page: an error page of a download?",
+    b"<?xml": "an XML or SVG text",
+    b"<svg": "an XML or SVG text",
+    b"version https://git-lfs": "a Git LFS pointer: fetch the files with git lfs pull",
+    b"pk\x03\x04": "a ZIP archive: unpack it first",
+    b"\x1f\x8b": "a gzip archive: unpack it first",
+    b"%pdf": "a PDF",
+    b"riff": "a film or sound: save its frames as images",
+}  # first bytes, lower case -> what the file is
 OUTSIDE = re.compile(r"[/\\~]|\w:[/\\]|(.*[/\\])?\.\.([/\\]|$)")  # absolute, or up and out of the folder
 
 
@@ -359,6 +370,8 @@ def _inspect(batch: list[dict]) -> list[dict]:
             frame = contract.open_frame(row)
         except (frames.FrameError, contract.DatasetError) as error:
             found["reason"] = str(error)
+            if getattr(error, "kind", "") == "not_an_image":
+                found["reason"] += _look(row["path"])
             continue
         found["notes"] = list(frame.warnings)
         found["sha256"], found["phash"] = duplicates.fingerprint(frame.gray)
@@ -369,6 +382,21 @@ def _inspect(batch: list[dict]) -> list[dict]:
         except (frames.FrameError, contract.DatasetError, ValueError, TypeError) as error:
             found["mask"] = f"mask not used: {error}"
     return results
+
+
+def _look(path: str) -> str:
+    """What a file that is no image looks like, for the reason why it is left out."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(1024)
+    except OSError:
+        return ""
+    for mark, words in LOOKS.items():
+        if start.lstrip().lower().startswith(mark):
+            return f"; it looks like {words}"
+    if not start.strip(b"\0"):
+        return "; it holds only zeros: a copy that broke off?"
+    return "; it looks like plain text" if start.isascii() and b"\0" not in start else ""
 
 
 def _joined(data: pd.DataFrame, problems: list[dict]) -> tuple[pd.DataFrame, pd.DataFrame]:
