@@ -156,9 +156,9 @@ def test_images_that_are_no_ultrasound_get_a_warning(loaded, unlike):
 
 
 def test_new_frames_of_the_training_kind_get_no_warning(loaded):
-    results = [loaded.classify(small.sector_frame(seed)) for seed in range(400, 430)]
+    results = [loaded.classify(small.sector_frame(seed)) for seed in range(400, 520)]
     warned = [found for found in results if any("unlike" in warning for warning in found.warnings)]
-    assert len(warned) <= 3
+    assert len(warned) <= 12  # with 40 validation frames the limit is their largest distance
 
 
 def test_novelty_distance_of_gaussian_data_is_mahalanobis_like():
