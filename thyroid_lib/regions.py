@@ -145,13 +145,12 @@ def connected_regions(gray: np.ndarray, recipe: Recipe = RECIPE) -> list[Region]
     gray = as_gray(gray)
     height, width = gray.shape
     binary = binarize(gray, recipe)
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(binary, connectivity=recipe.connectivity)
+    labels, components = _components(binary, recipe.connectivity)
     scale_x, scale_y = width / binary.shape[1], height / binary.shape[0]
     margin = recipe.margin * max(gray.shape) / REFERENCE_SIDE
     bright_surround = surround_level(_reduced(gray)) > 127
     regions = []
-    for index in 1 + np.argsort(-stats[1:, cv2.CC_STAT_AREA], kind="stable"):
-        x, y, w, h, area = (int(v) for v in stats[index])
+    for area, index, (x, y, w, h) in components:
         if area < recipe.min_area * binary.size:
             break
         left, top = max(0, round(x * scale_x - margin)), max(0, round(y * scale_y - margin))
@@ -160,9 +159,21 @@ def connected_regions(gray: np.ndarray, recipe: Recipe = RECIPE) -> list[Region]
         inverted = bright_surround and np.median(gray[top:bottom, left:right]) > 127
         box = (left, top, right - left, bottom - top)
         regions.append(
-            Region(box, round(area * scale_x * scale_y), bool(inverted), labels, int(index), gray.shape)
+            Region(box, round(area * scale_x * scale_y), bool(inverted), labels, index, gray.shape)
         )
     return regions
+
+
+def _components(binary: np.ndarray, connectivity: int) -> tuple[np.ndarray, list[tuple]]:
+    """Labels, int32 (h, w), and (area, label, box) of each component, largest first."""
+    count, labels = cv2.connectedComponents(binary, connectivity=connectivity)
+    if count <= 16:  # a few looks at the labels are cheaper than OpenCV's statistics
+        parts = [cv2.inRange(labels, index, index) for index in range(1, count)]
+        found = [(cv2.countNonZero(p), i, cv2.boundingRect(p)) for i, p in enumerate(parts, 1)]
+    else:
+        _, labels, stats, _ = cv2.connectedComponentsWithStats(binary, connectivity=connectivity)
+        found = [(s[4], i, tuple(s[:4])) for i, s in enumerate(stats.tolist()) if i]
+    return labels, sorted(found, key=lambda component: (-component[0], component[1]))
 
 
 def largest_region(gray: np.ndarray, recipe: Recipe = RECIPE) -> Region:

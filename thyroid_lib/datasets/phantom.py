@@ -141,13 +141,12 @@ def _write(folder: Path, people: list[phantoms.Patient], answer: bool) -> list[d
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     rows = []
-    fast = [cv2.IMWRITE_PNG_COMPRESSION, 1]
     for patient in people:
         for number in range(patient.frames):
             frame = phantoms.render(patient, number, answer)
             name = f"{patient.name}_{number + 1}.png"
-            done = cv2.imwrite(str(folder / "frames" / name), frame.image, fast)
-            done &= cv2.imwrite(str(folder / "masks" / name), frame.mask.astype("uint8") * 255, fast)
+            done = cv2.imwrite(str(folder / "frames" / name), frame.image)
+            done &= cv2.imwrite(str(folder / "masks" / name), frame.mask.astype("uint8") * 255)
             if not done:
                 raise OSError(f"{folder}: the frame {name} could not be written; is the disk full?")
             rows.append(
