@@ -142,7 +142,7 @@ def fit(
         )
     identity = identity_of(settings, crops, train, validation, labels, initial)
     aside = put_aside(folder, identity) if set_aside else ""
-    training = _Training(settings, crops, train, validation, folder, initial, labels, title, identity)
+    training = Training(settings, crops, train, validation, folder, initial, labels, title, identity)
     if aside:
         training.state["choices"]["set_aside"] = aside
     while not training.finished:
@@ -187,7 +187,7 @@ def predict(
     return torch.cat(parts).numpy() if parts else np.zeros((0, model.config["num_classes"]), np.float32)
 
 
-class _Training:
+class Training:
     """One training in one process: what it needs, how an epoch goes, how it is kept."""
 
     def __init__(self, settings, crops, train, validation, folder, initial, labels, title, identity):
@@ -208,7 +208,10 @@ class _Training:
         self.finished = bool(self.state.get("finished"))
         if self.finished:
             return
-        self.fabric = _fabric(settings, self.state)
+        with torch.random.fork_rng():
+            torch.manual_seed(settings.seed)
+            self.model = network.build(settings.model)
+        self.fabric = _fabric(settings, self.state, self.model, crops.images.shape[1])
         self.reader = RowReader(crops.images)
         self._build(initial)
         if self.state["epoch"]:
@@ -219,9 +222,6 @@ class _Training:
 
     def _build(self, initial) -> None:
         settings, device = self.settings, self.fabric.device
-        with torch.random.fork_rng():
-            torch.manual_seed(settings.seed)
-            self.model = network.build(settings.model)
         report = ""
         if initial is not None:
             tensors = initial if isinstance(initial, dict) else checkpoint.load_weights(Path(initial))[0]
@@ -253,8 +253,8 @@ class _Training:
     def epoch(self) -> None:
         """Trains one epoch, evaluates, and commits the checkpoint."""
         begin, number = time.perf_counter(), self.state["epoch"]
-        self._wrap("head" if number < self.settings.frozen_epochs else "all")
-        sums, lr = self._learn(number)
+        self.wrap("head" if number < self.settings.frozen_epochs else "all")
+        sums, lr = self.learn(number)
         row = {"epoch": number + 1, "lr": lr, **sums, **self._evaluate()}
         if not all(math.isfinite(row[k]) for k in ("train_loss", "val_loss")):
             raise TrainingError(
@@ -269,7 +269,7 @@ class _Training:
         row["best"] = not self.state["history"] or score > self.state["score"]
         self._commit(row, score, time.perf_counter() - begin)
 
-    def _wrap(self, phase: str) -> None:
+    def wrap(self, phase: str) -> None:
         """Sets what learns; distributed wrappers must know it beforehand, so they are made per phase."""
         if phase == self.phase:
             return
@@ -280,7 +280,7 @@ class _Training:
         self.wrapped = self.fabric.setup_module(module)
         self.stepper = self.fabric.setup_optimizers(self.optimizer)
 
-    def _learn(self, epoch: int) -> tuple[dict[str, float], float]:
+    def learn(self, epoch: int) -> tuple[dict[str, float], float]:
         settings, fabric = self.settings, self.fabric
         rows, occurrences = epoch_order(settings, self.labels, self.train, epoch)
         learning = [p for p in self.model.parameters() if p.requires_grad]
@@ -296,7 +296,7 @@ class _Training:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             mine = np.array_split(part, fabric.world_size)[fabric.global_rank]
-            x, y = self._batch(rows[mine], occurrences[mine], epoch)
+            x, y = self.batch(rows[mine], occurrences[mine], epoch)
             # Ranks' gradients are averaged: a rank's share of the global mean is taken times their number.
             whole = float(self.weight[self.labels[rows[part]]].sum()) / fabric.world_size
             logits = self.wrapped(x).float()
@@ -321,7 +321,7 @@ class _Training:
         self.state["trained"] += time.perf_counter() - begin
         return sums, lr
 
-    def _batch(
+    def batch(
         self, rows: np.ndarray, occurrences: np.ndarray, epoch: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         device = self.fabric.device
@@ -498,7 +498,7 @@ def digest_of(initial: str | Path | dict | None) -> str:
     return checkpoint.digest(checkpoint.load_weights(Path(initial))[0])
 
 
-def _fabric(settings: Settings, state: dict):
+def _fabric(settings: Settings, state: dict, model: nn.Module, size: int):
     """Fabric for this process; what was chosen for this machine, and why, goes into the state."""
     from lightning_fabric import Fabric
 
@@ -510,7 +510,7 @@ def _fabric(settings: Settings, state: dict):
     if before and settings.precision == "auto":
         precision, why = before["precision"], "as the checkpoint began"
     else:
-        precision, why = hardware.choose_precision(settings.precision, device)
+        precision, why = hardware.choose_precision(settings.precision, device, model, size)
     fabric = Fabric(
         accelerator=accelerator,
         devices=local,

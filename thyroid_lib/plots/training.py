@@ -112,8 +112,8 @@ def loss_parts(histories: Sequence[pd.DataFrame], focal_weight: float, gamma: fl
         for history in histories:
             ax.plot(history["epoch"], history[train], color=CYCLE[0], ls=":", lw=1.2)
             ax.plot(history["epoch"], history[validation], color=CYCLE[0], lw=1.5)
-        ax.set(xlabel="epoch", title=title, ylim=(0, None))
-        ax.title.set_fontsize(9)
+        ax.set(xlabel="epoch", ylim=(0, None))
+        ax.set_title(title, fontsize=9)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.grid(axis="y", color=GRID, lw=0.6)
         first = np.mean([history[train].iloc[0] for history in histories])
@@ -173,9 +173,8 @@ def models(metrics: Mapping[str, Mapping[str, dict]], metric: str = "macro AUROC
         ax.set(
             xlim=(0.2, 1.02),
             xlabel=f"{metric}, 95 % interval",
-            title=f"{place}: {images} images, {patients} patients",
         )
-        ax.title.set_fontsize(8.5)
+        ax.set_title(f"{place}: {images} images, {patients} patients", fontsize=8.5)
         ax.grid(axis="x", color=GRID, lw=0.6)
     axes[0][0].set(
         yticks=range(len(names)), yticklabels=[MODELS[name] for name in names], ylim=(len(names) - 0.5, -0.6)

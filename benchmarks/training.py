@@ -1,0 +1,313 @@
+"""How fast training is, beside the plain way of doing it and beside what the machine could do at most.
+
+    python benchmarks/training.py                       # two CPU cores: about ten minutes at 128 px
+    python benchmarks/training.py --size 224 --size 299 # with a GPU
+    python benchmarks/training.py --smoke               # seconds; its numbers mean nothing
+
+Contestants take turns, round after round, so that a busy machine disturbs all alike; medians count.
+
+    ours         our loop and the optimized network: crops from one file, augmentation on batches, channels last,
+                 the probed precision, clipping, fused optimizer
+    plain        the same network as one would write it down: frames decoded one by one, float32, contiguous
+    timm_plain   timm's legacy_xception, the same plain way
+    timm_best    timm's legacy_xception, channels last and the probed precision, data already on the device
+    matrix       the machine's bfloat16 matrix rate
+
+Writes benchmarks/results/training-<device>.json.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import psutil
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from thyroid_lib import hardware, network, training
+
+RESULTS = Path(__file__).parent / "results"
+CLASSES = 4
+MODEL = {"name": "optimized_xception", "num_classes": CLASSES, "in_chans": 1}
+
+
+class Crops:
+    """Random crops in one file, as notebook 01 leaves them."""
+
+    hash = "benchmark"
+
+    def __init__(self, folder: Path, count: int, size: int, sparse: bool = False):
+        path = Path(folder) / f"crops-{count}-{size}.npy"
+        array = np.lib.format.open_memmap(path, "w+", np.uint8, (count, size, size))
+        if not sparse:
+            array[:] = np.random.default_rng(0).integers(0, 256, array.shape, np.uint8)
+        array.flush()
+        self.images = np.load(path, mmap_mode="r")
+        self.labels = np.arange(count) % CLASSES
+
+
+class Ours:
+    """Our loop: epochs of `steps` batches; `share` keeps the part of the time that is not the network's."""
+
+    def __init__(self, folder: Path, size: int, batch: int, steps: int, model: dict, precision: str = "auto"):
+        crops = Crops(folder, batch * steps + CLASSES, size)
+        rows = np.arange(len(crops.labels))
+        settings = training.Settings(model=model, epochs=10_000, batch_size=batch, precision=precision)
+        train, validation = rows[:-CLASSES], rows[-CLASSES:]
+        identity = training.identity_of(settings, crops, train, validation, crops.labels, None)
+        target = Path(folder) / f"ours-{size}"
+        self.run = training.Training(
+            settings, crops, train, validation, target, None, crops.labels, "benchmark", identity
+        )
+        self.run.wrap("all")
+        self.seconds = {"forward": 0.0, "backward": 0.0, "optimizer": 0.0}
+        self.run.wrapped = _Timed(self.run.wrapped, self.seconds, "forward")
+        self.run.fabric.backward = _timed(self.run.fabric.backward, self.seconds, "backward")
+        self.run.stepper.step = _timed(self.run.stepper.step, self.seconds, "optimizer")
+        self.images, self.shares, self.epoch = len(train), [], 0
+
+    def __call__(self) -> float:
+        self.seconds.update(dict.fromkeys(self.seconds, 0.0))
+        begin = time.perf_counter()
+        self.run.learn(self.epoch)
+        seconds = time.perf_counter() - begin
+        self.epoch += 1
+        if self.run.fabric.device.type == "cpu":  # calls return before their work is done elsewhere
+            self.shares.append(1 - sum(self.seconds.values()) / seconds)
+        return seconds / self.images
+
+
+class Plain:
+    """Frames decoded, cut and resized one by one, then float32, contiguous, a step."""
+
+    def __init__(self, folder: Path, size: int, batch: int, steps: int, model: nn.Module, chans: int, device):
+        self.files, rng = [], np.random.default_rng(1)
+        for i in range(batch):
+            frame = cv2.GaussianBlur(rng.integers(0, 256, (360, 560), np.uint8), (0, 0), 2)
+            self.files.append(str(Path(folder) / f"frame-{i}.png"))
+            cv2.imwrite(self.files[-1], frame)
+        self.size, self.steps, self.chans, self.device = size, steps, chans, device
+        self.model = model.to(device).train()
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=False, foreach=False)
+        self.loss = nn.CrossEntropyLoss()
+
+    def __call__(self) -> float:
+        begin = time.perf_counter()
+        for _ in range(self.steps):
+            images = []
+            for path in self.files:
+                frame = cv2.imread(path, cv2.IMREAD_GRAYSCALE)
+                image = cv2.resize(frame[8:312, 60:500], (self.size, self.size), interpolation=cv2.INTER_AREA)
+                images.append(torch.from_numpy(image)[None].float() / 127.5 - 1)
+            x = torch.stack(images).expand(-1, self.chans, -1, -1).contiguous().to(self.device)
+            y = (torch.arange(len(x)) % CLASSES).to(self.device)
+            self.optimizer.zero_grad()
+            loss = self.loss(self.model(x), y)
+            loss.backward()
+            self.optimizer.step()
+            loss.item()  # as the plain loop prints it
+        return (time.perf_counter() - begin) / (self.steps * len(self.files))
+
+
+class Bare:
+    """A network under its best settings with the data at hand: forward, backward, optimizer, nothing else."""
+
+    def __init__(
+        self, size: int, batch: int, steps: int, model: nn.Module, chans: int, device, precision: str
+    ):
+        self.model = model.to(device, memory_format=torch.channels_last).train()
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+        self.x = torch.randn(batch, chans, size, size, device=device).to(memory_format=torch.channels_last)
+        self.y = torch.arange(batch, device=device) % CLASSES
+        self.steps, self.device, self.bf16 = steps, device, precision == "bf16-mixed"
+
+    def __call__(self) -> float:
+        begin = time.perf_counter()
+        for _ in range(self.steps):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                loss = nn.functional.cross_entropy(self.model(self.x).float(), self.y)
+            loss.backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        _wait(self.device)
+        return (time.perf_counter() - begin) / (self.steps * len(self.x))
+
+
+class _Timed(nn.Module):
+    def __init__(self, module: nn.Module, seconds: dict, name: str):
+        super().__init__()
+        self.module, self.call = module, _timed(module, seconds, name)
+
+    def forward(self, *arguments):
+        return self.call(*arguments)
+
+
+def _timed(function, seconds: dict, name: str):
+    def call(*arguments, **options):
+        begin = time.perf_counter()
+        result = function(*arguments, **options)
+        seconds[name] += time.perf_counter() - begin
+        return result
+
+    return call
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def gmacs(model: nn.Module, size: int, chans: int) -> float:
+    """Multiplications of one image's forward pass, in units of 10^9."""
+    model.eval()
+    counter = FlopCounterMode(display=False)
+    device = next(model.parameters()).device
+    with torch.no_grad(), counter:
+        model(torch.zeros(1, chans, size, size, device=device))
+    return counter.get_total_flops() / 2e9
+
+
+def race(size: int, batch: int, steps: int, rounds: int, width: float, folder: Path) -> dict:
+    """One table: images/s of every contestant at one size.
+
+    Returns:
+        Plain values, ready for JSON.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = MODEL | {"width": width}
+    precision, why = hardware.choose_precision("auto", device, network.build(model), size)
+    contestants = {
+        "ours": Ours(folder, size, batch, steps, model),
+        "plain": Plain(folder, size, batch, 1, network.build(model), 1, device),
+    }
+    macs = {"ours": gmacs(network.build(model), size, 1)}
+    macs["plain"] = macs["ours"]
+    try:
+        import timm
+
+        def peer():
+            return timm.create_model("legacy_xception", num_classes=CLASSES)
+
+        contestants["timm_plain"] = Plain(folder, size, batch, 1, peer(), 3, device)
+        contestants["timm_best"] = Bare(size, batch, steps, peer(), 3, device, precision)
+        macs["timm_plain"] = macs["timm_best"] = gmacs(peer(), size, 3)
+    except ImportError:
+        print("timm is not installed: its rows are left out", file=sys.stderr)
+    times = {name: [] for name in contestants}
+    rates = []
+    for turn in range(rounds + 1):
+        for name, contestant in contestants.items():
+            seconds = contestant()
+            if turn:
+                times[name].append(seconds)
+        rate = hardware.matrix_rate(size=2048, device=device)
+        if turn:
+            rates.append(rate)
+        print(f"{size} px, round {turn} of {rounds}", file=sys.stderr, flush=True)
+    rate = statistics.median(rates)
+    table = {}
+    for name, seconds in times.items():
+        per_second = 1 / statistics.median(seconds)
+        table[name] = {
+            "images_per_second": round(per_second, 2),
+            "lowest_and_highest": [round(1 / max(seconds), 2), round(1 / min(seconds), 2)],
+            "gmacs_forward": round(macs[name], 3),
+            "images_per_second_times_gmacs": round(per_second * macs[name], 2),
+            "share_of_matrix_rate": round(6 * macs[name] * 1e9 * per_second / rate, 4),
+        }
+    shares = contestants["ours"].shares[1:]
+    return {
+        "size": size,
+        "batch": batch,
+        "rounds": rounds,
+        "precision": precision,
+        "precision_why": why,
+        "matrix_gflops": round(rate / 1e9, 1),
+        "contestants": table,
+        "ours_over_plain": round(table["ours"]["images_per_second"] / table["plain"]["images_per_second"], 3),
+        "loop_overhead": round(statistics.median(shares), 4) if shares else None,
+    }
+
+
+def flatness(size: int, batch: int, counts: list[int], folder: Path) -> list[dict]:
+    """Whether an image costs the same in time and memory however many crops there are.
+
+    The loop around the network alone: order, reading, augmentation, normalization of 100 batches.
+    """
+    rows = []
+    process = psutil.Process()
+    for count in counts:
+        crops = Crops(folder, count, size, sparse=True)
+        model = MODEL | {"width": 0.0625, "middle_blocks": 1}
+        settings = training.Settings(model=model, batch_size=batch, precision="32")
+        train, validation = np.arange(count - CLASSES), np.arange(count - CLASSES, count)
+        identity = training.identity_of(settings, crops, train, validation, crops.labels, None)
+        target = Path(folder) / f"flat-{count}"
+        run = training.Training(
+            settings, crops, train, validation, target, None, crops.labels, "benchmark", identity
+        )
+        order, occurrences = training.epoch_order(settings, crops.labels, train, 0)
+        order, occurrences = np.resize(order, 100 * batch), np.resize(occurrences, 100 * batch)
+        run.batch(order[:batch], occurrences[:batch], 0)
+        before, seconds = process.memory_info().rss, []
+        for start in range(0, len(order), batch):
+            begin = time.perf_counter()
+            run.batch(order[start : start + batch], occurrences[start : start + batch], 0)
+            seconds.append(time.perf_counter() - begin)
+        rows.append(
+            {
+                "crops": count,
+                "milliseconds_per_image": round(1e3 * statistics.median(seconds) / batch, 4),
+                "resident_mib": round(process.memory_info().rss / 2**20),
+                "grown_mib": round((process.memory_info().rss - before) / 2**20),
+            }
+        )
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--size", type=int, action="append", help="px; may be given several times (128)")
+    parser.add_argument("--batch", type=int, default=0, help="images of a batch (16; 64 on a GPU)")
+    parser.add_argument("--steps", type=int, default=2, help="batches of a turn")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each contestant that count")
+    parser.add_argument("--width", type=float, default=1.0, help="of our network")
+    parser.add_argument("--smoke", action="store_true", help="a narrow network at 32 px, one round")
+    options = parser.parse_args()
+    cuda = torch.cuda.is_available()
+    batch = options.batch or (64 if cuda else 16)
+    sizes, steps, rounds, width = options.size or [128], options.steps, options.rounds, options.width
+    counts = [1_000, 10_000, 100_000]
+    if options.smoke:
+        sizes, batch, steps, rounds, width, counts = [32], 4, 1, 1, 0.0625, [100, 1000]
+    with tempfile.TemporaryDirectory() as folder:
+        tables = [race(size, batch, steps, rounds, width, Path(folder)) for size in sizes]
+        flat = flatness(sizes[0], batch, counts, Path(folder))
+    content = {
+        "hardware": hardware.describe(),
+        "python": platform.python_version(),
+        "load_before": round(os.getloadavg()[2], 2) if hasattr(os, "getloadavg") else None,
+        "command": " ".join(["python benchmarks/training.py", *sys.argv[1:]]),
+        "width": width,
+        "tables": tables,
+        "flatness": flat,
+    }
+    print(json.dumps(content, indent=1))
+    if not options.smoke:
+        RESULTS.mkdir(exist_ok=True)
+        path = RESULTS / f"training-{'cuda' if cuda else 'cpu'}.json"
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
