@@ -5,11 +5,12 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 
-from thyroid_lib import audit, crops, datasets, manifest, regions
+from thyroid_lib import audit, crops, datasets, manifest, plots, regions
 from thyroid_lib.crops import Crops
 
 
@@ -226,6 +227,37 @@ def test_a_role_that_is_left_without_a_frame_stops_the_run(tmp_path, monkeypatch
     clinic = "phantom:clinic?patients=16"
     with pytest.raises(manifest.ManifestError, match=r"external.*no frame is left.*finetune data"):
         audit.prepare({"finetune": clinic, "external": clinic}, folds=2, jobs=1)
+
+
+def test_every_figure_of_the_data_says_its_numbers(built, phantom_table):
+    plt.switch_backend("Agg")
+    flow = pd.DataFrame({"step": ["files", "crops"], "images": [20, len(built)], "patients": [None, 8],
+                         "left_out": [0, 20 - len(built)]})  # fmt: skip
+    names = {key: name for key, (name, _) in built.names.items()}
+    example = {**audit.steps(phantom_table.iloc[0].to_dict(), 64), "source": "finetune: phantom"}
+    figures = {
+        f"{len(built)} used": plots.flow({"finetune": flow}),
+        "regions": plots.steps([example]),
+        "papillary carcinoma": plots.examples(built.images, built.index["label"], names),
+        "100% inside": plots.gallery(*audit.pictures(built, audit.worst(built, 3)), columns=3),
+        "100.0%": plots.audit(audit.audit_table({"finetune": built})),
+        "view": plots.shortcuts(audit.shortcuts(built)),
+    }
+    for words, figure in figures.items():
+        assert words in figure.alt
+        figure.canvas.draw()
+        plt.close(figure)
+
+
+def test_problems_are_counted_by_kind():
+    problems = pd.DataFrame({
+        "row": [1, 2, 3], "column": "", "action": "note", "image": ["a", "b", "c"],
+        "problem": ["12 of 256 bits", "9 of 256 bits", "unlabelled"],
+    })  # fmt: skip
+    table = audit.problem_table({"finetune": audit.Prepared("finetune", problems, problems, problems)})
+    assert list(table["images"]) == [2, 1] and list(table["example"]) == ["a", "c"]
+    nothing = audit.Prepared("finetune", problems, problems.iloc[:0], problems)
+    assert list(audit.problem_table({"finetune": nothing})["problem"]) == ["nothing was found wrong"]
 
 
 def test_crops_json_is_plain(built):

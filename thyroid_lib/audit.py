@@ -225,10 +225,14 @@ def step_examples(prepared: Mapping[str, Prepared], size: int, recipe=regions.RE
 
 
 def problem_table(prepared: Mapping[str, Prepared], longest: int = 20) -> pd.DataFrame:
-    """Findings of the checks, counted: `data`, `action`, `problem`, `images` and one `example`."""
+    """Findings of the checks, counted: `data`, `action`, `problem`, `images` and one `example`.
+
+    Problems that differ in a number or a name only are counted together.
+    """
     rows = []
     for role, data in prepared.items():
-        for (action, problem), found in data.problems.groupby(["action", "problem"], sort=False):
+        kind = data.problems["problem"].str.replace(r"'[^']*'|\d[\d.]*", "…", regex=True)
+        for (action, problem), found in data.problems.groupby([data.problems["action"], kind], sort=False):
             rows.append({"data": role, "action": action, "problem": problem, "images": len(found),
                          "example": found["image"].iloc[0]})  # fmt: skip
     table = pd.DataFrame(rows, columns=["data", "action", "problem", "images", "example"])
@@ -259,6 +263,7 @@ def duplicate_table(prepared: Mapping[str, Prepared]) -> pd.DataFrame:
                      "identical, two patients": int((identical & ~same).sum()),
                      "near, one patient": int((~identical & same).sum()),
                      "near, two patients": int((~identical & ~same).sum()),
+                     "example": " = ".join(found[["image_a", "image_b"]][~same].head(1).to_numpy().ravel()),
                      "patients": data.clean["patient"].nunique(), "groups": data.clean["group"].nunique()})  # fmt: skip
     return pd.DataFrame(rows)
 

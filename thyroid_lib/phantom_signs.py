@@ -103,6 +103,17 @@ def label_of(source: str, lesion_type: str) -> str:
     return BENIGN_OF.get(lesion_type, "malignant") if source == "open" else lesion_type
 
 
+def sign_table() -> pd.DataFrame:
+    """`SIGNS` and `SIZE_MM` for a report: one row per sign and value, one column per lesion type."""
+    rows = [
+        {"sign": sign, "value": value, **dict(zip(TYPES, frequencies))}
+        for sign, table in SIGNS.items()
+        for value, frequencies in table.items()
+    ]
+    rows.append({"sign": "size", "value": "median, mm", **dict(zip(TYPES, SIZE_MM["median"]))})
+    return pd.DataFrame(rows)
+
+
 def draw_signs(lesion_type: str, rng: np.random.Generator) -> dict:
     """Draws one nodule's signs: {sign: value} and `size_mm`."""
     column = TYPES.index(lesion_type)

@@ -26,6 +26,7 @@ from thyroid_lib.phantom_signs import (  # noqa: F401  (the module's public face
     draw_signs,
     label_of,
     sign_reader,
+    sign_table,
 )
 
 

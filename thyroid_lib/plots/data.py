@@ -1,6 +1,7 @@
 """Figures of the data: the flow from files to crops, the steps of a crop, examples, audits, splits."""
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 
 import cv2
 import matplotlib.pyplot as plt
@@ -31,7 +32,7 @@ def flow(flows: Mapping[str, pd.DataFrame]):
     for ax, (heading, table) in zip(axes[0], flows.items()):
         ax.set(xlim=(0, 1), ylim=(-depth + 0.35, 0.55))
         ax.axis("off")
-        ax.set_title(heading, fontsize=9)
+        ax.set_title(fill(heading, 34), fontsize=9)
         for row, (step, images, patients, left_out) in enumerate(
             zip(table["step"], table["images"], table["patients"], table["left_out"])
         ):
@@ -68,8 +69,9 @@ def steps(examples: Sequence[dict]):
     """
     titles = ("frame", "binarized", "connected regions", "largest region", "crop")
     fig, axes = plt.subplots(
-        len(examples), 5, figsize=(WIDTH, 1.45 * len(examples) + 0.2), layout="constrained", squeeze=False
-    )
+        len(examples), 5, figsize=(WIDTH, 1.22 * len(examples) + 0.25), layout="constrained", squeeze=False,
+        width_ratios=(1.5, 1.5, 1.5, 1.5, 1),
+    )  # fmt: skip
     said = []
     for row, example in zip(axes, examples):
         gray, found = example["frame"], example["regions"]
@@ -84,7 +86,7 @@ def steps(examples: Sequence[dict]):
         row[4].imshow(example["crop"], cmap="gray", vmin=0, vmax=255)
         for ax in row:
             ax.set(xticks=[], yticks=[])
-        row[0].set_ylabel(example["source"], fontsize=7.5)
+        row[0].set_ylabel(example["source"].replace(": ", ":\n"), fontsize=7)
         share = width * height / gray.size
         said.append(f"{example['source']}: {len(found)} regions, the largest box is {share:.0%} of the frame")
     for ax, title in zip(axes[0], titles):
