@@ -71,13 +71,17 @@ def findings(numbers: dict, size: int) -> str:
         "Largest difference between the logits of the optimized network as it starts out and those of the "
         f"same network without dense connections: {numbers['identity_difference']:g}.",
     ]
-    if timm := numbers.get("timm"):
-        lines.append(
-            f"With timm's own weights the original, {timm['parameters']:,} parameters with 1000 classes, gives "
-            f"timm's logits: largest difference {timm['difference']:.1g} on logits up to "
-            f"{timm['largest_logit']:.2g}."
-        )
-    else:
-        lines.append("The comparison with timm was left out of this run (`reference`).")
+    lines.append(comparison_text(numbers.get("timm")))
     lines.append("Whether any of this makes the classifier better is not shown here: notebook 06 tests it.")
     return "\n".join(f"- {line}" for line in lines)
+
+
+def comparison_text(reference: dict | None) -> str:
+    """What `probes.difference_to_timm` found, in a sentence."""
+    if reference is None:
+        return "The comparison with timm was left out of this run (`reference`)."
+    return (
+        f"With timm's own weights ({reference['entries']} entries, all loaded) the original, "
+        f"{reference['parameters']:,} parameters with 1000 classes, gives timm's logits: largest difference "
+        f"{reference['difference']:.1g} on logits up to {reference['largest_logit']:.2g}."
+    )

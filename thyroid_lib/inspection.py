@@ -34,8 +34,8 @@ def layer_table(model: network.Xception, size: int | tuple[int, int]) -> pd.Data
 
     Returns:
         Columns: part, layers (what it holds), channels, height, width (of its output; px), parameters
-        (trainable), gmacs (10^9 multiplications of convolutions and fully connected layers, one image),
-        receptive_field (px of the image that one output can see, a side; of the longest path).
+        (trainable), MMACs (10^6 multiplications of convolutions and fully connected layers, one image),
+        receptive field (px of the image that one output can see, a side; of the longest path).
     """
     macs, shapes = _measure(model, size)
     fields = _receptive_fields(model)
@@ -47,18 +47,45 @@ def layer_table(model: network.Xception, size: int | tuple[int, int]) -> pd.Data
         rows.append(
             {
                 "part": path,
-                "layers": _describe(module),
+                "layers": describe(module),
                 "channels": shape[0],
                 "height": shape[1],
                 "width": shape[2],
                 "parameters": parameters(module),
-                "gmacs": sum(macs.get(name, 0) for name in own) / 1e9,
-                "receptive_field": max([fields[name] for name in own if name in fields], default=0),
+                "MMACs": sum(macs.get(name, 0) for name in own) / 1e6,
+                "receptive field": max([fields[name] for name in own if name in fields], default=0),
             }
         )
     table = pd.DataFrame(rows)
-    table["receptive_field"] = table["receptive_field"].cummax()
+    table["receptive field"] = table["receptive field"].cummax()
     return table
+
+
+def describe(module: nn.Module) -> str:
+    """What a part of the network holds, in a few words."""
+    if isinstance(module, network.Transition):
+        return f"1×1 convolution, {module.pooling} pooling" if max(module.strides) > 1 else "1×1 convolution"
+    if isinstance(module, network.DenseConnection):
+        return "concatenation over channels"
+    if isinstance(module, nn.Linear):
+        return "global average, fully connected"
+    inner = {m.depthwise for m in module.modules() if isinstance(m, network.SeparableConv2d)}
+    words = []
+    for layer in module.modules():
+        if isinstance(layer, nn.MaxPool2d):
+            words.append("max-pooling 3×3 / 2")
+        elif isinstance(layer, network.SeparableConv2d):
+            words.append("separable 3×3" + _stride(layer.depthwise))
+        elif isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3) and layer not in inner:
+            words.append(("depthwise 3×3" if layer.groups > 1 else "3×3") + _stride(layer))
+    counted = {word: words.count(word) for word in words}
+    return ", ".join(f"{n} × {word}" if n > 1 else word for word, n in counted.items()) or "1×1 projection"
+
+
+def _stride(conv: nn.Conv2d) -> str:
+    if conv.stride == (1, 1):
+        return ""
+    return " / 2" + (f", dilation {conv.dilation[0]}" if conv.padding != (0, 0) else "")
 
 
 def map_shapes(model: network.Xception, size: int | tuple[int, int]) -> dict[str, tuple[int, int, int]]:
@@ -149,29 +176,3 @@ def _receptive_fields(model) -> dict[str, int]:
 
 def _first(value) -> int:
     return value[0] if isinstance(value, tuple) else value
-
-
-def _describe(module: nn.Module) -> str:
-    """What a part holds, in a few words."""
-    if isinstance(module, network.Transition):
-        return f"1×1 convolution, {module.pooling} pooling" if max(module.strides) > 1 else "1×1 convolution"
-    if isinstance(module, network.DenseConnection):
-        return "concatenation over channels"
-    if isinstance(module, nn.Linear):
-        return "global average, fully connected"
-    words = []
-    for layer in module.modules():
-        if isinstance(layer, network.SeparableConv2d) and not _dilated(layer.depthwise):
-            words.append("separable 3×3")
-        elif isinstance(layer, nn.MaxPool2d):
-            words.append("max-pooling 3×3 / 2")
-        elif isinstance(layer, nn.Conv2d) and _dilated(layer):
-            words.append(f"dilated 3×3 / 2, rate {layer.dilation[0]}")
-        elif type(layer) is nn.Conv2d and layer.kernel_size == (3, 3):
-            words.append("3×3" + (" / 2" if layer.stride == (2, 2) else ""))
-    counted = {word: words.count(word) for word in words}
-    return ", ".join(f"{n} × {word}" if n > 1 else word for word, n in counted.items()) or "1×1 projection"
-
-
-def _dilated(conv: nn.Conv2d) -> bool:
-    return conv.kernel_size == (3, 3) and conv.stride == (2, 2) and conv.padding == conv.dilation

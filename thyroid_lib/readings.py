@@ -42,7 +42,7 @@ READINGS = (
         "C2",
         "With which dilation?",
         "3",
-        "with stride 2, rate 2 reads one pixel in four; rate 3 reads all",
+        "with stride 2, dilation 2 reads one pixel in four, 3 reads all",
         "dilation = 3 | 2 | …",
         {"dilation": 2},
     ),

@@ -91,7 +91,7 @@ def blocks(config: Mapping):
         config: of the optimized network, whose down-sampling is drawn on the right.
     """
     fig, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.5), layout="constrained")
-    replaced = f"{config['downsampling']} dilated 3×3,\nstride 2, rate {config['dilation']}"
+    replaced = f"{config['downsampling']} dilated 3×3,\nstride 2, dilation {config['dilation']}"
     replaced += ", BatchNorm" if config["downsampling_norm"] else ""
     for ax, title, last in (
         (axes[0], "Original", "max-pooling 3×3,\nstride 2"),
