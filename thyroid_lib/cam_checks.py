@@ -135,7 +135,7 @@ def road(
     maps: np.ndarray,
     targets: np.ndarray,
     *,
-    percentages: tuple[int, ...] = (20, 40, 60, 80),
+    percentages: tuple[int, ...] = (20, 50, 80),
     seed: int = 0,
 ) -> np.ndarray:
     """ROAD score per image: probability without the least relevant minus without the most relevant part.
@@ -271,6 +271,7 @@ def verdicts(masks: dict, deletion: dict, randomization: dict, agreement: dict) 
         ("energy in the nodule above its area share", masks, "energy_over_share", "interval > 0"),
         ("energy in the nodule above a random map", masks, "energy_over_random", "interval > 0"),
         ("energy in the nodule above an edge detector", masks, "energy_over_edges", "interval > 0"),
+        ("energy in the nodule above random weights'", masks, "energy_over_random_weights", "interval > 0"),
         ("pointing game above the nodule's area share", masks, "pointing_over_share", "interval > 0"),
         ("deletion (ROAD) above a random map", deletion, "road_over_random", "interval > 0"),
         (

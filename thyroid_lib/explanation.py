@@ -119,12 +119,12 @@ def find(model: nn.Module, layer: str) -> nn.Module:
         ) from None
 
 
-def choose_layer(model: nn.Module, size: int, least: int = 7) -> tuple[str, int]:
+def choose_layer(model: nn.Module, size: int, least: int = 4) -> tuple[str, int]:
     """The deepest layer whose map still has some resolution: a 2 x 2 map can point at a quarter, not a nodule.
 
     Args:
-        model: of ``network.build``;  size: side of the crops, px;  least: fewest cells a side (7 is what the
-            exit flow has at 224 px).
+        model: of ``network.build``;  size: side of the crops, px;  least: fewest cells a side (the exit flow
+            has 7 at 224 px, 4 at 128 px and 3 at 96 px).
 
     Returns:
         (attribute path, cells a side of its map); the finest of ``LAYERS`` when none has ``least``.
@@ -144,6 +144,19 @@ def choose_layer(model: nn.Module, size: int, least: int = 7) -> tuple[str, int]
         if found[1] >= least:
             break
     return found
+
+
+def choose_method(layer: str) -> str:
+    """Grad-CAM where its meaning is exact, HiResCAM where it is not.
+
+    After the exit flow come only an average and a linear layer: there a Grad-CAM map sums to the logit and the
+    two methods agree. At shallower layers Grad-CAM's averaged gradients light up places that the network did
+    not use; HiResCAM multiplies place by place instead (Draelos & Carin 2020, arXiv 2011.08891).
+
+    Args:
+        layer: attribute path of the layer that is read.
+    """
+    return "gradcam" if layer == "exit_flow" else "hirescam"
 
 
 @contextmanager

@@ -81,21 +81,23 @@ def nodule_hidden(images: np.ndarray, masks: np.ndarray) -> np.ndarray:
     return result
 
 
-def features(model: nn.Module, images: np.ndarray, batch_size: int = 64) -> np.ndarray:
+def features(model: nn.Module, images: np.ndarray, batch_size: int = 64, precision: str = "32") -> np.ndarray:
     """The frozen network's last feature map, averaged over pixels.
 
     Args:
-        model: of ``network.build``;  images: uint8 (n, S, S);  batch_size: images per pass.
+        model: of ``network.build``;  images: uint8 (n, S, S);  batch_size: images per pass;  precision: "32"
+            or "bf16".
 
     Returns:
         float32 (n, D).
     """
-    parts = []
-    with explanation.restored(model), torch.inference_mode():
+    parts, device = [], next(model.parameters()).device.type
+    low = torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
+    with explanation.restored(model), torch.inference_mode(), low:
         for start in range(0, len(images), batch_size):
             x = explanation.model_input(model, np.asarray(images[start : start + batch_size]))
             maps = model.forward_features(x.contiguous(memory_format=torch.channels_last))
-            parts.append(maps.mean((2, 3)).float().cpu().numpy())
+            parts.append(maps.float().mean((2, 3)).cpu().numpy())
     return np.concatenate(parts)
 
 
@@ -169,6 +171,7 @@ def shortcut_audit(
     classes: int,
     *,
     against: dict[str, str] | None = None,
+    precision: str = "32",
     draws: int = 2000,
     seed: int = 0,
     minimum: int = MINIMUM_PATIENTS,
@@ -182,6 +185,7 @@ def shortcut_audit(
         fold: the tested one: "classifier" and "probe" are scored on it, "pixels" on all n images.
         classes: C.
         against: view -> the earlier view that it is compared with; the first view when not stated.
+        precision: "32" or "bf16", of the features.
         draws, seed, minimum: of the bootstrap; every view sees the same draws.
 
     Returns:
@@ -194,7 +198,7 @@ def shortcut_audit(
     every = _sample(patients, labels, classes, draws, seed, minimum)
     result, scores = {}, {}
     for name, images in views.items():
-        vectors = features(model, images)
+        vectors = features(model, images, precision=precision)
         with explanation.restored(model), torch.inference_mode():
             maps = torch.from_numpy(vectors[test])[:, :, None, None].to(next(model.parameters()).device)
             head = torch.softmax(model.forward_head(maps).double(), 1).cpu().numpy()

@@ -4,7 +4,7 @@ Explanations and audits look at images again; they must look at the images that 
 member of the classifier that was fitted without that image's fold.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ import pandas as pd
 from scipy.special import softmax
 from torch import nn
 
-from thyroid_lib import explanation
+from thyroid_lib import explanation, hardware
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Tested:
         table: the n rows of predictions, with a column "predicted".
         members: fold -> network.
         temperature: fold -> temperature.
+        precision: "32" or "bf16", of probabilities and features; maps are always float32.
     """
 
     crops: object
@@ -32,6 +33,7 @@ class Tested:
     table: pd.DataFrame
     members: dict[int, nn.Module]
     temperature: dict[int, float]
+    precision: str = "32"
 
     @property
     def images(self) -> np.ndarray:
@@ -75,7 +77,9 @@ class Tested:
 
         result = np.zeros((len(images), len(self.crops.classes)))
         for fold, chosen in self.folds():
-            logits = training.predict(self.members[fold], np.asarray(images)[chosen])
+            logits = training.predict(
+                self.members[fold], np.asarray(images)[chosen], precision=self.precision
+            )
             result[chosen] = softmax(logits.astype(np.float64) / self.temperature[fold], axis=1)
         return result
 
@@ -119,20 +123,29 @@ class Tested:
             step = len(chosen) / most  # spread over the whole fold, not its first patients
             chosen = chosen[(np.arange(most) * step).astype(int)]
         table = self.table.iloc[chosen].reset_index(drop=True)
-        return Tested(self.crops, self.rows[chosen], table, {fold: self.members[fold]}, self.temperature)
+        return replace(self, rows=self.rows[chosen], table=table, members={fold: self.members[fold]})
+
+    def of(self, fold: int, model: nn.Module) -> "Tested":
+        """The same images, looked at by another network.
+
+        Args:
+            fold: the only fold of these images;  model: the network.
+        """
+        return replace(self, members={fold: model})
 
     def training_rows(self, fold: int) -> np.ndarray:
         """Labelled rows of ``crops`` outside a fold: what its member was fitted and tuned on, int (m,)."""
         return np.flatnonzero((self.crops.index["fold"].to_numpy() != fold) & (self.crops.labels >= 0))
 
 
-def open_tested(crops, classifier, predictions: pd.DataFrame) -> Tested:
+def open_tested(crops, classifier, predictions: pd.DataFrame, precision: str = "32") -> Tested:
     """Matches predictions with crops and with the classifier's members.
 
     Args:
         crops: the clinic's ``crops.Crops``.
         classifier: ``classifier.Classifier``; its members are those of the tested folds, in order.
         predictions: internal rows of the classifier's model.
+        precision: "32", "bf16", or "auto": whichever ``hardware.choose_precision`` finds faster here.
 
     Returns:
         :class:`Tested`; its table is in the order of ``crops``.
@@ -158,10 +171,13 @@ def open_tested(crops, classifier, predictions: pd.DataFrame) -> Tested:
     keys = np.array(crops.classes)
     table["predicted"] = keys[table[["p_" + key for key in crops.classes]].to_numpy().argmax(axis=1)]
     temperatures = classifier.definition["temperature"]
+    device = next(members[0].parameters()).device
+    chosen, _ = hardware.choose_precision(precision, device, members[0], classifier.size)
     return Tested(
         crops,
         table.pop("row").to_numpy(),
         table,
         dict(zip(folds, members)),
         {fold: float(t) for fold, t in zip(folds, temperatures)},
+        "bf16" if chosen.startswith("bf16") else "32",
     )

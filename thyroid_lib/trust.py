@@ -6,6 +6,7 @@ metrics.json. The methods are in ``cam_checks``, ``shortcuts`` and ``robustness`
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,18 @@ from thyroid_lib.plots.evaluation import english, say
 from thyroid_lib.predictions import classes_of
 from thyroid_lib.progress import progress, status
 from thyroid_lib.tested import Tested
+
+
+def choose(tested: Tested, layer: str = "auto", method: str = "auto") -> tuple[str, str]:
+    """Layer and method of the maps that are checked and shown.
+
+    Args:
+        tested: the tested images;  layer: attribute path, or "auto" (``explanation.choose_layer``);  method:
+            of ``explanation.METHODS``, or "auto" (``explanation.choose_method``).
+    """
+    model = next(iter(tested.members.values()))
+    layer = explanation.choose_layer(model, tested.crops.size)[0] if layer == "auto" else layer
+    return layer, explanation.choose_method(layer) if method == "auto" else method
 
 
 def second_network(run_folder: Path, fold: int) -> tuple[object, str]:
@@ -73,7 +86,7 @@ def check_maps(
         other: a second trained network, or None.
         method, layer: of ``explanation.cam``.
         most: images for randomization, agreement and the untrained network.
-        road_images: images for deletion, of which each costs 16 imputations.
+        road_images: images for deletion, of which each costs 24 imputations.
         draws, seed, minimum: of the bootstrap.
 
     Returns:
@@ -83,9 +96,11 @@ def check_maps(
     fold = next(iter(tested.members))
     some, few = tested.only(fold, most), tested.only(fold, road_images)
     blank = untrained(tested.members[fold], some.images, seed)
-    control = Tested(some.crops, some.rows, some.table, {fold: blank}, some.temperature)
+    control = some.of(fold, blank)
     result = {}
-    for name, part, model in (("trained", tested, tested.members[fold]), ("untrained", control, blank)):
+    third = untrained(tested.members[fold], some.images, seed + 1000)
+    arms = (("trained", tested, tested.members[fold], blank), ("untrained", control, blank, third))
+    for name, part, model, rival in arms:
         found: dict = {"masks": {}, "deletion": {}, "randomization": {}, "agreement": {}}
         status(f"maps of the {name} network")
         if part.masks is None:
@@ -95,19 +110,15 @@ def check_maps(
             found["masks"] = cam_checks.check_against_masks(
                 cams, part.images, part.masks, part.patients, **options
             )
-        asked = Tested(few.crops, few.rows, few.table, {fold: model}, few.temperature)
+            found["masks"] |= _over(some, fold, model, rival, method, layer, options)
+        asked = few.of(fold, model)
         cams = asked.cam(method=method, layer=layer)
         found["deletion"] = cam_checks.check_deletion(model, cams, asked.images, asked.patients, **options)
         found["randomization"] = cam_checks.check_randomization(
             model, some.images, some.predicted, some.patients, method=method, layer=layer, **options
         )
         if other is not None:
-            pair = [
-                Tested(some.crops, some.rows, some.table, {fold: m}, some.temperature).cam(
-                    method=method, layer=layer
-                )
-                for m in (model, other)
-            ]
+            pair = [some.of(fold, m).cam(method=method, layer=layer) for m in (model, other)]
             found["agreement"] = cam_checks.check_agreement(*pair, some.patients, **options)
         lines = cam_checks.verdicts(
             *(found[key] for key in ("masks", "deletion", "randomization", "agreement"))
@@ -115,6 +126,16 @@ def check_maps(
         found["verdicts"] = dict(zip(lines["check"], lines["verdict"]))
         result[name] = found
     return result
+
+
+def _over(some: Tested, fold: int, model, rival, method: str, layer: str, options: dict) -> dict:
+    masked = some.masks.reshape(len(some.rows), -1).any(axis=1)
+    energy = []
+    for network_ in (model, rival):
+        cams = some.of(fold, network_).cam(method=method, layer=layer)
+        energy.append(cam_checks.localization(cams.maps[masked], some.masks[masked])["energy"])
+    columns = {"energy_over_random_weights": energy[0] - energy[1]}
+    return cam_checks.means(columns, some.patients[masked], *options.values()) if masked.any() else {}
 
 
 def gallery(tested: Tested, count: int, names: dict, method: str, layer: str):
@@ -146,7 +167,7 @@ def maps_of(tested: Tested, positions: np.ndarray, method: str, layer: str) -> e
         tested: the tested images;  positions: int (k,), which;  method, layer: of ``explanation.cam``.
     """
     table = tested.table.iloc[positions].reset_index(drop=True)
-    part = Tested(tested.crops, tested.rows[positions], table, tested.members, tested.temperature)
+    part = replace(tested, rows=tested.rows[positions], table=table)
     return part.cam(method=method, layer=layer)
 
 
@@ -256,7 +277,7 @@ def answer_crops(spec: str, like: crops.Crops, folder: Path, jobs: int = -1) -> 
 
 
 def audit(
-    tested: Tested, external, answer, *, most: int = 400, draws: int = 2000, seed: int = 0, minimum: int = 5
+    tested: Tested, external, answer, *, most: int = 200, draws: int = 2000, seed: int = 0, minimum: int = 5
 ) -> dict:
     """The shortcut audit on the first fold: views, printed text, and what tells the source.
 
@@ -289,17 +310,23 @@ def audit(
         fold,
         len(clinic.classes),
         against={"full frame, answer printed": "full frame"},
+        precision=tested.precision,
         **options,
     )
     text = shortcuts.text_audit(clinic, **options) if not clinic.simulated else {"reason": "simulated frames"}
-    vectors = shortcuts.features(model, own.images)
+    vectors = shortcuts.features(model, own.images, precision=tested.precision)
     devices, source = {"reason": "the data name no device"}, {"reason": "the run has no external source"}
     if "device" in clinic.index:
         names = clinic.index["device"].to_numpy()[own.rows]
         devices = shortcuts.source_audit(vectors, names, own.patients, **options)
     if external is not None and len(external):
         there = np.arange(len(external))[:: max(1, len(external) // most)]
-        both = np.vstack([vectors, shortcuts.features(model, np.asarray(external.images[there]))])
+        both = np.vstack(
+            [
+                vectors,
+                shortcuts.features(model, np.asarray(external.images[there]), precision=tested.precision),
+            ]
+        )
         names = np.repeat(["internal", "external"], [len(own.rows), len(there)])
         who = np.concatenate([own.patients, external.index["patient"].to_numpy()[there].astype(str)])
         source = shortcuts.source_audit(both, names, np.char.add(np.char.add(names, "/"), who), **options)
