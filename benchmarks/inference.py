@@ -1,0 +1,178 @@
+"""How fast a saved classifier answers, by back-end, beside timm's `legacy_xception` in eager fp32.
+
+    python benchmarks/inference.py           # full-width network, 128 and 299 px: about six minutes on two cores
+    python benchmarks/inference.py --smoke   # seconds; its numbers mean nothing
+
+Contestants take turns, round after round, so that a busy machine disturbs all alike; medians count. All get the
+same uint8 crops and give logits; weights are random, which does not change the speed.
+
+    single, batch    images a second, one at a time and in batches of 16
+    parity           from the export: largest difference of a probability, fraction of crops with the same type
+    start            seconds from calling `classify` on one 560 x 360 JPEG to its end, beside a process that only
+                     imports torch and OpenCV and runs the same network once, and beside that ratio's limit, 1.6
+
+Needs the extras `deploy` and `peers`. Writes benchmarks/results/inference.json.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from thyroid_lib import (
+    LESION_TYPES,
+    classifier,
+    definition,
+    deploy,
+    export,
+    hardware,
+    network,
+    phantoms,
+    regions,
+)
+
+RESULTS = Path(__file__).parent / "results"
+CONTESTANTS = (
+    ("openvino", "bf16"),
+    ("openvino", "fp32"),
+    ("onnxruntime", "fp32"),
+    ("torch", "bf16"),
+    ("torch", "fp32"),
+)
+BATCH = 16
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument(
+        "--threads", type=int, default=0, help="CPU threads of every contestant; 0: all cores"
+    )
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    rounds, width, blocks = (2, 0.125, 1) if options.smoke else (options.rounds, 1.0, 8)
+    frames = [
+        phantoms.render(patient).image for patient in phantoms.patients("clinic", 4 if options.smoke else 32)
+    ]
+    result = {
+        "machine": hardware.describe(),
+        "smoke": options.smoke,
+        "versions": definition.versions(),
+        "sizes": {},
+    }
+    with tempfile.TemporaryDirectory() as place:
+        for size in (64,) if options.smoke else (128, 299):
+            folder = make(Path(place) / str(size), size, width, blocks, frames)
+            result["sizes"][size] = measure(folder, size, frames, rounds, options.threads)
+            if size in (64, 128):
+                result["start"] = start(folder, Path(place), frames[0], rounds)
+    print(json.dumps(result, indent=1))
+    if not options.smoke:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / "inference.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def make(folder: Path, size: int, width: float, blocks: int, frames) -> Path:
+    """A classifier of random weights, exported."""
+    torch.manual_seed(0)
+    model = network.optimized_xception(len(LESION_TYPES), 1, width=width, middle_blocks=blocks)
+    crops = np.stack([regions.extract(frame, size, regions.RECIPE)[0] for frame in frames])
+    with torch.no_grad():  # BatchNorm learns the crops' statistics, so that the answers are no constant
+        for _ in range(3):
+            model.train()(network.normalize(torch.from_numpy(crops[:BATCH])))
+    classifier.save(
+        folder,
+        members=[model.eval().state_dict()],
+        model_config=model.config,
+        classes=list(LESION_TYPES),
+        names=LESION_TYPES,
+        recipe=regions.RECIPE,
+        size=size,
+        temperature=1.0,
+        operating_points=dict.fromkeys(LESION_TYPES, 0.5),
+        training={"simulated": True, "title": "random weights, for timing only"},
+        novelty_crops=(np.repeat(crops, 4, 0), crops),
+    )
+    export.export(folder, definition.read(folder), crops, source="simulated frames")
+    return folder
+
+
+def measure(folder: Path, size: int, frames, rounds: int, threads: int) -> dict:
+    """Images a second of every contestant and of timm, and how they compare."""
+    import timm
+
+    about = definition.read(folder)
+    crops = np.stack([regions.extract(frame, size, regions.RECIPE)[0] for frame in frames])
+    crops = np.resize(crops, (BATCH, size, size))
+    opened = {f"{n} {p}": deploy.open_backend(n, folder, about, p, threads).run for n, p in CONTESTANTS}
+    peer = timm.create_model("legacy_xception", num_classes=len(LESION_TYPES)).eval()
+
+    def eager(images):
+        with torch.inference_mode():
+            return peer(network.normalize(torch.from_numpy(images), 3).contiguous()).numpy()
+
+    opened["timm legacy_xception eager fp32"] = eager
+    found = {}
+    for what, count in (("single", 1), ("batch", BATCH)):
+        times = {name: [] for name in opened}
+        for _ in range(rounds):
+            for name, run in opened.items():
+                run(crops[:count])  # warm after the others have had the caches
+                repeats = max(1, 8 // count)
+                began = time.perf_counter()
+                for i in range(repeats):
+                    run(crops[i : i + 1] if count == 1 else crops)
+                times[name].append((time.perf_counter() - began) / (repeats * count))
+        found[what] = {name: round(1 / statistics.median(t), 2) for name, t in times.items()}
+        reference = found[what]["timm legacy_xception eager fp32"]
+        fastest = max((n for n in found[what] if not n.startswith("timm")), key=found[what].get)
+        found[f"{what}_fastest"] = {
+            "backend": fastest,
+            "times_timm": round(found[what][fastest] / reference, 2),
+        }
+    found["parity"] = json.loads((folder / deploy.ONNX_RECORD).read_text(encoding="utf-8"))["parity"]
+    return found
+
+
+def start(folder: Path, place: Path, frame: np.ndarray, rounds: int) -> dict:
+    """Seconds of whole commands, medians; `classify` by back-end against the bare imports and one pass."""
+    Image.fromarray(frame).resize((560, 360)).save(place / "frame.jpg", quality=95)
+    config = json.dumps(definition.read(folder)["architecture"])
+    size = definition.read(folder)["size"]
+    bare = "import torch, cv2"
+    once = (
+        f"{bare}; from thyroid_lib import network; import json\n"
+        f"model = network.build(json.loads('''{config}''')).eval()\n"
+        f"with torch.inference_mode(): model(torch.zeros(1, 1, {size}, {size}))"
+    )
+    classify = [sys.executable, "-m", "thyroid_lib", "classify", str(place / "frame.jpg"), "--json"]
+    commands = {
+        "import torch, cv2": [sys.executable, "-c", bare],
+        "the same and one pass": [sys.executable, "-c", once],
+    }
+    for name in ("torch", "onnxruntime", "openvino"):
+        commands[f"classify, {name}"] = [*classify, "--classifier", str(folder), "--backend", name]
+    times = {name: [] for name in commands}
+    for turn in range(min(rounds, 7) + 1):
+        for name, command in commands.items():
+            began = time.perf_counter()
+            subprocess.run(command, check=True, capture_output=True)
+            if turn:  # the first turn fills the disk's cache
+                times[name].append(time.perf_counter() - began)
+    seconds = {name: round(statistics.median(t), 3) for name, t in times.items()}
+    ratio = seconds["classify, torch"] / seconds["the same and one pass"]
+    return {"seconds": seconds, "torch_against_one_pass": round(ratio, 2), "limit": 1.6}
+
+
+if __name__ == "__main__":
+    main()
