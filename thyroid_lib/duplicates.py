@@ -23,7 +23,7 @@ from scipy.sparse.csgraph import connected_components
 from thyroid_lib import regions
 
 BITS = 1024
-NEAR = 288
+NEAR = 320
 """Most bits of `BITS` in which the hashes of near duplicates may differ."""
 SIDE, SCALE = 128, 4.0  # px: side of the hashed image, and sigma of what counts as local in it
 BLOCK = 2_000_000  # pairs compared at a time: 16 MB
