@@ -276,6 +276,15 @@ def test_rows_that_do_not_fit_and_rows_without_patient_are_named(tmp_path):
     assert "1 of 2 rows have no patient" in notes(data)[0]
 
 
+def test_columns_that_tell_who_a_person_is_are_not_read(tmp_path):
+    text = "image,label,patient,Patient Name,birth_date,姓名,device,renamed\n"
+    text += "frames/0.png,benign,p0,Quisling,1961-02-03,李雷,X,kept\n"
+    data = datasets.read(f"manifest:{write_manifest(tmp_path, text)}")
+    assert "renamed" in data and not {"patient_name", "birth_date", "姓名"} & set(data)
+    assert "patient_name, birth_date, 姓名" in notes(data)[0]
+    assert "Quisling" not in data.to_csv() and "李雷" not in data.to_csv()
+
+
 @pytest.mark.parametrize(
     "content, words",
     [

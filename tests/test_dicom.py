@@ -8,8 +8,7 @@ import copy
 import io
 import json
 import stat
-import subprocess
-import sys
+import traceback
 
 import numpy as np
 import pytest
@@ -162,10 +161,9 @@ def test_a_tree_becomes_a_manifest_of_pseudonyms(tree):
 
 
 def test_no_planted_word_is_in_any_output(tree, tmp_path, capfd, caplog):
-    save(
-        tree / "medullary_carcinoma" / "Dossier_a.dcm",
-        make(picture(50), PatientAge="not an age", PatientSex="?"),
-    )
+    with dicom_frames.quiet():
+        odd = make(picture(50), PatientAge="not an age", PatientSex="?")
+        save(tree / "medullary_carcinoma" / "Dossier_a.dcm", odd)
     (tree / "medullary_carcinoma" / "Dossier_b.dcm").write_bytes(
         b"\0" * 128 + b"DICM" + b"MRN-7734512 Quisling"
     )
@@ -192,13 +190,12 @@ def test_no_planted_word_is_in_an_error_even_with_its_traceback(tree):
     broken = tree / "Quisling" / "Dossier.dcm"
     save(broken, make(picture()))
     broken.write_bytes(broken.read_bytes()[:-5000])
-    code = "from thyroid_lib import datasets; import sys; datasets.load_frame(sys.stdin.read())"
-    run = subprocess.run([sys.executable, "-c", code], input=str(broken), capture_output=True, text=True)
-    assert run.returncode and "FrameError" in run.stderr and not leaks(run.stdout + run.stderr)
-    code = "from thyroid_lib import datasets; import sys; datasets.read('dicom:' + sys.stdin.read())"
-    gone = str(tree / "Moriarty")
-    run = subprocess.run([sys.executable, "-c", code], input=gone, capture_output=True, text=True)
-    assert "DatasetError" in run.stderr and not leaks(run.stdout + run.stderr)
+    gone = tree / SECRETS[-1]
+    for action in (lambda: datasets.load_frame(broken), lambda: datasets.read(f"dicom:{gone}")):
+        with pytest.raises(ValueError) as error:
+            action()
+        text = "".join(traceback.format_exception(error.value))
+        assert "Error: " in text and not leaks(text)
 
 
 def test_pseudonyms_are_the_same_under_one_key_and_others_under_another(tree, monkeypatch):

@@ -135,6 +135,12 @@ def test_a_changed_copy_is_a_near_duplicate(collection, tmp_path, change):
     assert clean.set_index("image")["group"].loc[["frame0.png", "copy.png"]].nunique() == 1
 
 
+def test_a_group_column_that_cuts_a_patient_is_mended(collection):
+    collection["group"] = [f"g{n}" for n in range(40)]
+    clean, _ = manifest.check(collection, jobs=1)
+    assert clean.groupby("patient")["group"].nunique().eq(1).all() and clean["group"].nunique() == 20
+
+
 def test_groups_that_contradict_themselves_are_set_aside_whole(collection, tmp_path):
     data = add(collection, tmp_path, "copy.png", speckle(0), label="malignant", patient="stranger")
     data = add(data, tmp_path, "other.png", speckle(99), label="malignant", patient="stranger")

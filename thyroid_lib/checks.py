@@ -6,6 +6,7 @@ Each takes the table and the problems found so far, adds its own, and gives back
 import itertools
 import re
 
+import numpy as np
 import pandas as pd
 import pandera.pandas as pa
 from joblib import Parallel, delayed
@@ -206,7 +207,12 @@ def joined(data: pd.DataFrame, problems: Problems) -> tuple[pd.DataFrame, pd.Dat
             "same_label": value["label"][a] == value["label"][b],
         }
     )
-    joined = duplicates.join(value["group"], a, b)
+    order = np.argsort(pd.factorize(value["patient"])[0], kind="stable")  # frames of a patient stand together
+    person = value["patient"][order]
+    same = np.nonzero(person[1:] == person[:-1])[0]
+    joined = duplicates.join(
+        value["group"], np.concatenate([a, order[same]]), np.concatenate([b, order[same + 1]])
+    )
     table["joined"] = value["group"][a] != value["group"][b]
     for row in table[table["joined"]].itertuples():
         for image, position in ((row.image_a, a[row.Index]), (row.image_b, b[row.Index])):

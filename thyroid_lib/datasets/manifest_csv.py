@@ -2,11 +2,13 @@
 
 Columns: ``image`` (path of the frame relative to the table's folder) and ``label``; better also ``patient``
 (a pseudonym, never a name) and, as far as known, ``group``, ``nodule``, ``mask``, ``box``, ``age``, ``sex``,
-``device`` and anything else, which is carried along. Comma, semicolon or tab; UTF-8 or GB 18030.
+``device`` and anything else, which is carried along unless its name says that it tells who a person is.
+Comma, semicolon or tab; UTF-8 or GB 18030.
 """
 
 import csv
 import io
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +18,10 @@ from thyroid_lib.datasets import contract
 from thyroid_lib.datasets.folder import lesion_type, order
 
 MAX_BYTES = 256 * 2**20
+PERSONAL = re.compile(
+    r"(^|_)(name|surname|first_?name|last_?name|dob|birth\w*|mrn|phone|mobile|address|e-?mail|ssn|accession\w*)($|_)"
+    r"|姓名|出生|身份证|电话|手机|住址|地址|病历号"
+)  # columns of a hospital's export that have no place in a study
 
 
 def read(root: Path, *, classes: str = "", title: str = "") -> pd.DataFrame:
@@ -45,12 +51,15 @@ def read(root: Path, *, classes: str = "", title: str = "") -> pd.DataFrame:
             f"came: {', '.join(header) or 'an empty table'}."
         )
     rows, excluded, notes, alone = [], [], [], 0
+    personal = [name for name in header if PERSONAL.search(name)]
+    if personal:
+        notes.append(("", f"columns that seem to say who a person is are not read: {', '.join(personal)}"))
     for number, line in lines:
         if len(line) != len(header):
             image = line[0].strip() if line else ""
             excluded.append((image, f"row {number}: {len(header)} cells are expected, {len(line)} came"))
             continue
-        row = {name: value.strip() for name, value in zip(header, line)}
+        row = {name: value.strip() for name, value in zip(header, line) if name not in personal}
         row["image"] = row["image"].replace("\\", "/")
         row |= {
             "row": number,
