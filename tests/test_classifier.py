@@ -312,3 +312,33 @@ def test_weights_of_another_architecture_are_refused(copy):
     definition["architecture"]["width"] = 0.125
     with pytest.raises(deploy.BackendError, match="does not hold the architecture"):
         deploy.load_members(copy, definition)
+
+
+def photographs() -> list[np.ndarray]:
+    data = pytest.importorskip("skimage.data")
+    found = [
+        getattr(data, name)() for name in ("chelsea", "camera", "coffee", "coins", "moon", "brick", "gravel")
+    ]
+    return [image if image.ndim == 2 else np.asarray(Image.fromarray(image).convert("L")) for image in found]
+
+
+def test_real_photographs_a_cat_first_get_a_warning(loaded):
+    for image in photographs():
+        assert any("unlike the training images" in warning for warning in loaded.classify(image).warnings)
+
+
+def test_on_real_thyroid_frames_photographs_and_noise_are_told_and_new_frames_are_not(real_data):
+    """Appearance alone, so without training; DDTI by case number: 4 of 6 fit, 1 of 6 sets the limit."""
+    paths = sorted((real_data / "ddti").rglob("*.jpg"), key=lambda path: int(path.stem.split("_")[0]))
+    vectors = novelty.appearance(np.stack([classifier.prepare(p, 128, regions.RECIPE)[2] for p in paths]))
+    third = np.array([int(path.stem.split("_")[0]) % 6 for path in paths])
+    model = novelty.fit(vectors[third < 4], vectors[third == 4])
+    rng = np.random.default_rng(0)
+    noises = []
+    for sigma in (0.1, 1, 2, 4, 8, 16):
+        noise = cv2.GaussianBlur(rng.normal(size=(360, 560)), (0, 0), sigma)
+        noises.append(np.clip(60 + 35 * noise / noise.std(), 0, 255).astype(np.uint8))
+    foreign = [classifier.prepare(image, 128, regions.RECIPE)[2] for image in photographs() + noises]
+    limit = model["limit"][0]
+    assert (novelty.distance(model, novelty.appearance(np.stack(foreign))) > limit).all()
+    assert (novelty.distance(model, vectors[third == 5]) > limit).mean() < 0.06

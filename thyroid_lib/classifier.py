@@ -323,5 +323,5 @@ def _unlike(ratios: dict[str, float]) -> list[str]:
         return []
     return [
         f"unlike the training images ({', '.join(over)} the limit fixed on validation): "
-        "the probabilities mean little here"
+        "its probabilities may not hold here"
     ]
