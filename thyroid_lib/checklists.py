@@ -117,14 +117,15 @@ def flow_counts(folder: Path, predictions: pd.DataFrame) -> dict:
     return result
 
 
-def flow_steps(counts: dict) -> list[tuple[str, list[str]]]:
+def flow_steps(counts: dict) -> list[list[tuple[str, list[str]]]]:
     """Boxes for ``plots.evaluation.flow``.
 
     Args:
         counts: of :func:`flow_counts`.
     """
-    steps = []
+    chains = []
     for role, c in counts.items():
+        steps = []
         where = "External source" if role == "external" else "Clinical data"
         left = [f"{n} × {reason}" for reason, n in list(c["left_out"].items())[:4]]
         if len(c["left_out"]) > 4:
@@ -141,7 +142,8 @@ def flow_steps(counts: dict) -> list[tuple[str, list[str]]]:
         steps.append((f"Crops\n{c['crops']} images of {c['patients']} patients", after))
         kind = "External testing, frozen classifier" if role == "external" else "Internal testing"
         steps.append((f"{kind}\n{c['tested']} images of {c['tested_patients']} patients", []))
-    return steps
+        chains.append(steps)
+    return chains
 
 
 def write_cards(folder: Path, names: dict) -> list[Path]:

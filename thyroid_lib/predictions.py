@@ -158,6 +158,9 @@ def write_predictions(tables: list[pd.DataFrame], path: str | Path) -> Path:
                 f"write_predictions: expected classes {classes} in every table, got {classes_of(table)}"
             )
     fixed = _columns(classes)
+    for table in tables:
+        if missing := [column for column in fixed if column not in table.columns]:
+            raise ValueError(f"write_predictions: expected the columns {fixed}; missing {missing}")
     covariates = sorted({c for table in tables for c in table.columns} - {*fixed})
     whole = pd.concat([t for t in tables if len(t)], ignore_index=True)
     whole = whole.reindex(columns=fixed + covariates).sort_values(

@@ -154,7 +154,7 @@ def gallery(tested: Tested, count: int, names: dict, method: str, layer: str):
         if stage != layer:
             columns[f"{method}\n{stage}"] = part.cam(method=method, layer=stage)
     titles = [
-        f"{english(names, row.truth)}\nread as {english(names, row.predicted)}"
+        f"{english(names, row.truth)},\nread as\n{english(names, row.predicted)}"
         for row in part.table.itertuples()
     ]
     return part, columns, titles
@@ -261,7 +261,7 @@ def answer_crops(spec: str, like: crops.Crops, folder: Path, jobs: int = -1) -> 
             ``crops.build``.
 
     Returns:
-        The crops, rows in the order of ``like``; None where the data are not phantoms, or not these.
+        The crops, rows in the order of ``like``; None where the data are not phantoms, or not the same ones.
     """
     if not spec.startswith("phantom:") or "answer=1" in spec:
         return None
@@ -273,7 +273,8 @@ def answer_crops(spec: str, like: crops.Crops, folder: Path, jobs: int = -1) -> 
     manifest = wanted.merge(manifest, on="image", how="left")
     manifest.attrs = attributes
     built = crops.build(manifest, folder, size=like.size, recipe=like.recipe, jobs=jobs)
-    return built if len(built) == len(like) else None
+    same = built.masks is not None and like.masks is not None and np.array_equal(built.masks, like.masks)
+    return built if same else None
 
 
 def audit(

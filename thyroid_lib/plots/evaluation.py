@@ -290,33 +290,45 @@ def robustness(results: dict[str, dict], *, metric: str = "macro_auroc") -> Figu
     return figure
 
 
-def flow(steps: list[tuple[str, list[str]]]) -> Figure:
-    """Flow diagram in the manner of STARD: a column of boxes, what left at each step beside it.
+def flow(chains: list[list[tuple[str, list[str]]]]) -> Figure:
+    """Flow diagram in the manner of STARD: boxes from files to analysis, what left at each step beside it.
 
     Args:
-        steps: (text of the box, texts of what was left out after it) in order.
+        chains: one chain per source; each a list of (text of the box, texts of what was left out after it).
     """
-    heights = [max(1.0, 0.34 * max(text.count("\n") + 1, len(left) + 1)) for text, left in steps]
-    total = sum(heights) + 0.45 * (len(steps) - 1)
-    figure, ax = plt.subplots(figsize=(WIDTH, 0.75 * total + 0.2), layout="constrained")
-    y, above = total, None
-    for (text, left), height in zip(steps, heights):
-        box = {"boxstyle": "round,pad=0.02,rounding_size=0.06", "edgecolor": CYCLE[0], "facecolor": "#EEF4FA"}
-        ax.add_patch(FancyBboxPatch((0.1, y - height), 4.4, height, **box))
-        ax.text(2.3, y - height / 2, text, ha="center", va="center", fontsize=8)
-        arrow = {"arrowstyle": "-|>", "mutation_scale": 9, "color": MUTED, "lw": 1}
-        if above is not None:
-            ax.add_patch(FancyArrowPatch((2.3, above), (2.3, y), **arrow))
-        if left:
-            ax.add_patch(FancyArrowPatch((4.55, y - height / 2), (5.15, y - height / 2), **arrow))
-            side = box | {"edgecolor": MUTED, "facecolor": "white"}
-            ax.add_patch(FancyBboxPatch((5.2, y - height), 4.4, height, **side))
-            ax.text(5.3, y - height / 2, "\n".join(left), ha="left", va="center", fontsize=7.5)
-        above, y = y - height, y - height - 0.45
-    ax.set(xlim=(0, 9.75), ylim=(y + 0.35, total + 0.1))
-    ax.axis("off")
-    said = [
-        text.replace("\n", ", ") + (f" (left out: {'; '.join(left)})" if left else "") for text, left in steps
+    gap, wide = 0.42, 4.4
+    heights = [
+        [max(0.9, 0.34 * max(text.count("\n") + 1, len(left) + 1)) for text, left in c] for c in chains
     ]
+    total = sum(map(sum, heights)) + gap * sum(len(c) - 1 for c in chains) + 0.5 * (len(chains) - 1)
+    figure, ax = plt.subplots(figsize=(WIDTH, 0.72 * total + 0.2), layout="constrained")
+    arrow = {"arrowstyle": "-|>", "mutation_scale": 9, "color": MUTED, "lw": 1}
+    y, said = total, []
+    for chain, tall in zip(chains, heights):
+        above = None
+        for (text, left), height in zip(chain, tall):
+            for x, words, edge, face, anchor in (
+                (0.1, text, CYCLE[0], "#EEF4FA", "center"),
+                (5.2, "\n".join(left), MUTED, "white", "left"),
+            ):
+                if not words:
+                    continue
+                style = "round,pad=0.02,rounding_size=0.06"
+                ax.add_patch(
+                    FancyBboxPatch(
+                        (x, y - height), wide, height, boxstyle=style, edgecolor=edge, facecolor=face
+                    )
+                )
+                at = x + wide / 2 if anchor == "center" else x + 0.1
+                ax.text(at, y - height / 2, words, ha=anchor, va="center", fontsize=7.5)
+            if above is not None:
+                ax.add_patch(FancyArrowPatch((2.3, above), (2.3, y), **arrow))
+            if left:
+                ax.add_patch(FancyArrowPatch((4.55, y - height / 2), (5.15, y - height / 2), **arrow))
+            above, y = y - height, y - height - gap
+            said.append(text.replace("\n", ", ") + (f" (left out: {'; '.join(left)})" if left else ""))
+        y += gap - 0.5
+    ax.set(xlim=(0, 9.75), ylim=(y + 0.4, total + 0.1))
+    ax.axis("off")
     figure.alt = "Flow of patients and images: " + " → ".join(said) + "."
     return figure

@@ -26,7 +26,7 @@ def cam_gallery(images, masks, columns: dict, titles: list[str]) -> Figure:
     )
     for i in range(n):
         axes[i, 0].imshow(images[i], cmap="gray", vmin=0, vmax=255)
-        axes[i, 0].set_title(titles[i], fontsize=7, fontweight="normal")
+        axes[i, 0].set_ylabel(titles[i], fontsize=6.5, rotation=0, ha="right", va="center")
         for ax, (heading, cams) in zip(axes[i, 1:], columns.items()):
             overlay(ax, images[i], cams.maps[i])
             head = f"{heading}\n" if i == 0 else ""
