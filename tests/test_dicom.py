@@ -346,6 +346,25 @@ def test_compressed_frames_are_decoded(tmp_path, name):
     assert np.abs(gray.astype(int) - reference()).max() <= tolerance
 
 
+def test_colour_and_clips_compressed_as_scanners_do_are_decoded(tmp_path):
+    clip = np.stack([picture(n) for n in range(3)])
+    still = make(np.zeros((*picture().shape, 3), np.uint8), "YBR_FULL_422", regions=[region()])
+    several = make(clip, regions=[region()])
+    for data, parts in ((still, [rgb(picture())]), (several, clip)):
+        data.PixelData = encapsulate([jpeg_bytes(part, format="JPEG", quality=95) for part in parts])
+        data["PixelData"].VR = "OB"
+        data.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    if dicom_frames.unusable(still):
+        pytest.skip("no decoder: the extra dicom is not installed")
+    gray = datasets.load_frame(save(tmp_path / "still.dcm", still))
+    assert np.abs(gray.astype(int) - reference()).max() <= 24
+    path = save(tmp_path / "clip.dcm", several)
+    x, y, width, height = SECTOR
+    for number in range(3):
+        found = datasets.load_frame(f"{path}#{number}")[y : y + height, x : x + width]
+        assert np.abs(found.astype(int) - clip[number][y : y + height, x : x + width]).max() <= 24
+
+
 def test_a_codec_that_is_not_installed_is_named_with_what_to_install(tmp_path, monkeypatch):
     class Nothing:
         is_available = False

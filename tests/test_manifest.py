@@ -6,6 +6,8 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from thyroid_lib import datasets, duplicates, manifest
@@ -217,6 +219,23 @@ def test_groups_of_very_different_size_still_give_every_class_to_every_fold():
     for seed in range(5):
         done = manifest.split(pd.DataFrame(rows), folds=5, seed=seed)
         assert done.groupby("label")["fold"].nunique().eq(5).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 9), min_size=12, max_size=40),
+    classes=st.integers(2, 4),
+    folds=st.integers(2, 3),
+    seed=st.integers(0, 99),
+)
+def test_no_split_or_partition_ever_cuts_a_group(sizes, classes, folds, seed):
+    rows = [(f"{g}/{n}", f"c{g % classes}", f"g{g}") for g, size in enumerate(sizes) for n in range(size)]
+    done = manifest.split(pd.DataFrame(rows, columns=["image", "label", "group"]), folds, seed)
+    assert done.groupby("group")["fold"].nunique().eq(1).all()
+    for fold in (None, *range(folds)):
+        part = manifest.partition(done, fold, seed=seed)
+        assert part.groupby(done["group"]).nunique().eq(1).all()
+        assert {"train", "validation"} <= set(part)
 
 
 @pytest.mark.parametrize("test_fold", [None, 0, 4])
