@@ -13,6 +13,7 @@ from itertools import pairwise
 import numpy as np
 
 COMPONENTS = 32
+SPREADS = 3.0  # robust standard deviations of the log distance
 BLACK = 0.02  # grey level, 0 to 1, below which nothing is shown
 FALSE_WARNINGS = 0.01  # of validation images, shared between the two descriptions
 
@@ -26,14 +27,15 @@ def fit(train: np.ndarray, validation: np.ndarray) -> dict:
 
     Returns:
         float32 arrays that `distance` needs: `mean`, `scale` (D,), `basis` (k, D), `variance` (k,),
-        `residual` (1,), `limit` (1,). At most 0.5 % of the validation crops exceed the limit, none of
-        fewer than 200.
+        `residual` (1,), `limit` (1,). The limit is the smaller of two: what at most 0.5 % of the validation crops
+        exceed (none of fewer than 200), and three robust standard deviations above their median, in logarithms;
+        so that a few odd frames among them do not open the door to everything.
     """
     train, validation = np.asarray(train, np.float64), np.asarray(validation, np.float64)
     if train.ndim != 2 or len(train) < 8 or len(validation) < 1:
         raise ValueError(
             f"the novelty distance needs at least 8 training crops and 1 validation crop, got {train.shape} "
-            f"and {validation.shape}; give more, or save the classifier with novelty=None"
+            f"and {validation.shape}; give more, or save the classifier without novelty_crops"
         )
     mean, scale = train.mean(0), train.std(0)
     scale = np.maximum(scale, 0.1 * max(float(np.median(scale)), 1e-9))  # constants of the training set
@@ -56,8 +58,10 @@ def fit(train: np.ndarray, validation: np.ndarray) -> dict:
     model = {key: np.ascontiguousarray(value, np.float32) for key, value in model.items()}
     found = np.sort(distance(model, validation))
     allowed = int(FALSE_WARNINGS / 2 * len(found))
-    limit = np.float32(found[len(found) - 1 - allowed])
-    return model | {"limit": np.array([np.nextafter(limit, np.float32(np.inf))])}
+    logs = np.log(np.maximum(found, 1e-6))
+    spread = 1.4826 * np.median(np.abs(logs - np.median(logs)))  # a normal distribution's standard deviation
+    limit = min(found[len(found) - 1 - allowed], np.exp(np.median(logs) + SPREADS * max(spread, 0.05)))
+    return model | {"limit": np.array([np.nextafter(np.float32(limit), np.float32(np.inf))])}
 
 
 def distance(model: dict, vectors: np.ndarray) -> np.ndarray:

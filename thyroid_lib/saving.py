@@ -141,7 +141,8 @@ def conformal_threshold(probabilities: np.ndarray, labels: np.ndarray, coverage:
     return {"coverage": float(coverage), "threshold": threshold, "n": len(scores)}
 
 
-def _fit_novelty(folder: Path, definition: dict, train: np.ndarray, validation: np.ndarray) -> None:
+def _fit_novelty(folder: Path, definition: dict, train: np.ndarray, validation: np.ndarray) -> float:
+    """Writes the novelty model; gives the fraction of the validation crops that it warns of."""
     from safetensors.numpy import save_file
 
     backend = deploy.TorchBackend(folder, definition)
@@ -153,12 +154,12 @@ def _fit_novelty(folder: Path, definition: dict, train: np.ndarray, validation: 
         np.concatenate([backend.run(np.array(c[s : s + 16])).features for s in range(0, len(c), 16)])
         for c in chosen
     ]
-    models = {
-        "network": novelty.fit(*features),
-        "appearance": novelty.fit(*(novelty.appearance(crops) for crops in chosen)),
-    }
+    vectors = {"network": features, "appearance": [novelty.appearance(crops) for crops in chosen]}
+    models = {key: novelty.fit(*pair) for key, pair in vectors.items()}
     flat = {f"{key}.{name}": value for key, model in models.items() for name, value in model.items()}
     save_file(flat, folder / NOVELTY)
+    over = [novelty.distance(model, vectors[key][1]) > model["limit"][0] for key, model in models.items()]
+    return float(np.any(over, axis=0).mean())
 
 
 def _replace(part: Path, folder: Path) -> None:
