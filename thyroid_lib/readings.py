@@ -134,25 +134,33 @@ def table(size: int, num_classes: int = 4, in_chans: int = 1) -> pd.DataFrame:
         num_classes, in_chans: of the network.
 
     Returns:
-        Columns: claim, open point, our choice, why, switch, Δ parameters (millions), Δ GMACs (both of the
-        other reading minus ours; empty where the network is not concerned).
+        Columns: claim, open point, our choice, why, switch, otherwise costs (text; empty where the network
+        is not concerned).
     """
     name = {"name": "optimized_xception"}
     variants = {"ours": name} | {r.question: name | r.otherwise for r in READINGS if r.otherwise}
     costs = inspection.costs(variants, size, num_classes=num_classes, in_chans=in_chans).set_index("variant")
-    change = costs[["parameters", "gmacs"]] - costs.loc["ours", ["parameters", "gmacs"]]
-    rows = []
-    for r in READINGS:
-        cost = change.loc[r.question] if r.otherwise else {"parameters": float("nan"), "gmacs": float("nan")}
-        rows.append(
-            {
-                "claim": r.claim,
-                "open point": r.question,
-                "our choice": r.choice,
-                "why": r.reason,
-                "switch": r.switch,
-                "Δ parameters, M": cost["parameters"] / 1e6,
-                "Δ GMACs": cost["gmacs"],
-            }
-        )
+    rows = [
+        {
+            "claim": r.claim,
+            "open point": r.question,
+            "our choice": r.choice,
+            "why": r.reason,
+            "switch": r.switch,
+            "otherwise costs": _change(costs, r) if r.otherwise else "",
+        }
+        for r in READINGS
+    ]
     return pd.DataFrame(rows)
+
+
+def _change(costs: pd.DataFrame, reading: Reading) -> str:
+    """What the other reading costs more or less than ours."""
+    change = costs.loc[reading.question] - costs.loc["ours"]
+    parts = [
+        f"{value:+.2f} {unit}"
+        for value, unit in ((change["parameters"] / 1e6, "M parameters"), (change["gmacs"], "GMACs"))
+        if abs(value) >= 0.005
+    ]
+    value = ", ".join(map(str, reading.otherwise.values()))
+    return f"{value}: {', '.join(parts) or 'the same'}".replace("-", "−")

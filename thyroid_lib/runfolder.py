@@ -174,16 +174,21 @@ class Run:
             digits: decimals of floating-point columns.
         """
         from html import escape
+        from itertools import cycle
 
         from IPython.display import HTML, display
+        from pandas.api.types import is_numeric_dtype
 
-        body = (frame if frame.index.name is None else frame.reset_index()).to_html(
+        frame = frame if frame.index.name is None else frame.reset_index()
+        body = frame.to_html(
             index=False,
             escape=True,
             border=0,
             na_rep="–",
             float_format=lambda value: f"{value:.{digits}f}",
         )
+        numeric = cycle([is_numeric_dtype(kind) for kind in frame.dtypes])
+        body = re.sub(r"<t[dh](?=>)", lambda cell: cell[0] + ' class="number"' * next(numeric), body)
         body = re.sub(r"(<table[^>]*>)", rf"\1<caption>{escape(caption)}</caption>", body, count=1)
         display(HTML(f'<div class="table">{body}</div>'))
 
