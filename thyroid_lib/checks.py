@@ -214,11 +214,12 @@ def joined(data: pd.DataFrame, problems: Problems) -> tuple[pd.DataFrame, pd.Dat
         value["group"], np.concatenate([a, order[same]]), np.concatenate([b, order[same + 1]])
     )
     table["joined"] = value["group"][a] != value["group"][b]
-    for row in table[table["joined"]].itertuples():
-        for image, position in ((row.image_a, a[row.Index]), (row.image_b, b[row.Index])):
-            where = {"row": data["row"].iloc[position], "image": image}
-            kind = "identical to" if row.identical else "a near duplicate of"
-            problems.add(where, "group", f"{kind} a frame of another group: joined", NOTE)
+    across = table["joined"].to_numpy()
+    for position in sorted({*a[across], *b[across]}):
+        where = {"row": data["row"].iloc[position], "image": value["image"][position]}
+        problems.add(
+            where, "group", "shows the same as a frame of another group: the groups are joined", NOTE
+        )
     data = data.assign(group=joined)
     if len(data):
         people = data.groupby("group")["patient"].nunique()
