@@ -1,0 +1,253 @@
+"""The shortcut audit, robustness curves and reviewers' tables: what must be caught, and what must not."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from thyroid_lib import checklists, crops, datasets, network, robustness, shortcuts, tested, trust
+from thyroid_lib.bootstrap import Clusters
+from thyroid_lib.facts import NOT_DONE, REPORTED, Facts
+
+SIZE = 48
+
+
+def sectors(n, seed=0):
+    """Crops with a dark margin and noise inside, without anything that tells the class."""
+    images = np.zeros((n, SIZE, SIZE), np.uint8)
+    images[:, 4:-4, 4:-4] = np.random.default_rng(seed).integers(60, 200, (n, SIZE - 8, SIZE - 8))
+    return images
+
+
+@pytest.fixture(scope="module")
+def people():
+    n = 240
+    labels = np.arange(n) % 4
+    patients = np.array([f"p{i // 8}{labels[i]}" for i in range(n)])  # two images each, one label
+    folds = (np.arange(n) // 8) % 5
+    return labels, patients, folds
+
+
+@pytest.fixture(scope="module")
+def model():
+    return network.xception(4, in_chans=1, width=0.125, middle_blocks=1)
+
+
+# views
+
+
+def test_the_border_view_keeps_the_outline_and_nothing_deep():
+    images = sectors(3)
+    seen = shortcuts.border_only(images)
+    assert (seen[:, 12:-12, 12:-12] == 0).all()
+    assert np.array_equal(seen[:, :6], images[:, :6]) and seen[:, 4:6, 10:-10].any()
+    assert images[:, 20, 20].all(), "the crops themselves are not touched"
+
+
+def test_the_hidden_nodule_leaves_neither_texture_nor_shape():
+    images, mask = sectors(2), np.zeros((2, SIZE, SIZE), np.uint8)
+    mask[0, 18:30, 20:26] = 1
+    seen = shortcuts.nodule_hidden(images, mask)
+    patch = seen[0][mask[0] > 0]
+    assert patch.std() == 0 and 90 < patch[0] < 170
+    changed = np.argwhere(seen[0] != images[0])
+    height, width = np.ptp(changed, axis=0) + 1
+    assert abs(height - width) <= 2 and height >= 13  # a square, 1.2 times the longer side
+    assert np.array_equal(seen[1], images[1])  # no mask, no change
+
+
+# readers
+
+
+def test_print_in_the_margin_is_caught_by_the_pixel_reader_and_noise_is_not(people, model):
+    labels, patients, folds = people
+    plain = sectors(len(labels))
+    printed = plain.copy()
+    for i, label in enumerate(labels):
+        printed[i, 1:3, 6 + 8 * label : 12 + 8 * label] = 180
+    views = {"crop": plain, "full frame": plain, "full frame, answer printed": printed}
+    found = shortcuts.shortcut_audit(
+        model, views, labels, patients, folds, 0, 4, draws=200,
+        against={"full frame, answer printed": "full frame"},
+    )  # fmt: skip
+    noise, cheat = (found[view]["pixels"] for view in ("full frame", "full frame, answer printed"))
+    assert noise["auroc"]["low"] < 0.5 < noise["auroc"]["high"]
+    assert noise["difference"]["value"] == noise["difference"]["low"] == 0  # the same images, paired
+    assert cheat["auroc"]["value"] > 0.95 and cheat["difference"]["low"] > 0.2
+    assert cheat["from"] == "full frame" and cheat["difference"]["n_patients"] == len(set(patients))
+    lines = {(x["question"], x["reader"]): x for x in shortcuts.verdicts(found, {})}
+    assert lines["does a printed answer raise the score?", "pixels"]["verdict"] == "warning"
+    assert lines["does the sector's border alone tell the type?", "probe"]["verdict"] == "not done"
+
+
+def test_the_probe_reads_features_that_tell_and_only_the_tested_fold(people, model):
+    labels, patients, folds = people
+    images = sectors(len(labels))
+    images[:, 4:-4, 4:-4] //= (1 + labels)[:, None, None].astype(np.uint8)  # brightness tells the class
+    found = shortcuts.shortcut_audit(model, {"crop": images}, labels, patients, folds, 2, 4, draws=100)
+    assert found["crop"]["probe"]["auroc"]["value"] > 0.9
+    assert found["crop"]["probe"]["auroc"]["n_images"] == (folds == 2).sum()
+    assert found["crop"]["pixels"]["auroc"]["n_images"] == len(labels)
+
+
+def test_the_source_is_told_where_it_shows_and_not_where_it_does_not():
+    rng = np.random.default_rng(0)
+    vectors, source = rng.normal(size=(120, 6)), np.repeat(["here", "there"], 60)
+    patients = [f"p{i // 2}" for i in range(120)]
+    blind = shortcuts.source_audit(vectors, source, patients, draws=200)["auroc"]
+    assert blind["low"] < 0.5 < blind["high"]
+    vectors[60:, 0] += 4
+    assert shortcuts.source_audit(vectors, source, patients, draws=200)["auroc"]["low"] > 0.9
+    alone = shortcuts.source_audit(vectors, ["here"] * 120, patients)
+    assert alone == {"sources": {"here": 120}, "reason": "one source only"}
+
+
+def test_features_do_not_depend_on_the_batch_and_leave_the_mode(model):
+    model.train()
+    images = sectors(5)
+    whole = shortcuts.features(model, images)
+    np.testing.assert_allclose(whole, shortcuts.features(model, images, batch_size=2), atol=1e-5)
+    assert model.training and whole.shape == (5, 256)
+
+
+def test_the_answer_printed_on_phantoms_is_caught(tmp_path, monkeypatch):
+    monkeypatch.setenv("THYROID_CACHE", str(tmp_path / "cache"))
+    spec = "phantom:clinic?patients=64&seed=3"
+    frames = datasets.read(spec)
+    frames["fold"] = frames["patient"].str[1:].astype(int) % 4
+    clinic = crops.build(frames, tmp_path / "clinic", size=64, jobs=1)
+    answer = trust.answer_crops(spec, clinic, tmp_path / "answer", jobs=1)
+    assert list(answer.index["image"]) == list(clinic.index["image"])
+    assert np.array_equal(answer.images, clinic.images), "the print is outside the sector: crops are the same"
+    labels, patients = clinic.labels, clinic.index["patient"].to_numpy()
+    clusters = Clusters(patients, 300)
+    score = {}
+    for name, frame in (("plain", clinic.frames), ("printed", answer.frames)):
+        read = shortcuts.pixel_probe(np.asarray(frame), labels, clinic.index["fold"].to_numpy(), 4)
+        score[name] = shortcuts.macro_auroc(read, labels, clusters)
+    rise = np.quantile((score["printed"] - score["plain"])[1:], 0.025)
+    assert rise > 0, f"the cheat is missed: {score['plain'][0]:.2f} to {score['printed'][0]:.2f}"
+    assert trust.answer_crops("folder:/x", clinic, tmp_path / "none") is None
+
+
+# robustness
+
+
+@pytest.mark.parametrize("kind", robustness.STRENGTHS)
+def test_the_first_strength_changes_nothing_and_the_last_changes_something(kind):
+    images, levels = sectors(3), robustness.STRENGTHS[kind]
+    assert np.array_equal(robustness.change(images, kind, levels[0]), images)
+    worst = robustness.change(images, kind, levels[-1])
+    assert worst.shape == images.shape and worst.dtype == np.uint8 and not np.array_equal(worst, images)
+    assert np.array_equal(worst, robustness.change(images, kind, levels[-1])), "seeded"
+
+
+def test_changes_follow_their_definitions():
+    flat = np.full((1, 40, 40), 100, np.uint8)
+    assert (robustness.change(flat, "gain", 1.7) == 170).all()
+    assert (robustness.change(flat, "gamma", 2.0) == round(255 * (100 / 255) ** 2)).all()
+    moved = robustness.change(flat, "shift", 0.08)
+    assert not moved[0, :3].any() and not moved[0, :, :3].any() and (moved[0, 3:, 3:] == 100).all()
+    noisy = robustness.change(np.full((1, 400, 400), 100, np.uint8), "speckle", 0.15)
+    assert noisy.std() == pytest.approx(15, rel=0.03)
+    with pytest.raises(ValueError, match="expected one of"):
+        robustness.change(flat, "rotation", 1)
+
+
+def test_a_reader_of_brightness_suffers_from_gain_and_not_from_shift(people):
+    labels, patients, _ = people
+    images = np.clip(sectors(len(labels)) // 4 + (45 * labels)[:, None, None], 0, 255).astype(np.uint8)
+
+    def by_brightness(seen):
+        level = seen[:, 8:-8, 8:-8].mean((1, 2))
+        return np.exp(-np.abs(level[:, None] - (32 + 45 * np.arange(4))) / 20)
+
+    found = robustness.curves(
+        by_brightness, images, labels, patients, draws=100,
+        strengths={"gain": (1.0, 2.2), "shift": (0.0, 0.04)},
+    )  # fmt: skip
+    assert found["gain"]["1"]["balanced_accuracy"]["value"] == 1.0
+    assert found["gain"]["2.2"]["balanced_accuracy"]["high"] < 0.8
+    assert found["shift"]["0.04"]["balanced_accuracy"]["value"] == 1.0
+
+
+# tested images
+
+
+def test_predictions_of_other_data_or_other_members_are_refused():
+    class Fake:
+        size = SIZE
+
+        def __init__(self):
+            self.definition = {"training": {}, "temperature": [1.0]}
+
+        def members(self):
+            return [network.xception(2, in_chans=1, width=0.125, middle_blocks=1)]
+
+    index = pd.DataFrame({"image": ["a", "b"], "fold": [0, 1], "patient": ["p", "q"]})
+    data = crops.Crops("folder", index, np.zeros((2, SIZE, SIZE), np.uint8), None, None, ["x", "y"], {}, True,
+                       "", None, "")  # fmt: skip
+    rows = pd.DataFrame({"image": ["a", "b"], "fold": [0, 1], "p_x": [0.9, 0.2], "p_y": [0.1, 0.8]})
+    with pytest.raises(ValueError, match="'c'"):
+        tested.open_tested(data, Fake(), rows.assign(image=["a", "c"]))
+    with pytest.raises(ValueError, match="one member"):
+        tested.open_tested(data, Fake(), rows)
+    found = tested.open_tested(data, Fake(), rows.head(1))
+    assert list(found.table["predicted"]) == ["x"] and list(found.members) == [0]
+
+
+# reviewers' tables
+
+
+def test_every_item_is_answered_by_a_fact_the_authors_or_a_reason():
+    facts = Facts("/nowhere")
+    items = checklists.items()
+    assert {i["standard"] for i in items} == {"CLAIM 2024", "TRIPOD+AI", "STARD-AI"}
+    assert sum(i["standard"] == "CLAIM 2024" for i in items) == 44
+    for item in items:
+        answer = item["answer"]
+        assert answer == "authors" or answer.startswith("na: ") or answer in facts, item
+    assert len({(i["standard"], i["item"]) for i in items}) == len(items)
+
+
+def test_an_empty_run_claims_no_result(tmp_path):
+    (tmp_path / "metrics.json").write_text("{}")
+    filled = checklists.fill(tmp_path).set_index(["standard", "item"])
+    assert set(filled["state"]) <= set(checklists.STATES)
+    for item in ("30", "31", "32", "33"):
+        assert filled.loc[("CLAIM 2024", item), "state"] == NOT_DONE
+    assert filled.loc[("CLAIM 2024", "44"), "state"] == checklists.AUTHORS
+    assert checklists.summary(filled.reset_index())["CLAIM 2024"][NOT_DONE] >= 4
+
+
+def test_a_run_fills_its_numbers_in(tmp_path):
+    metric = {"value": 0.81, "low": 0.7, "high": 0.9, "n_images": 50, "n_patients": 20}
+    recorded = {
+        "internal": {"finetuned": {"image": {"macro_auroc": metric, "sensitivity/a": metric}}},
+        "draws": 2000,
+    }
+    (tmp_path / "metrics.json").write_text(json.dumps({"05_evaluate": recorded}))
+    filled = checklists.fill(tmp_path).set_index(["standard", "item"])
+    assert filled.loc[("CLAIM 2024", "32"), "state"] == REPORTED
+    assert "0.81 (0.70 to 0.90)" in filled.loc[("CLAIM 2024", "32"), "value"]
+    assert "2000 draws" in filled.loc[("CLAIM 2024", "29"), "value"]
+    checklists.write(filled.reset_index(), tmp_path / "reviewers.csv")
+    assert len(pd.read_csv(tmp_path / "reviewers.csv")) == len(checklists.items())
+    assert {p.name for p in checklists.write_cards(tmp_path, {"a": ("type a", "甲")})} == {
+        "STUDY_CARD.md", "DATA_SHEET.md",
+    }  # fmt: skip
+    assert "0.81 (0.70 to 0.90)" in (tmp_path / "STUDY_CARD.md").read_text()
+
+
+def test_the_flow_loses_no_image():
+    counts = {
+        "finetune": {
+            "title": "clinic", "files": 100, "left_out": {"cannot be read": 3, "no region": 1}, "crops": 96,
+            "patients": 40, "unlabelled": 6, "tested": 18, "tested_patients": 8, "not_tested": 72,
+        }
+    }  # fmt: skip
+    ((files, cut, used),) = checklists.flow_steps(counts)
+    assert files == ("Clinical data: clinic\n100 files", ["3 × cannot be read", "1 × no region"])
+    assert cut[1] == ["6 × no label", "72 × in folds not tested in this run"]
+    assert used[0].startswith("Internal testing\n18 images of 8 patients")
