@@ -148,6 +148,8 @@ class Run:
         import matplotlib.pyplot as plt
         from IPython.display import Markdown, display
 
+        from .plots.style import WIDTH
+
         alt = alt or getattr(figure, "alt", "")
         if not alt.strip() or not caption.strip():
             raise ValueError(f"figure {name!r}: expected an alt text and a caption, one is empty; give both")
@@ -155,11 +157,12 @@ class Run:
             raise ValueError(
                 f"figure name {name!r}: expected the notebook's number and words, like 03_curves"
             )
+        share = min(100, round(100 * figure.get_size_inches()[0] / WIDTH))  # letters of one size everywhere
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", metadata={"Software": None})
         plt.close(figure)
         self.path("figures", f"{name}.png").write_bytes(buffer.getvalue())
-        words = {"alt": alt, "caption": caption, "simulated": bool(simulated), "name": name}
+        words = {"alt": alt, "caption": caption, "simulated": bool(simulated), "name": name, "share": share}
         data = {"image/png": base64.b64encode(buffer.getvalue()).decode("ascii"), "text/plain": alt}
         display(data, raw=True, metadata={"image/png": words})
         if "THYROID_STATUS" not in os.environ:  # a report draws the caption itself
