@@ -271,7 +271,8 @@ def _corners(shape: tuple[int, int]) -> np.ndarray:
 
 def _furniture(image, box, scanner: Scanner, scale: float, text: str, rng) -> None:
     x, y, width, height = box
-    _ruler(image, x + width + 5 if scanner.panel != "right" else x - 9, y, height, scale)
+    left = scanner.panel == "right"  # the ruler stands where the settings do not
+    _ruler(image, x - 11 if left else x + width + 6, -10 if left else 7, y, height, scale)
     image[height // 2 : height // 2 + 96, 8:16] = np.linspace(255, 0, 96).astype(np.uint8)[:, None]
     _print(image, "T", (x + width + 14, y + 12), 0.9)
     settings = (f"P{rng.integers(80, 101)}", scanner.probe, f"{rng.uniform(8, 13):.1f}",
@@ -294,12 +295,12 @@ def _baseline(image, box) -> int:
     return min(image.shape[0] - 6, box[1] + box[3] + 26)
 
 
-def _ruler(image, column: int, top: int, height: int, scale: float) -> None:
+def _ruler(image, column: int, digits: int, top: int, height: int, scale: float) -> None:
     for tick in range(int(height / scale / 5) + 1):
         row = min(image.shape[0] - 2, int(top + tick * 5 * scale))
         image[row : row + 2, column : column + (2 if tick % 2 else 5)] = 255
         if tick and tick % 2 == 0:
-            _print(image, str(tick // 2), (column + 7, row + 4), 0.7)
+            _print(image, str(tick // 2), (column + digits, row + 4), 0.7)
 
 
 def _calipers(image, mask, box, scale: float, text: str) -> None:
