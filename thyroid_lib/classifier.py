@@ -318,7 +318,7 @@ def _region_warnings(frame: frames.Frame, region) -> list[str]:
 
 
 def _unlike(ratios: dict[str, float]) -> list[str]:
-    over = [f"{key} {ratio:.1f} times" for key, ratio in ratios.items() if not ratio <= 1]
+    over = [f"{key} {ratio:.2f} times" for key, ratio in ratios.items() if not ratio <= 1]
     if not over:
         return []
     return [

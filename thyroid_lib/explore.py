@@ -264,6 +264,7 @@ def summary(view: View) -> dict:
 def findings(view: View, names: dict[str, tuple[str, str]]) -> str:
     """What this view shows, in Markdown, from its numbers."""
     answer, choice = view.answer, view.choice
+    names = {key: tuple(html.escape(name) for name in pair) for key, pair in names.items()}
     english, chinese = names[answer.lesion_type]
     largest = max(view.answer.probabilities, key=lambda key: abs(view.after[key] - answer.probabilities[key]))
     before, after = answer.probabilities[largest], view.after[largest]

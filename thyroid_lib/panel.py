@@ -1,10 +1,11 @@
 """The controls of notebook 07: ipywidgets around `explore.Explorer`, every callback a plain method."""
 
+import base64
 import html
 import io
 
 from thyroid_lib import frames
-from thyroid_lib.explore import Choice, Explorer, View
+from thyroid_lib.explore import Choice, Explorer, View, changes
 from thyroid_lib.studies import printable
 
 MOVED = ("threshold", "closing", "method", "layer", "explain", "gain", "cover")  # controls that are a Choice
@@ -36,7 +37,7 @@ class Panel:
                            continuous_update=False, **wide),
             "upload": w.FileUpload(description="Upload an image", **wide),
             "threshold": w.IntSlider(choice.threshold, 1, 80, description="Threshold", **wide),
-            "closing": w.IntSlider(choice.closing, 0, 61, 2, description="Closing, px", **wide),
+            "closing": w.IntSlider(choice.closing, 0, 61, description="Closing, px", **wide),
             "method": w.Dropdown(options=explanation.METHODS, value=choice.method, description="Map", **wide),
             "layer": w.Dropdown(options=layers, value=choice.layer, description="Layer", **wide),
             "explain": w.Dropdown(options=types, value=choice.explain, description="Explain", **wide),
@@ -44,12 +45,12 @@ class Panel:
             "cover": w.Checkbox(choice.cover, description="Cover the nodule", **wide),
             "reset": w.Button(description="Reset", tooltip="Recipe of training, nothing changed", **wide),
         }  # fmt: skip
-        self.picture = w.Image(format="png", layout=w.Layout(max_width="100%", height="auto"))
+        self.picture = w.HTML()
         self.words = w.HTML()
         for name in MOVED:
             self.controls[name].observe(self._update, "value")
-        self.controls["image"].observe(lambda change: self._open(change["new"]), "value")
-        self.controls["path"].observe(lambda change: self._open(change["new"]), "value")
+        self.controls["image"].observe(lambda change: self._open(change["new"], "image"), "value")
+        self.controls["path"].observe(lambda change: self._open(change["new"], "path"), "value")
         self.controls["upload"].observe(self._uploaded, "value")
         self.controls["reset"].on_click(self._reset)
         left = w.VBox(list(self.controls.values()))
@@ -57,13 +58,16 @@ class Panel:
         self.box = w.HBox([left, right], layout=w.Layout(flex_flow="row wrap", align_items="flex-start"))
         self._update()
 
-    def _open(self, source) -> None:
+    def _open(self, source, chosen_by: str = "upload") -> None:
         if not source:
             return
+        for name, empty in (("image", None), ("path", "")):
+            if name != chosen_by:
+                self.controls[name].value = empty  # so that choosing the same again counts as a choice
         try:
             self.explorer.open(source)
         except (frames.FrameError, OSError) as error:
-            self._say(f"<b>This image cannot be used:</b> {html.escape(printable(error))}")
+            self._show(f"<b>This image cannot be used:</b> {html.escape(printable(error))}")
             return
         self._update()
 
@@ -87,18 +91,17 @@ class Panel:
             self.view = self.explorer.look(Choice(**{name: self.controls[name].value for name in MOVED}))
         except frames.FrameError as error:
             self.view = None
-            self._say(f"<b>Nothing to classify:</b> {html.escape(printable(error))}")
+            self._show(f"<b>Nothing to classify:</b> {html.escape(printable(error))}")
             return
-        self.picture.value = _rendered(self.view, self.explorer.classifier.names)
-        self._say(_words(self.view, self.explorer.classifier.names))
+        names = self.explorer.classifier.names
+        self._show(_words(self.view, names), _rendered(self.view, names))
 
-    def _say(self, text: str) -> None:
-        if "cannot be used" in text or "Nothing to classify" in text:
-            self.picture.value = b""
+    def _show(self, text: str, picture: str = "") -> None:
+        self.picture.value = picture
         self.words.value = f'<div role="status" aria-live="polite">{text}</div>'
 
 
-def _rendered(view: View, names) -> bytes:
+def _rendered(view: View, names) -> str:
     import matplotlib.pyplot as plt
 
     from thyroid_lib.plots.explore import steps_to_answer
@@ -107,14 +110,17 @@ def _rendered(view: View, names) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     plt.close(figure)
-    return buffer.getvalue()
+    data = base64.b64encode(buffer.getvalue()).decode()
+    alt = html.escape(printable(figure.alt))
+    return f'<img style="max-width:100%" alt="{alt}" src="data:image/png;base64,{data}">'
 
 
 def _words(view: View, names) -> str:
-    english, chinese = names[view.answer.lesion_type]
+    english, chinese = (html.escape(name) for name in names[view.answer.lesion_type])
     text = f"<b>{english}</b> <span lang='zh'>{chinese}</span> {view.answer.probabilities[view.answer.lesion_type]:.2f}"
     if view.truth in names:
-        text += f" (reference standard: {names[view.truth][0]})"
+        text += f" (reference standard: {html.escape(names[view.truth][0])})"
+    text += f"<br>{html.escape(printable(view.name))}; change to the crop: {changes(view)}"
     for warning in view.answer.warnings:
         text += f"<br>⚠ {html.escape(printable(warning))}"
     return text

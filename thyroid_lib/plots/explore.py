@@ -5,7 +5,7 @@ import numpy as np
 from matplotlib.patches import Rectangle
 
 from thyroid_lib.plots.explanation import overlay
-from thyroid_lib.plots.style import CYCLE, MUTED, WIDTH, colour
+from thyroid_lib.plots.style import CYCLE, GRID, MUTED, WIDTH, colour
 
 BOX, OUTLINE = CYCLE[1], CYCLE[4]
 
@@ -105,5 +105,5 @@ def _bars(ax, view, names: dict) -> None:
 
 def _titled(ax, title: str) -> None:
     ax.set(xticks=[], yticks=[])
-    ax.spines[:].set_visible(False)
+    ax.spines[:].set(visible=True, color=GRID)
     ax.set_title(title, fontsize=8, fontweight="normal")
