@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from scipy.special import softmax
 from sklearn.metrics import log_loss, roc_auc_score, roc_curve
 
-from thyroid_lib import checkpoint, network, rows, settings, training, workers
+from thyroid_lib import checkpoint, network, rows, settings, training
 
 MODEL = {"name": "optimized_xception", "num_classes": 4, "in_chans": 1, "width": 0.0625, "middle_blocks": 1}
 TRAIN, VALIDATION = np.arange(26), np.arange(26, 40)
@@ -328,13 +328,3 @@ def test_killed_at_any_moment_and_started_again_it_ends_with_the_same_bits(tmp_p
     fit = trained(tmp_path / "killed", ema=0.9, epochs=4)
     assert same_weights(fit, whole)
     pd.testing.assert_frame_equal(fit.history, whole.history, check_exact=True)
-
-
-def test_jobs_side_by_side_give_results_in_order():
-    assert workers.run_jobs(math.pow, []) == []
-    jobs = [{"a": 2, "b": b} for b in range(3)]
-    assert workers.run_jobs(_power, jobs) == [1, 2, 4]
-
-
-def _power(a, b):
-    return a**b

@@ -54,10 +54,9 @@ def fit(
                 process.wait(30)
             said.unlink(missing_ok=True)
     if process.returncode:
-        tail = "\n".join((folder / LOG).read_text(encoding="utf-8", errors="replace").splitlines()[-25:])
         raise training.TrainingError(
             f"{settings.devices} worker processes were started and one failed (exit status "
-            f"{process.returncode}). Its log is {folder / LOG}; the last lines:\n{tail}"
+            f"{process.returncode}): {_reason(folder / LOG)}"
         )
     return training.fit(
         replace(settings, devices=1),
@@ -162,6 +161,13 @@ def backend(cluster: str) -> Iterator[int]:
     finally:
         if local is not None:
             local.close()
+
+
+def _reason(log: Path) -> str:
+    """What the workers themselves said, or else the end of their log."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    said = dict.fromkeys(line.removeprefix("train: ") for line in lines if line.startswith("train: "))
+    return " ".join(said) or f"see {log}, which ends with\n" + "\n".join(lines[-25:])
 
 
 def _follow(process: subprocess.Popen, folder: Path, said: Path, on_epoch) -> None:
