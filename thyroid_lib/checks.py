@@ -17,6 +17,7 @@ from thyroid_lib.progress import progress
 
 LEFT_OUT, BLANKED, NOTE = "row left out", "value blanked", "note"
 BATCH = 32  # frames a worker decodes before it reports
+WORTH_WORKERS = 256  # frames below which starting processes costs more than it saves
 GIANT = 0.2  # of the patients in one joined group: more likely one template than one person
 LOOKS = {
     b"<!doctype html": "a web page: an error page of a download?",
@@ -136,7 +137,7 @@ def files(data: pd.DataFrame, problems: Problems, jobs: int) -> pd.DataFrame:
     """Decodes every frame once, in parallel; keeps the readable ones with their hashes."""
     records = data[["path", *(["mask"] if "mask" in data else [])]].to_dict("records")
     batches = [records[start : start + BATCH] for start in range(0, len(records), BATCH)]
-    jobs = 1 if len(records) <= BATCH else jobs
+    jobs = 1 if len(records) < WORTH_WORKERS else jobs
     work = Parallel(n_jobs=jobs, return_as="generator")(delayed(_inspect)(batch) for batch in batches)
     results = list(itertools.chain.from_iterable(progress(work, "checking frames", total=len(batches))))
     data = data.copy()

@@ -10,7 +10,6 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import nbformat
 import yaml
 
 from .runfolder import PROJECT
@@ -44,6 +43,8 @@ def declared(notebook: Path) -> dict[str, Parameter]:
     Raises:
         ProfileError: there is no such cell, or a line in it is no ``name: type = literal``.
     """
+    import nbformat  # takes seconds: only the runner needs it, not the notebooks
+
     cells = nbformat.read(notebook, as_version=4).cells
     tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
     if len(tagged) != 1:
