@@ -337,6 +337,18 @@ def test_the_interval_of_a_mean_is_students():
     assert (found["low"], found["high"]) == pytest.approx(student, abs=0.06)
 
 
+def test_an_interval_between_bounds_is_students_on_the_logit_scale():
+    rng = np.random.default_rng(4)
+    hit = rng.random(15) < 0.8
+    clusters = Clusters(np.arange(15), 20000, 2)
+    found = estimate((clusters.sums(hit) / 15)[:, 0], n_images=15, n_patients=15, bounds=(0.0, 1.0))
+    share = hit.mean()
+    se = np.sqrt(share * (1 - share) / 14) / (share * (1 - share))  # of the logit, by the delta method
+    reach = stats.t.isf(0.025, 14) * se
+    expected = 1 / (1 + np.exp(-(np.log(share / (1 - share)) + np.array([-reach, reach]))))
+    assert (found["low"], found["high"]) == pytest.approx(expected, abs=0.01)
+
+
 def test_paired_differences_are_zero_for_the_same_model_and_narrower_than_two_separate_intervals():
     ours, other = study(patients=100), study(patients=100, model="scratch")
     same = comparison.compare(ours, other, draws=200)

@@ -5,20 +5,24 @@ JRSS B 69:369). A draw is a vector of patient multiplicities; every statistic is
 once, either from per-patient sums (counts, Brier, calibration bins, net benefit) or, for rank statistics,
 from weighted cumulative sums over the images sorted once by score.
 
-The interval is the expanded percentile interval of Hesterberg (2015, Am Stat 69:371, section 4.3):
-percentiles moved outwards as Student's t would with as many observations as there are patients, because
-the plain percentile interval is too narrow for few patients. ``benchmarks/bootstrap_coverage.py`` measures
-its coverage.
+A number between two bounds (an AUROC, a sensitivity) gets a Student interval on the logit scale with the
+bootstrap's standard error: it stays inside the bounds, and near them it is not too narrow, as percentiles
+are with few patients. A number without bounds (a difference, a net benefit) gets the expanded percentile
+interval of Hesterberg (2015, Am Stat 69:371, section 4.3). Degrees of freedom come from the patients of the
+scarcer side. ``benchmarks/bootstrap_coverage.py`` measures the coverage.
 """
 
 from collections.abc import Iterator
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 LEVEL = 0.95
 MINIMUM_PATIENTS = 5
 """Fewer patients than this behind a number, and it is reported as "too few" instead."""
+
+UNBOUNDED = (-np.inf, np.inf)
+"""Bounds of a difference."""
 
 _DEFINED_SHARE = 0.95  # share of draws in which a statistic must be defined for its interval to be stated
 _BLOCK_ELEMENTS = 2_000_000  # images x draws handled at once; about 50 MB of float64 work space
@@ -138,8 +142,7 @@ def estimate(
     n_images: int,
     n_patients: int,
     effective: int | None = None,
-    bounds: tuple[float, float] = (-np.inf, np.inf),
-    centred: bool = False,
+    bounds: tuple[float, float] = UNBOUNDED,
     minimum: int = MINIMUM_PATIENTS,
 ) -> dict:
     """One reported number: its value, its 95 % interval and what it rests on.
@@ -150,14 +153,12 @@ def estimate(
         n_patients: patients behind the number.
         effective: patients of the scarcer side (for example with the lesion type), which limits precision;
             ``n_patients`` when not given.
-        bounds: smallest and largest possible value.
-        centred: shift the draws so that their mean is the value; for statistics that resampling biases
-            upwards, such as a calibration error.
+        bounds: smallest and largest possible value; both infinite for a difference.
         minimum: fewer effective patients than this give no value.
 
     Returns:
         {"value", "low", "high", "n_images", "n_patients"} and, where value or interval is None, "reason".
-        When every draw equals a bound (a perfect score), the bootstrap knows no uncertainty: the exact
+        At a bound (a perfect score) every draw is the same and the bootstrap knows no uncertainty: the exact
         binomial bound over the effective patients takes its place (Clopper & Pearson 1934).
     """
     effective = n_patients if effective is None else effective
@@ -177,15 +178,26 @@ def estimate(
     defined = draws[np.isfinite(draws)]
     if len(defined) < max(1, _DEFINED_SHARE * len(draws)):
         return result | {"reason": f"too few: defined in only {len(defined)} of {len(draws)} draws"}
-    if centred:
-        defined = defined + (value - defined.mean())
-    n = max(2, effective)
-    tail = stats.norm.cdf(np.sqrt(n / (n - 1)) * stats.t.ppf((1 - LEVEL) / 2, n - 1))
-    low, high = np.clip(np.quantile(defined, [tail, 1 - tail]), *bounds)
-    if np.ptp(defined) < 1e-12 and np.isclose(value, bounds).any():
-        missed = 1 - ((1 - LEVEL) / 2) ** (1 / n)
-        low, high = (value - missed, value) if np.isclose(value, bounds[1]) else (value, value + missed)
+    low, high = _interval(float(value), defined, max(2, effective), bounds)
     return result | {"value": _plain(value), "low": _plain(low), "high": _plain(high)}
+
+
+def _interval(value: float, draws: np.ndarray, n: int, bounds: tuple[float, float]) -> tuple[float, float]:
+    (least, most), tail = bounds, (1 - LEVEL) / 2
+    reach = np.sqrt(n / (n - 1)) * stats.t.isf(tail, n - 1)
+    if np.isfinite(most) and np.isclose(value, bounds, rtol=0, atol=1e-12).any():
+        missed = (most - least) * (1 - tail ** (1 / n))
+        return (value, value + missed) if np.isclose(value, least) else (value - missed, value)
+    if np.isfinite(most):
+        share = (value - least) / (most - least)
+        step = reach * draws.std() / ((most - least) * share * (1 - share))
+        low, high = special.expit(special.logit(share) + np.array([-step, step]))
+        return least + (most - least) * low, least + (most - least) * high
+    if np.isfinite(least) and value > least:
+        step = reach * draws.std() / (value - least)
+        return least + (value - least) * np.exp(-step), least + (value - least) * np.exp(step)
+    outer = stats.norm.sf(reach)
+    return tuple(np.quantile(draws, [outer, 1 - outer]))
 
 
 def _plain(number: float) -> float:

@@ -7,7 +7,7 @@ All read predictions.csv only, and all intervals are patient-cluster bootstrap i
 import numpy as np
 import pandas as pd
 
-from thyroid_lib.bootstrap import MINIMUM_PATIENTS, delong, estimate, rank_statistics, ratio
+from thyroid_lib.bootstrap import MINIMUM_PATIENTS, UNBOUNDED, delong, estimate, rank_statistics, ratio
 from thyroid_lib.evaluation import Sample, bins
 from thyroid_lib.predictions import classes_of, covariates_of
 
@@ -85,7 +85,7 @@ def compare(
     scarcest = min(a.scarcer(k) for k in range(len(classes)))
     left, right = samples(a), samples(b)
     result = {
-        name: a.estimate(left[name] - right[name], effective=scarcest, bounds=(-2.0, 2.0)) for name in left
+        name: a.estimate(left[name] - right[name], effective=scarcest, bounds=UNBOUNDED) for name in left
     }
     for k, key in enumerate(classes):
         scores = np.column_stack([b.probabilities[:, k], a.probabilities[:, k]])
@@ -117,7 +117,6 @@ def drop(
             n_images=len(internal) + len(external),
             n_patients=patients,
             effective=scarcest,
-            bounds=(-2.0, 2.0),
             minimum=minimum,
         )
         for name in here

@@ -9,7 +9,15 @@ definitions follow Metrics Reloaded (Nat Methods 2024) and are scikit-learn's wh
 import numpy as np
 import pandas as pd
 
-from thyroid_lib.bootstrap import MINIMUM_PATIENTS, Clusters, delong, estimate, rank_statistics, ratio
+from thyroid_lib.bootstrap import (
+    MINIMUM_PATIENTS,
+    UNBOUNDED,
+    Clusters,
+    delong,
+    estimate,
+    rank_statistics,
+    ratio,
+)
 from thyroid_lib.predictions import (  # noqa: F401
     classes_of,
     covariates_of,
@@ -252,8 +260,8 @@ def _calibration(sample: Sample, prefix: str, name: str) -> dict:
     return {
         name + "brier": sample.estimate(brier / total, bounds=(0.0, 2.0)),
         name + "log_loss": sample.estimate(loss / total, bounds=(0.0, np.inf)),
-        name + "ece_top_label": sample.estimate(top, centred=True),
-        name + "ece_classwise": sample.estimate(classwise, centred=True),
+        name + "ece_top_label": sample.estimate(top),
+        name + "ece_classwise": sample.estimate(classwise),
     }
 
 
@@ -269,8 +277,6 @@ def _net_benefit(sample: Sample) -> dict:
         benefit = sums[:, :-1] / sums[:, -1:]
         for t, threshold in enumerate(THRESHOLDS):
             place = f"net_benefit/{key}/{threshold:.2f}"
-            metrics[place] = sample.estimate(
-                benefit[:, t], bounds=(-np.inf, np.inf), effective=sample.scarcer(k)
-            )
+            metrics[place] = sample.estimate(benefit[:, t], bounds=UNBOUNDED, effective=sample.scarcer(k))
             metrics[place + "/all"] = float(f"{benefit[0, len(THRESHOLDS) + t]:.9g}")
     return metrics

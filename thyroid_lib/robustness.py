@@ -116,7 +116,7 @@ def curves(
             result[kind][f"{strength:g}"] = {
                 "macro_auroc": estimate(auroc, bounds=(0.0, 1.0), **common),
                 "balanced_accuracy": estimate(recall, bounds=(0.0, 1.0), **common),
-                "loss": estimate(whole - auroc, bounds=(-1.0, 1.0), **common),
+                "loss": estimate(whole - auroc, **common),
             }
     return result
 

@@ -213,7 +213,7 @@ def shortcut_audit(
             result[name][reader] = {"auroc": estimate(score, bounds=(0.0, 1.0), **n)}
             base = (against or {}).get(name, next(iter(views)))
             if base != name:
-                difference = estimate(score - scores[base, reader], bounds=(-1.0, 1.0), **n)
+                difference = estimate(score - scores[base, reader], **n)
                 result[name][reader] |= {"difference": difference, "from": base}
     return result
 
@@ -252,7 +252,7 @@ def text_audit(crops, *, draws: int = 2000, seed: int = 0, minimum: int = MINIMU
         clusters, n = _sample(patients[chosen], labels[chosen], len(crops.classes), draws, seed, minimum)
         draw = {view: macro_auroc(values[chosen], labels[chosen], clusters) for view, values in read.items()}
         result[name] = {view: estimate(values, bounds=(0.0, 1.0), **n) for view, values in draw.items()}
-        result[name]["difference"] = estimate(draw["full frame"] - draw["crop"], bounds=(-1.0, 1.0), **n)
+        result[name]["difference"] = estimate(draw["full frame"] - draw["crop"], **n)
     return result
 
 
