@@ -8,6 +8,7 @@ learning rate, best epoch) stand in `settings`.
 """
 
 import copy
+import logging
 import math
 import os
 import shutil
@@ -511,6 +512,7 @@ def _fabric(settings: Settings, state: dict, model: nn.Module, size: int):
         precision, why = before["precision"], "as the checkpoint began"
     else:
         precision, why = hardware.choose_precision(settings.precision, device, model, size)
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # the precision is told with the choices
     fabric = Fabric(
         accelerator=accelerator,
         devices=local,
