@@ -163,9 +163,11 @@ def sign_reader(data: Path, folds: int) -> list[pd.DataFrame]:
 def tables(results: list[FoldResult]) -> list[pd.DataFrame]:
     """What goes into predictions.csv: every held-out fold, and the external set once per model.
 
-    The external set is predicted by the mean of the folds' models, as the classifier does.
+    The external set is predicted by the mean of the folds' models, as the classifier does. The fine-tuned
+    models' validation parts come along, set "validation": prediction sets are calibrated on them.
     """
     out = [result.tables["internal"] for result in results]
+    out += [result.tables["validation"] for result in results if result.model == FINETUNED]
     for model in dict.fromkeys(result.model for result in results):
         mine = [result for result in results if result.model == model and "external" in result.tables]
         if len(mine) == 1:
