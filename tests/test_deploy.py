@@ -125,6 +125,30 @@ def test_onnx_runtime_has_no_bfloat16_and_says_so(run):
         Classifier.load(run / "classifier", backend="onnxruntime", precision="bf16")
 
 
+def test_in_bfloat16_only_close_calls_are_decided_again_in_fp32():
+    class Backend:
+        def __init__(self, name, logits):
+            self.name, self.logits, self.asked = name, np.asarray(logits, np.float32), []
+
+        def run(self, crops):
+            self.asked.append(len(crops))
+            rows = crops[:, 0, 0]
+            return deploy.Outputs(
+                self.logits[None, rows], self.logits[rows], self.logits[rows, :, None, None]
+            )
+
+    quick = Backend("quick", [[2.0, 0.0], [0.0, 0.01], [0.0, 3.0]])  # the second: p = 0.4975 and 0.5025
+    exact = Backend("exact", [[9.0, 0.0], [0.01, 0.0], [9.0, 0.0]])
+    crops = np.repeat(np.arange(3, dtype=np.uint8), 16).reshape(3, 4, 4)
+    both = deploy.Refereed(quick, lambda: exact, [1.0])
+    outputs = both.run(crops)
+    assert (quick.asked, exact.asked) == ([3], [1])
+    np.testing.assert_allclose(outputs.logits[0], [[2.0, 0.0], [0.01, 0.0], [0.0, 3.0]])
+    np.testing.assert_allclose(outputs.features[1], [0.01, 0.0])
+    both.run(crops[::2])
+    assert exact.asked == [1]
+
+
 def test_an_export_that_does_not_agree_with_pytorch_leaves_nothing_behind(copy, monkeypatch, capsys):
     for name in ("model.onnx", "model.onnx.json"):
         (copy / name).unlink()

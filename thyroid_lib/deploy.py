@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 WEIGHTS, ONNX, ONNX_RECORD = "model.safetensors", "model.onnx", "model.onnx.json"
+TIE = 0.03  # difference of the two best probabilities under which bfloat16 does not decide
 BACKENDS = ("openvino", "onnxruntime", "torch")  # in the order of preference
 PRECISIONS = ("fp32", "bf16")
 
@@ -82,14 +83,15 @@ def open_backend(name: str, folder: Path, definition: dict, precision: str = "fp
     """
     if precision not in PRECISIONS:
         raise BackendError(f"precision {precision!r}: one of {', '.join(PRECISIONS)} was expected")
-    if name == "torch":
-        return TorchBackend(folder, definition, precision, threads)
-    check_onnx(folder, definition)
-    if name == "onnxruntime":
-        if precision != "fp32":
-            raise BackendError("onnxruntime runs in fp32 only: choose openvino or torch for bf16")
-        return OnnxRuntimeBackend(folder, definition, threads)
-    return OpenVinoBackend(folder, definition, precision, threads)
+    if name != "torch":
+        check_onnx(folder, definition)
+    if (name, precision) == ("onnxruntime", "bf16"):
+        raise BackendError("onnxruntime runs in fp32 only: choose openvino or torch for bf16")
+    kind = {"torch": TorchBackend, "onnxruntime": OnnxRuntimeBackend, "openvino": OpenVinoBackend}[name]
+    if precision == "fp32":
+        return kind(folder, definition, threads=threads)
+    quick = kind(folder, definition, "bf16", threads)
+    return Refereed(quick, lambda: kind(folder, definition, threads=threads), definition["temperature"])
 
 
 def check_onnx(folder: Path, definition: dict) -> dict:
@@ -109,6 +111,36 @@ def check_onnx(folder: Path, definition: dict) -> dict:
     if sha256(folder / ONNX) != expected:
         raise BackendError(f"{ONNX} is not the file that was exported (its SHA-256 differs); {again}")
     return record
+
+
+class Refereed:
+    """bfloat16 for most crops, fp32 for the close calls: those whose two best types differ by less than TIE.
+
+    bfloat16 moves a probability by some thousandths, enough to swap two types that are as good as equal and
+    nothing else; the close calls are few, so the type stays that of fp32 at nearly the speed of bfloat16.
+
+    Args:
+        quick: the bfloat16 back-end.
+        exact: makes the fp32 one, when it is first needed.
+        temperature: of each member.
+    """
+
+    def __init__(self, quick, exact, temperature: list[float]):
+        self.name, self.quick, self._make, self.temperature = quick.name, quick, exact, temperature
+        self._exact = None
+
+    def run(self, crops: np.ndarray) -> Outputs:
+        outputs = self.quick.run(crops)
+        ordered = np.sort(probabilities(outputs.logits, self.temperature), axis=1)
+        close = np.flatnonzero(ordered[:, -1] - ordered[:, -2] < TIE) if ordered.shape[1] > 1 else ()
+        if not len(close):
+            return outputs
+        self._exact = self._exact or self._make()
+        again = self._exact.run(crops[close])
+        outputs.logits[:, close] = again.logits
+        outputs.features[close] = again.features
+        outputs.maps[close] = again.maps
+        return outputs
 
 
 class TorchBackend:
@@ -141,7 +173,7 @@ class OnnxRuntimeBackend:
 
     name = "onnxruntime"
 
-    def __init__(self, folder: Path, definition: dict, threads: int = 0):
+    def __init__(self, folder: Path, definition: dict, *, threads: int = 0):
         import onnxruntime
 
         options = onnxruntime.SessionOptions()

@@ -261,8 +261,8 @@ def summary(view: View) -> dict:
     }
 
 
-def findings(view: View, names: dict[str, tuple[str, str]]) -> str:
-    """What this view shows, in Markdown, from its numbers."""
+def findings(view: View, names: dict[str, tuple[str, str]], differing: int = -1) -> str:
+    """What this view shows, in Markdown, from its numbers; `differing` as `differing_pixels` gives it."""
     answer, choice = view.answer, view.choice
     names = {key: tuple(html.escape(name) for name in pair) for key, pair in names.items()}
     english, chinese = names[answer.lesion_type]
@@ -278,6 +278,8 @@ def findings(view: View, names: dict[str, tuple[str, str]]) -> str:
         f"Change to the crop: {changes(view)}. The probability that moves most is that of {names[largest][0]}, "
         f"{before:.2f} to {after:.2f}.",
     ]
+    if differing >= 0:
+        lines.append(f"The classifier's crop differs from the one of the run's data in {differing} pixels.")
     lines += [f"Warning: {html.escape(printable(warning))}." for warning in answer.warnings]
     return "\n".join(f"- {line}" for line in lines)
 
