@@ -217,3 +217,14 @@ def test_a_damaged_json_file_is_named(tmp_path):
     (tmp_path / "a.json").write_text('{"half": ')
     with pytest.raises(ValueError, match=r"a\.json: expected JSON"):
         read_json(tmp_path / "a.json")
+
+
+def test_the_index_names_every_source_and_how_many_frames_were_used(project):
+    assert study.main(["--only", "01"]) == 0
+    run = Run(project / "reports" / "quick")
+    facts = {"title": "A <i>hospital</i>", "simulated": True, "crops": 7, "files": 9, "patients": 3}
+    run.record("01_preprocess", {"finetune": facts, "sign_reader": {"accuracy": 0.7}})
+    from thyroid_lib.report import write_index
+
+    page = write_index(run).read_text()
+    assert "A &lt;i&gt;hospital&lt;/i&gt;" in page and "7 of 9" in page

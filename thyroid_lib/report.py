@@ -146,7 +146,9 @@ def write_index(run: Run) -> Path:
             name=run.dir.name,
             stages=stages,
             headline=headline(metrics),
-            data=metrics.get("01_preprocess", {}).get("data", {}),
+            data={
+                role: facts for role, facts in metrics.get("01_preprocess", {}).items() if "title" in facts
+            },
             simulated=is_simulated(facts),
             environment=facts.get("environment", {}),
             files=[
