@@ -13,6 +13,7 @@ from PIL import Image
 
 from thyroid_lib import LESION_TYPES, classifier, deploy, frames, network, novelty, regions
 from thyroid_lib.classifier import Classifier, ClassifierError
+from thyroid_lib.definition import identity
 
 
 @pytest.fixture(scope="module")
@@ -342,3 +343,33 @@ def test_on_real_thyroid_frames_photographs_and_noise_are_told_and_new_frames_ar
     limit = model["limit"][0]
     assert (novelty.distance(model, novelty.appearance(np.stack(foreign))) > limit).all()
     assert (novelty.distance(model, vectors[third == 5]) > limit).mean() < 0.06
+
+
+def test_a_recipe_of_another_release_is_refused_at_loading(copy):
+    definition = json.loads((copy / "classifier.json").read_text(encoding="utf-8"))
+    definition["recipe"]["watershed"] = 3
+    edit(copy, **definition | {"id": identity(definition)})
+    with pytest.raises(ClassifierError, match="watershed"):
+        Classifier.load(copy, backend="torch")
+
+
+def test_an_answer_that_is_no_number_is_an_error_of_that_frame_only(folder):
+    broken = Classifier.load(folder, backend="torch")
+    run = broken.backend.run
+
+    def poisoned(crops):
+        outputs = run(crops)
+        outputs.logits[:, 1] = np.nan
+        return outputs
+
+    broken.backend.run = poisoned
+    results = list(broken.classify_many([small.sector_frame(seed) for seed in range(3)]))
+    assert [getattr(found, "kind", "") for found in results] == ["", "not_finite", ""]
+
+
+def test_a_frame_shown_dark_on_bright_is_read_upright_and_that_is_said(loaded):
+    frame = np.full((200, 320), 255, np.uint8)
+    frame[20:180, 40:280] = 255 - small.sector_frame(3)[10:170, 20:260] // 3
+    found = loaded.classify(frame)
+    assert any("dark on bright" in warning for warning in found.warnings)
+    assert found.crop[small.SIZE // 2].mean() < 128

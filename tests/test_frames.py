@@ -201,3 +201,14 @@ def test_every_real_frame_of_ddti_is_read_without_a_colour_refusal(real_data):
         except frames.FrameError as error:
             refused.append((path.name, str(error)))
     assert refused == []
+
+
+def test_reading_in_threads_leaves_the_programs_own_warnings_alone(gray):
+    import warnings
+    from concurrent.futures import ThreadPoolExecutor
+
+    before = list(warnings.filters)
+    data = encoded(Image.fromarray(gray))
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(frames.read, [data] * 200))
+    assert warnings.filters == before

@@ -109,9 +109,13 @@ class Classifier:
         if definition["novelty"]:
             definitions.verify(folder, definition, NOVELTY)
             models = _load_novelty(folder)
-        return cls(
-            folder, definition, deploy.open_backend(name, folder, definition, precision, threads), models
-        )
+        network = deploy.open_backend(name, folder, definition, precision, threads)
+        loaded = cls(folder, definition, network, models)
+        try:
+            loaded.recipe  # noqa: B018  (raises where the definition names an unknown setting)
+        except (TypeError, ValueError) as error:
+            raise ClassifierError(f"{folder}: this release cannot cut regions as it says: {error}") from error
+        return loaded
 
     @property
     def id(self) -> str:
@@ -197,13 +201,16 @@ class Classifier:
         results = iter(self._classify_crops(good)) if good else iter(())
         return [found if isinstance(found, Exception) else next(results) for found in prepared]
 
-    def _classify_crops(self, prepared: list) -> list[Classification]:
+    def _classify_crops(self, prepared: list) -> list[Classification | frames.FrameError]:
         crops = np.stack([crop for _, _, crop, _ in prepared])
         outputs = self.backend.run(crops)
         probabilities = deploy.probabilities(outputs.logits, self.definition["temperature"])
         ratios = self._distances(crops, outputs.features)
         results = []
         for i, (name, frame, crop, region) in enumerate(prepared):
+            if not np.isfinite(probabilities[i]).all():
+                results.append(frames.FrameError("the network's answer is no number", "not_finite"))
+                continue
             found = {key: float(p) for key, p in zip(self.classes, probabilities[i])}
             best, positive, chosen = self.verdicts(found)
             unlike = {key: float(values[i]) for key, values in ratios.items()}
@@ -311,10 +318,12 @@ def _each(function, items: list) -> list:
 
 
 def _region_warnings(frame: frames.Frame, region) -> list[str]:
-    share = region.area / frame.gray.size
+    found, share = [], region.area / frame.gray.size
     if share < 0.08:
-        return [f"the region used covers only {share:.1%} of the frame: is it the ultrasound sector?"]
-    return []
+        found.append(f"the region used covers only {share:.1%} of the frame: is it the ultrasound sector?")
+    if region.inverted:
+        found.append("dark on bright: the frame was inverted before it was read")
+    return found
 
 
 def _unlike(ratios: dict[str, float]) -> list[str]:

@@ -9,6 +9,7 @@ import io
 import os
 import stat
 import struct
+import threading
 import warnings as python_warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,6 +78,30 @@ def read(source, *, check: bool = True) -> Frame:
     return Frame(gray, notes)
 
 
+class _Quiet:
+    """Silences Python's warnings while any thread is inside; `catch_warnings` alone is for one thread."""
+
+    def __init__(self):
+        self._lock, self._inside, self._filters = threading.Lock(), 0, None
+
+    def __enter__(self):
+        with self._lock:
+            if not self._inside:
+                self._filters = python_warnings.catch_warnings()
+                self._filters.__enter__()
+                python_warnings.simplefilter("ignore")
+            self._inside += 1
+
+    def __exit__(self, *_):
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._filters.__exit__(None, None, None)
+
+
+_quiet = _Quiet()
+
+
 def check_content(gray: np.ndarray, coloured: float = 0.0) -> None:
     """Refuses a decoded frame that cannot be B-mode ultrasound.
 
@@ -143,8 +168,7 @@ def _open(data: bytes) -> tuple[Image.Image, list[str]]:
     if data[128:132] == b"DICM":
         raise FrameError("a DICOM file, not an image file: its frames are read through pydicom", "dicom")
     notes = []
-    with python_warnings.catch_warnings():
-        python_warnings.simplefilter("ignore")  # Pillow warns of what is checked here
+    with _quiet:  # Pillow warns of what is checked here
         try:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
         except Image.DecompressionBombError as error:
