@@ -219,18 +219,24 @@ def check_randomization(
 
     Returns:
         ``correlation/<module>`` -> mean Spearman rank correlation with the trained map once this module and
-        all after it are random, with interval; ``order``: the modules, last first. BatchNorm statistics are
-        estimated anew on the images, so that the random network is as well scaled as a trained one.
+        all after it are random, with interval; ``order``: these modules, last first (one that holds less than
+        a twentieth of the weights is randomized in its turn, but not looked at apart). BatchNorm statistics
+        are estimated anew on the images, so that the random network is as well scaled as a trained one.
     """
     trained = explanation.cam(model, images, targets, method=method, layer=layer)
     broken, columns = copy.deepcopy(model), {}
-    modules = [name for name, child in broken.named_children() if any(True for _ in child.parameters())]
-    for position, name in enumerate(reversed(modules)):
+    sizes = {name: sum(p.numel() for p in child.parameters()) for name, child in broken.named_children()}
+    names = [name for name, size in reversed(sizes.items()) if size]
+    looked = [
+        name for name in names if name in (names[0], names[-1]) or sizes[name] > 0.05 * sum(sizes.values())
+    ]
+    for position, name in enumerate(names):
         randomize(broken.get_submodule(name), seed=seed + position)
-        refresh_statistics(broken, images)
-        maps = explanation.cam(broken, images, targets, method=method, layer=layer)
-        columns[f"correlation/{name}"] = rank_correlation(trained.maps, maps.maps)
-    return means(columns, np.asarray(patients), draws, seed, minimum) | {"order": modules[::-1]}
+        if name in looked:
+            refresh_statistics(broken, images)
+            maps = explanation.cam(broken, images, targets, method=method, layer=layer)
+            columns[f"correlation/{name}"] = rank_correlation(trained.maps, maps.maps)
+    return means(columns, np.asarray(patients), draws, seed, minimum) | {"order": looked}
 
 
 def check_agreement(

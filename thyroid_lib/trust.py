@@ -186,7 +186,7 @@ def compare_maps(
     if part.masks is None:
         return result
     masked = part.masks.reshape(len(part.rows), -1).any(axis=1)
-    for layer in (*network.STAGES[::-1], "entry_flow.block2"):
+    for layer in network.STAGES[::-1]:
         result[layer] = {}
         for method in explanation.METHODS:
             cams = part.cam(method=method, layer=layer)
