@@ -101,6 +101,7 @@ def test_timms_weights_reach_the_optimized_network_and_what_has_no_counterpart_i
     }  # fmt: skip
     assert all(".down." in name for name in report.kept if "flow" in name)
     assert sorted(report.loaded + report.kept) == sorted(model.state_dict())
+    assert (probes.unread_pixels(model, 96)["unread"] == 0).all()
     ours, theirs = model.middle_flow[7].body[4].pointwise.weight, timms.block11.rep[4].pointwise.weight
     assert torch.equal(ours, theirs)
 

@@ -45,6 +45,19 @@ def test_weights_that_do_not_fit_are_refused_and_the_model_stays_as_it_was(load,
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
+@pytest.mark.parametrize("kind", ["separable", "depthwise", "dense"])
+def test_replaced_poolings_can_start_by_passing_on_every_second_pixel(kind):
+    torch.manual_seed(0)
+    model = network.optimized_xception(4, 1, **SMALL, downsampling=kind).eval()
+    changed = weights.start_as_subsampling(model)
+    assert len(changed) == (8 if kind == "separable" else 4)
+    x = torch.randn(1, model.entry_flow.block3.down[1].num_features, 15, 15)
+    with torch.no_grad():
+        y = model.entry_flow.block3.down(x)
+    assert torch.corrcoef(torch.stack([y.flatten(), x[:, :, ::2, ::2].flatten()]))[0, 1] > 0.95
+    assert not weights.start_as_subsampling(network.xception(4, 1, **SMALL))
+
+
 def test_a_body_with_a_layer_missing_is_refused():
     model = network.xception(4, 1, **SMALL)
     partial = {k: v for k, v in model.state_dict().items() if k != "middle_flow.0.body.2.weight"}

@@ -22,7 +22,7 @@ class LoadReport:
 
     Attributes:
         loaded: entries of the model that now hold the source's values.
-        converted: entry -> how its values were changed to fit (they are in `loaded` too).
+        converted: entry -> how its values were changed to fit.
         kept: entries of the model without a counterpart in the source, left at their initial values.
         unused: entries of the source without a place in the model, with the reason.
     """
@@ -65,8 +65,9 @@ def load_timm_weights(model: nn.Module, state_dict: dict[str, Tensor]) -> LoadRe
     """Load timm's `legacy_xception` into the original or the optimized network of the same width.
 
     A stem of one channel gets the sum of the source's three, which is exact for a grey image repeated over
-    them. The head is loaded only where the number of classes agrees. Max-pooling has no weights, so the
-    convolutions that replace it, the transition layers and the projections are kept as initialized.
+    them. The head is loaded only where the number of classes agrees. What max-pooling's replacements should
+    be, the source cannot say: they are made to start by passing on every second pixel, so that the layers
+    after them see what they were trained on. Transition layers and projections are kept as initialized.
 
     Args:
         model: of `network.xception` or `network.optimized_xception`, width 1.
@@ -83,7 +84,27 @@ def load_timm_weights(model: nn.Module, state_dict: dict[str, Tensor]) -> LoadRe
             strangers[key] = "not a layer of legacy_xception"
         else:
             translated[re.sub(r"\.conv1\.", ".depthwise.", names[match] + key[len(match) :])] = value
-    return _load(model, translated, strangers)
+    report = _load(model, translated, strangers)
+    for key in start_as_subsampling(model):
+        report.converted[key] = "starts by passing on every second pixel"
+    return report
+
+
+def start_as_subsampling(model: nn.Module) -> list[str]:
+    """Make the convolutions that replace max-pooling pass on every second pixel, almost unchanged.
+
+    A tenth of their random weights stays, so that every pixel still gets a gradient.
+
+    Returns:
+        Names of the weights that were changed; none where the network has max-pooling.
+    """
+    changed = []
+    for name, module in model.named_modules():
+        if ".down." in f"{name}." and isinstance(module, nn.Conv2d):
+            unit = nn.init.dirac_(torch.empty_like(module.weight), module.groups)
+            module.weight.data.mul_(0.1).add_(unit)
+            changed.append(f"{name}.weight")
+    return changed
 
 
 def load_pretrained_body(model: nn.Module, state_dict: dict[str, Tensor]) -> LoadReport:
