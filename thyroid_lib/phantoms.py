@@ -166,11 +166,12 @@ def render(patient: Patient, number: int = 0, answer: bool = False) -> Frame:
     rng = _generator(patient.source, patient.seed, patient.number, 2 + number)
     scanner, size = patient.scanner, patient.signs["size_mm"]
     aspect, right, setting = shared.uniform(*scanner.aspect), shared.random() < 0.5, shared.normal(0, 2.0)
-    height, width = scanner.height, round(scanner.height * aspect)
-    field_of_view = np.clip(24 + 1.15 * size * shared.uniform(0.9, 1.1), 30, 60)  # mm, the probe and its zoom
-    scale = width / field_of_view
-    view = "longitudinal" if number % 2 else "transverse"
     half = phantom_nodule.axes(patient.signs, shared, rng)
+    height, width = scanner.height, round(scanner.height * aspect)
+    scale = width / max(
+        shared.uniform(30, 42), size / 0.6, aspect * (2 * half[1] + 12)
+    )  # mm across the sector
+    view = "longitudinal" if number % 2 else "transverse"
     scene, centre = phantom_anatomy.draw((height, width), scale, view, half, shared, rng)
     phantom_nodule.draw(scene, centre, *half, patient.signs, rng)
     if not right:  # the windpipe lies on the image's right for the right lobe

@@ -24,7 +24,7 @@ def say(metric: dict | None, digits: int = 2) -> str:
     """
     if not metric or metric.get("value") is None:
         reason = (metric or {}).get("reason", "")
-        return "too few" if reason.startswith("too few") else "not done"
+        return next((word for word in ("too few", "undefined") if reason.startswith(word)), "not done")
     return f"{metric['value']:.{digits}f} ({metric['low']:.{digits}f} to {metric['high']:.{digits}f})"
 
 
