@@ -25,6 +25,7 @@ def test_outputs_are_stored_only_where_nbval_compares_them(path):
         assert bool(cell.outputs) == checked, f"{path.name}: {cell.source[:60]}"
         if checked:
             assert all(output.output_type in ("stream", "execute_result") for output in cell.outputs)
+            assert cell.execution_count is not None, "nbval takes a cell that was never run for a mistake"
         else:
             assert cell.execution_count is None
 
