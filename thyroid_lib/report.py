@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 import jinja2
 from bs4 import BeautifulSoup
@@ -95,7 +96,8 @@ def _dressed(page: BeautifulSoup, name: str) -> BeautifulSoup:
     entries = page.new_tag("ol")
     for heading in page.select("main h2[id], main h3[id]"):
         entry = page.new_tag("li", attrs={"class": heading.name})
-        link = page.new_tag("a", href=f"#{heading['id']}")
+        heading["id"] = unquote(heading["id"])  # nbconvert escapes the id itself, where only a link needs it
+        link = page.new_tag("a", href=f"#{quote(heading['id'])}")
         link.string = heading.get_text(strip=True)
         entry.append(link)
         entries.append(entry)
