@@ -1,5 +1,7 @@
 """Folds: nothing of the held-out patients is used before they are predicted."""
 
+import hashlib
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -142,3 +144,15 @@ def test_an_external_set_with_other_classes_is_refused(data, tmp_path):
     (tmp_path / "data/external/crops.json").write_text(json.dumps(about))
     with pytest.raises(ValueError, match="expected the classes nodular_goiter"):
         crossvalidation.open_crops(tmp_path / "data")
+
+
+def test_the_origin_of_initial_weights_is_kept_with_their_hash(data, settings, tmp_path):
+    crops, _ = crossvalidation.open_crops(data)
+    rows = crossvalidation.parts(crops, 0, 0.2, 0)
+    pretraining.fit(settings, crops, rows, tmp_path / "random")
+    assert pretraining.provenance(tmp_path / "random") == {}
+    start = tmp_path / "random" / "best.safetensors"
+    pretraining.fit(settings, crops, rows, tmp_path / "started", str(start))
+    origin = pretraining.provenance(tmp_path / "started")
+    assert origin["sha256"] == hashlib.sha256(start.read_bytes()).hexdigest()
+    assert origin["source"] == "best.safetensors" and origin["licence"]

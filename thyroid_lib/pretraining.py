@@ -8,8 +8,10 @@ import torch
 from thyroid_lib import checkpoint, network, training
 from thyroid_lib.augmentation import Augmentation
 from thyroid_lib.crops import Crops
+from thyroid_lib.runfolder import read_json, write_json
 
 TITLE = "pre-training"
+ORIGIN = "initial_weights.json"
 
 
 def open_data(folder: Path) -> Crops:
@@ -48,8 +50,8 @@ def fit(
             8 middle blocks; needs timm and the network), or "" for random ones.
         on_epoch: as `training.fit`.
     """
-    start = imagenet_weights(settings.model, initial) if initial else None
-    return training.fit(
+    start, origin = imagenet_weights(settings.model, initial) if initial else (None, {})
+    trained = training.fit(
         settings,
         crops,
         rows["train"],
@@ -60,24 +62,35 @@ def fit(
         on_epoch=on_epoch,
         set_aside=True,
     )
+    write_json(Path(folder) / ORIGIN, origin)
+    return trained
 
 
-def imagenet_weights(config: dict, source: str) -> dict[str, torch.Tensor]:
+def provenance(folder: Path) -> dict:
+    """Where a pre-training's initial weights came from: source, sha256, licence; empty for random ones."""
+    return read_json(Path(folder) / ORIGIN)
+
+
+def imagenet_weights(config: dict, source: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """A state dict for the network of `config` with the body of `source`, its own head and new layers.
 
     Args:
         config: for `network.build`. source: "hub", or a file of timm's legacy_xception or of this network.
+
+    Returns:
+        The state dict, and where it came from: source, sha256, licence.
     """
     from thyroid_lib import weights
 
-    tensors, _ = weights.read_weights(source)
+    tensors, origin = weights.read_weights(source)
     if "conv1.weight" not in tensors:
-        return tensors
+        return tensors, origin
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = network.build(config)
     network.load_timm_weights(model, tensors)
-    return {name: value for name, value in model.state_dict().items() if not name.startswith("fc.")}
+    body = {name: value for name, value in model.state_dict().items() if not name.startswith("fc.")}
+    return body, origin
 
 
 def weights_of(folder: Path) -> Path | None:
