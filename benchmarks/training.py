@@ -34,6 +34,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from thyroid_lib import hardware, network, training
+from thyroid_lib.identity import identity_of
 
 RESULTS = Path(__file__).parent / "results"
 CLASSES = 4
@@ -63,7 +64,7 @@ class Ours:
         rows = np.arange(len(crops.labels))
         settings = training.Settings(model=model, epochs=10_000, batch_size=batch, precision=precision)
         train, validation = rows[:-CLASSES], rows[-CLASSES:]
-        identity = training.identity_of(settings, crops, train, validation, crops.labels, None)
+        identity = identity_of(settings, crops, train, validation, crops.labels, None)
         target = Path(folder) / f"ours-{size}"
         self.run = training.Training(
             settings, crops, train, validation, target, None, crops.labels, "benchmark", identity
@@ -250,7 +251,7 @@ def flatness(size: int, batch: int, counts: list[int], folder: Path) -> list[dic
         model = MODEL | {"width": 0.0625, "middle_blocks": 1}
         settings = training.Settings(model=model, batch_size=batch, precision="32")
         train, validation = np.arange(count - CLASSES), np.arange(count - CLASSES, count)
-        identity = training.identity_of(settings, crops, train, validation, crops.labels, None)
+        identity = identity_of(settings, crops, train, validation, crops.labels, None)
         target = Path(folder) / f"flat-{count}"
         run = training.Training(
             settings, crops, train, validation, target, None, crops.labels, "benchmark", identity

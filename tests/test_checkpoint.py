@@ -57,6 +57,18 @@ def test_a_damaged_checkpoint_is_named_and_not_used(tmp_path, damage):
         checkpoint.read_state(tmp_path)
 
 
+def test_two_processes_cannot_train_in_one_folder(tmp_path):
+    hold = "import sys; from thyroid_lib import checkpoint\nwith checkpoint.held(sys.argv[1]): print('held')"
+    with checkpoint.held(tmp_path / "fit"):
+        other = subprocess.run(
+            [sys.executable, "-c", hold, str(tmp_path / "fit")], capture_output=True, text=True
+        )
+    assert "Another process is training in" in other.stderr
+    with checkpoint.held(tmp_path / "fit"):
+        pass  # free again, and nothing is left behind
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_unwritable_folder_is_refused_before_training(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(checkpoint.CheckpointError, match="Expected to write"):

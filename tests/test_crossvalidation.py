@@ -121,7 +121,7 @@ def test_the_folds_become_a_classifier_that_gives_the_same_probabilities(data, r
     from thyroid_lib.classifier import Classifier
 
     crops, _ = crossvalidation.open_crops(data)
-    folder = crossvalidation.determine(results, data, tmp_path / "classifier", {"pretrained": False})
+    folder = crossvalidation.determine(results, data, tmp_path / "classifier", None)
     loaded = Classifier.load(folder, backend="torch")
     assert loaded.classes == crops.classes
     external = results[0].tables["external"].sort_values("image")

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sk
 
-from thyroid_lib import comparison, evaluation, results, selective
+from thyroid_lib import comparison, evaluation, findings, results, selective
 from thyroid_lib.bootstrap import Clusters, delong, estimate, rank_statistics
 from thyroid_lib.predictions import covariates_of
 
@@ -447,7 +447,7 @@ def test_the_summary_of_a_run_is_complete_plain_and_repeatable():
     assert one["internal"]["finetuned"]["folds"]["macro_auroc"]["n_folds"] == 5
     assert "net_benefit/nodular_goiter/0.50" in one["internal"]["finetuned"]["image"]
     assert set(one["difference"]["internal"]) == {"scratch"} and "finetuned" in one["drop"]
-    text = results.findings(one, {}, simulated=True)
+    text = findings.findings(one, {}, simulated=True)
     assert (
         f"{one['internal']['finetuned']['image']['macro_auroc']['value']:.2f}" in text and "simulated" in text
     )

@@ -1,6 +1,7 @@
 """The reports of a smoke run as a browser and a reader meet them. Run by ./run_tests.sh after that run."""
 
 import csv
+import json
 import os
 import re
 from pathlib import Path
@@ -91,7 +92,9 @@ def test_the_stored_notebooks_and_the_smoke_profile_give_the_same_numbers():
     stored = Path(os.environ.get("THYROID_STORED_RUN", "."))
     if not (stored / "metrics.json").exists():
         pytest.skip("the notebooks were not run as stored: ./run_tests.sh does")
-    assert (stored / "metrics.json").read_bytes() == (RUN / "metrics.json").read_bytes()
+    theirs = read_json(stored / "metrics.json")
+    wanted = {name: theirs[name] for name in NAMES[1:]}  # nbval also runs notebooks that wait to be asked for
+    assert json.dumps(read_json(RUN / "metrics.json"), sort_keys=True) == json.dumps(wanted, sort_keys=True)
     assert (stored / "predictions.csv").read_bytes() == (RUN / "predictions.csv").read_bytes()
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from thyroid_lib import checklists, crops, datasets, network, robustness, shortcuts, tested, trust
+from thyroid_lib import audits, checklists, crops, datasets, network, robustness, shortcuts, tested
 from thyroid_lib.bootstrap import Clusters
 from thyroid_lib.facts import NOT_DONE, REPORTED, Facts
 
@@ -117,7 +117,7 @@ def test_the_answer_printed_on_phantoms_is_caught(tmp_path, monkeypatch):
     frames = datasets.read(spec)
     frames["fold"] = frames["patient"].str[1:].astype(int) % 4
     clinic = crops.build(frames, tmp_path / "clinic", size=64, jobs=1)
-    answer = trust.answer_crops(spec, clinic, tmp_path / "answer", jobs=1)
+    answer = audits.answer_crops(spec, clinic, tmp_path / "answer", jobs=1)
     assert list(answer.index["image"]) == list(clinic.index["image"])
     assert np.array_equal(answer.images, clinic.images), "the print is outside the sector: crops are the same"
     labels, patients = clinic.labels, clinic.index["patient"].to_numpy()
@@ -128,7 +128,7 @@ def test_the_answer_printed_on_phantoms_is_caught(tmp_path, monkeypatch):
         score[name] = shortcuts.macro_auroc(read, labels, clusters)
     rise = np.quantile((score["printed"] - score["plain"])[1:], 0.025)
     assert rise > 0, f"the cheat is missed: {score['plain'][0]:.2f} to {score['printed'][0]:.2f}"
-    assert trust.answer_crops("folder:/x", clinic, tmp_path / "none") is None
+    assert audits.answer_crops("folder:/x", clinic, tmp_path / "none") is None
 
 
 # robustness

@@ -248,6 +248,10 @@ def test_rows_are_read_from_disk_as_they_are_in_memory(tmp_path):
     np.save(tmp_path / "crops.npy", images)
     reader = rows.RowReader(np.load(tmp_path / "crops.npy", mmap_mode="r"))
     assert np.array_equal(reader.read(np.array([5, 0, 39, 5])), images[[5, 0, 39, 5]])
+    cpu = torch.device("cpu")
+    assert np.array_equal(reader.tensor(np.array([7, 2]), cpu), images[[7, 2]])
+    reader.keep_on(cpu)  # as on a GPU with room for all of them
+    assert np.array_equal(reader.tensor(np.array([7, 2]), cpu), images[[7, 2]])
     with open(tmp_path / "crops.npy", "rb+") as file:
         file.truncate(20 * 32 * 32)
     with pytest.raises(rows.DataVanished, match=r"crops\.npy; the file ends before row 39"):
@@ -310,21 +314,33 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from test_training import TRAIN, VALIDATION, asked, spots, training
 say = lambda _: print("epoch", flush=True)
-training.fit(asked(ema=0.9, epochs=4), spots(), TRAIN, VALIDATION, sys.argv[2], on_epoch=say)
+training.fit(asked(ema=0.9, epochs=6), spots(), TRAIN, VALIDATION, sys.argv[2], on_epoch=say)
 """
 
 
-def test_killed_at_any_moment_and_started_again_it_ends_with_the_same_bits(tmp_path):
-    whole = trained(tmp_path / "whole", ema=0.9, epochs=4)
-    command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(tmp_path / "killed")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    for delay in (0.0, 0.15):  # in the middle of an epoch, of a write, or wherever it happens to be
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+def killed(folder, wait_for: int, delay: float) -> None:
+    """Trains in another process and kills it `delay` seconds after an epoch, in the middle of whatever it does."""
+    command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(folder)]
+    process = subprocess.Popen(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True
+    )
+    for _ in range(wait_for):
         process.stdout.readline()
-        time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-    fit = trained(tmp_path / "killed", ema=0.9, epochs=4)
+    time.sleep(delay)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+
+
+@pytest.mark.parametrize("times", [1, pytest.param(10, marks=pytest.mark.slow)])
+def test_killed_at_any_moment_and_started_again_it_ends_with_the_same_bits(tmp_path, times):
+    whole = trained(tmp_path / "whole", ema=0.9, epochs=6)
+    random = np.random.default_rng(0)
+    for i in range(times):
+        killed(tmp_path / "killed", wait_for=int(i % 3 != 2), delay=random.uniform(0, 0.3))
+    fit = trained(tmp_path / "killed", ema=0.9, epochs=6)
     assert same_weights(fit, whole)
     pd.testing.assert_frame_equal(fit.history, whole.history, check_exact=True)
+    images = spots().images
+    assert np.array_equal(training.predict(fit.model(), images), training.predict(whole.model(), images))
+    assert not list((tmp_path / "killed").glob(".*.part"))

@@ -10,13 +10,14 @@ Every file is written beside its place and renamed into it, and ``state.json`` c
 process dies, the folder holds one complete older or newer state.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,11 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 BEST, STATE = "best.safetensors", "state.json"
 FORMAT = 1
@@ -139,6 +145,37 @@ def prepare(folder: Path) -> None:
             file.write(b"0")
     except OSError as error:
         raise CheckpointError(_why(folder, error, 0)) from error
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keeps other processes of this machine from training in the same folder; gone when the process is.
+
+    Raises:
+        CheckpointError: another process trains there.
+    """
+    if fcntl is None or int(os.environ.get("RANK", 0)):
+        yield
+        return
+    path = Path(folder).with_name(f".{Path(folder).name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "w")
+    except OSError as error:
+        raise CheckpointError(_why(path, error, 0)) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CheckpointError(
+                f"Another process is training in {folder}. Wait for it, end it, or give another folder."
+            ) from error
+        except OSError:
+            pass  # a file system without locks
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def refuse_another(folder: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:

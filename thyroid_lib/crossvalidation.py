@@ -13,6 +13,7 @@ from scipy.special import softmax
 
 from thyroid_lib import baselines, manifest, training, workers
 from thyroid_lib.crops import Crops
+from thyroid_lib.identity import digest_of
 from thyroid_lib.predictions import mean_predictions, prediction_table
 
 FINETUNED, SCRATCH, TEXTURE, SIGNS = "finetuned", "scratch", "reference_texture", "reference_signs"
@@ -179,13 +180,13 @@ def tables(results: list[FoldResult]) -> list[pd.DataFrame]:
     return out
 
 
-def determine(results: list[FoldResult], data: Path, folder: Path, pretrained: dict) -> Path:
+def determine(results: list[FoldResult], data: Path, folder: Path, initial: Path | None) -> Path:
     """Model determination (C12): the trained networks of the folds become the classifier folder.
 
     Args:
         results: of `run`; the fine-tuned ones are taken.
         data: the run's folder of crops. folder: of the classifier, replaced as a whole.
-        pretrained: what the networks started from, as plain values for the model card.
+        initial: weights of the pre-trained network they started from, if any.
 
     Returns:
         The folder.
@@ -209,7 +210,7 @@ def determine(results: list[FoldResult], data: Path, folder: Path, pretrained: d
         "split_sha256": manifest.split_hash(labelled),
         "folds": [result.fold for result in mine],
         "best_epochs": [result.fit.best_epoch for result in mine],
-        "started_from": pretrained,
+        "pretrained_weights": digest_of(initial),
         "settings": mine[0].fit.settings,
     }
     rows = mine[0].rows

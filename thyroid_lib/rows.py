@@ -9,6 +9,8 @@ import mmap
 import numpy as np
 import torch
 
+RESIDENT_SHARE = 0.25  # of a GPU's free memory that crops may take
+
 
 class DataVanished(RuntimeError):
     """The crops on disk are no longer what they were when they were opened."""
@@ -19,18 +21,36 @@ class RowReader:
 
     Attributes:
         images: the array itself.
+        where: in words, where the rows come from.
     """
 
     def __init__(self, images: np.ndarray):
-        self.images, self._file = images, None
+        self.images, self._file, self._resident = images, None, None
+        self.where = "read by row from one file"
         if isinstance(images, np.memmap) and isinstance(images.base, mmap.mmap) and images.flags.c_contiguous:
             try:
                 self._file = open(images.filename, "rb", buffering=0)
             except OSError as error:
                 raise DataVanished(f"Expected the crops in {images.filename}; {error.strerror}.") from error
 
+    def keep_on(self, device: torch.device) -> None:
+        """Copies all rows to a GPU once, if they take no more than a quarter of its free memory."""
+        free = (
+            torch.cuda.mem_get_info(device)[0]
+            if device.type == "cuda"
+            else self.images.nbytes / RESIDENT_SHARE
+        )
+        if self.images.nbytes <= RESIDENT_SHARE * free:
+            whole = torch.empty(self.images.shape, dtype=torch.uint8, device=device)
+            for start in range(0, len(whole), 1024):
+                rows = np.arange(start, min(start + 1024, len(whole)))
+                whole[start : start + 1024] = torch.from_numpy(self.read(rows)).to(device)
+            self._resident, self.where = whole, f"resident on {device}"
+
     def tensor(self, rows: np.ndarray, device: torch.device) -> torch.Tensor:
         """The rows as a uint8 tensor (n, S, S) on the device."""
+        if self._resident is not None:
+            return self._resident[torch.from_numpy(np.asarray(rows)).to(device, non_blocking=True)]
         images = torch.from_numpy(self.read(rows))
         if device.type == "cuda":
             return images.pin_memory().to(device, non_blocking=True)
@@ -60,5 +80,5 @@ class RowReader:
         return out
 
     def __del__(self):
-        if self._file is not None:
+        if getattr(self, "_file", None) is not None:
             self._file.close()

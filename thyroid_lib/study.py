@@ -146,8 +146,12 @@ def _execute(run: Run, stage: Stage, parameters: dict, fingerprint: str) -> None
     _forget(run, stage.name)
     work = run.dir / ".work"
     partial = work / f"{stage.name}.ipynb"
+    # outside the checkout a path would name the machine: there the folder comes from the environment
+    inside = run.dir.is_relative_to(PROJECT)
+    run_dir = os.path.relpath(run.dir, profiles.NOTEBOOKS) if inside else ""
     os.environ.update(
         THYROID_STATUS=str(work / "status"),
+        THYROID_RUN=str(run.dir),
         IPYTHONDIR=str(work / "ipython"),  # nobody's start-up files
         JUPYTER_PREFER_ENV_PATH="1",
         PYTHONHASHSEED="0",
@@ -159,7 +163,7 @@ def _execute(run: Run, stage: Stage, parameters: dict, fingerprint: str) -> None
                 notebook = papermill.execute_notebook(
                     str(profiles.NOTEBOOKS / f"{stage.name}.ipynb"),
                     str(partial),
-                    {"run_dir": os.path.relpath(run.dir, profiles.NOTEBOOKS), **parameters},
+                    {"run_dir": run_dir, **parameters},
                     kernel_name="python3",
                     progress_bar=False,
                     cwd=str(profiles.NOTEBOOKS),

@@ -8,10 +8,8 @@ learning rate, best epoch) stand in `settings`.
 """
 
 import copy
-import logging
 import math
 import os
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,9 +21,11 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from thyroid_lib import checkpoint, hardware, losses, network
+from thyroid_lib import checkpoint, losses, network
 from thyroid_lib.augmentation import Augmentation, uniforms
 from thyroid_lib.calibration import fit_temperature, macro_auroc, operating_points
+from thyroid_lib.engine import gathered, open_fabric
+from thyroid_lib.identity import identity_of, put_aside
 from thyroid_lib.progress import status
 from thyroid_lib.rows import RowReader
 from thyroid_lib.settings import Settings, check_rows, epoch_order, learning_rate
@@ -42,15 +42,6 @@ __all__ = [
 ]
 
 _STATUS_EVERY = 1.0  # seconds
-_CODE = (
-    "network.py",
-    "depthwise.py",
-    "losses.py",
-    "augmentation.py",
-    "settings.py",
-    "calibration.py",
-    "training.py",
-)
 
 
 class TrainingError(RuntimeError):
@@ -141,17 +132,18 @@ def fit(
         return workers.fit(
             settings, crops, train, validation, folder, initial, labels, title, on_epoch, set_aside
         )
-    identity = identity_of(settings, crops, train, validation, labels, initial)
-    aside = put_aside(folder, identity) if set_aside else ""
-    training = Training(settings, crops, train, validation, folder, initial, labels, title, identity)
-    if aside:
-        training.state["choices"]["set_aside"] = aside
-    while not training.finished:
-        with torch.random.fork_rng(range(torch.cuda.device_count())):
-            training.epoch()
-        if on_epoch and training.fabric.is_global_zero:
-            on_epoch(training.history())
-    return training.result()
+    with checkpoint.held(folder):
+        identity = identity_of(settings, crops, train, validation, labels, initial)
+        aside = put_aside(folder, identity) if set_aside else ""
+        training = Training(settings, crops, train, validation, folder, initial, labels, title, identity)
+        if aside:
+            training.state["choices"]["set_aside"] = aside
+        while not training.finished:
+            with torch.random.fork_rng(range(torch.cuda.device_count())):
+                training.epoch()
+            if on_epoch and training.fabric.is_global_zero:
+                on_epoch(training.history())
+        return training.result()
 
 
 def predict(
@@ -212,8 +204,13 @@ class Training:
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)
             self.model = network.build(settings.model)
-        self.fabric = _fabric(settings, self.state, self.model, crops.images.shape[1])
+        self.fabric = open_fabric(settings, self.state, self.model, crops.images.shape[1])
         self.reader = RowReader(crops.images)
+        if self.fabric.device.type == "cuda":
+            self.reader.keep_on(self.fabric.device)
+        self.state["choices"]["data"] = (
+            f"uint8 crops {self.reader.where}; augmentation on batches on the device"
+        )
         self._build(initial)
         if self.state["epoch"]:
             self._restore()
@@ -354,7 +351,7 @@ class Training:
         logits = predict(
             model, self.reader.images, mine, batch_size=2 * self.settings.batch_size, precision=precision
         )
-        logits = torch.from_numpy(np.concatenate(_gathered(fabric, logits)))
+        logits = torch.from_numpy(np.concatenate(gathered(fabric, logits)))
         y = torch.from_numpy(self.labels[self.validation])
         each = self.loss.cpu()(logits, y)
         self.loss.to(fabric.device)
@@ -459,97 +456,3 @@ def _input(images: torch.Tensor, model: nn.Module) -> torch.Tensor:
 
 def _number(*keys: int) -> int:
     return int(uniforms(keys[0], keys[1], np.array([keys[2]]), np.zeros(1, np.int64), 1)[0, 0] * 2**53)
-
-
-def identity_of(settings, crops, train, validation, labels, initial) -> dict:
-    """What a checkpoint must agree in to be continued."""
-    code = [Path(__file__).with_name(name) for name in _CODE]
-    return {
-        "settings": settings.identity(),
-        "data": {
-            "crops": str(crops.hash),
-            "training rows": checkpoint.digest(train),
-            "validation rows": checkpoint.digest(validation),
-            "labels": checkpoint.digest(labels),
-        },
-        "initial weights": digest_of(initial),
-        "code": checkpoint.digest(*code),
-    }
-
-
-def put_aside(folder: Path, identity: dict) -> str:
-    """Renames a folder that holds another training; says in what it differs, "" where there is none."""
-    state = checkpoint.read_state(folder)
-    different = checkpoint.differences(state["identity"], identity) if state else []
-    if different and int(os.environ.get("RANK", 0)) == 0:
-        before = folder.with_name(folder.name + ".before")
-        shutil.rmtree(before, ignore_errors=True)
-        folder.rename(before)
-    return "; ".join(different)
-
-
-def digest_of(initial: str | Path | dict | None) -> str:
-    """A short hash of initial weights, by their values; "none" without any."""
-    if initial is None:
-        return "none"
-    if isinstance(initial, dict):
-        return checkpoint.digest(initial)
-    if not Path(initial).is_file():
-        raise TrainingError(f"Expected the weights to start from in {initial}; there is no such file.")
-    return checkpoint.digest(checkpoint.load_weights(Path(initial))[0])
-
-
-def _fabric(settings: Settings, state: dict, model: nn.Module, size: int):
-    """Fabric for this process; what was chosen for this machine, and why, goes into the state."""
-    from lightning_fabric import Fabric
-
-    accelerator = "cuda" if torch.cuda.is_available() else "cpu"
-    world = int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else 1
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", world)) if world > 1 else 1
-    device = torch.device(accelerator)
-    before = state.get("environment")
-    if before and settings.precision == "auto":
-        precision, why = before["precision"], "as the checkpoint began"
-    else:
-        precision, why = hardware.choose_precision(settings.precision, device, model, size)
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # the precision is told with the choices
-    fabric = Fabric(
-        accelerator=accelerator,
-        devices=local,
-        num_nodes=world // local,
-        strategy="ddp" if world > 1 else "auto",
-        precision=precision,
-    )
-    if world > 1:
-        fabric.launch()
-    now = {
-        "precision": precision,
-        "device": str(accelerator),
-        "processes": world,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
-    choices = {
-        **now,
-        "precision_why": why,
-        "memory_format": "channels-last",
-        "optimizer": "fused AdamW" if accelerator in ("cpu", "cuda") else "AdamW",
-        "compile": "asked for"
-        if settings.compile
-        else "off: slower on CPUs as measured, not measured elsewhere",
-        "data": "uint8 crops read by row from one file; augmentation on batches on the device",
-    }
-    if before and before != now:
-        choices["resumed_elsewhere"] = "; ".join(checkpoint.differences(before, now)) + ": bits may differ"
-    state.setdefault("environment", now)
-    state["choices"] = choices
-    return fabric
-
-
-def _gathered(fabric, array: np.ndarray) -> list[np.ndarray]:
-    """The arrays of all ranks in order, on every rank; lengths may differ."""
-    if fabric.world_size == 1:
-        return [array]
-    arrays = [None] * fabric.world_size
-    torch.distributed.all_gather_object(arrays, array)
-    return arrays

@@ -1,7 +1,7 @@
-"""Notebook 05's second half: map checks, shortcut audit and robustness of the networks of one run.
+"""Notebook 05's heat maps: which are shown, and every check of them on the networks of one run.
 
 Each function looks at the tested images again through ``tested.Tested`` and returns what is recorded in
-metrics.json. The methods are in ``cam_checks``, ``shortcuts`` and ``robustness``.
+metrics.json. The methods are in ``explanation`` and ``cam_checks``.
 """
 
 import copy
@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from thyroid_lib import cam_checks, crops, datasets, explanation, network, robustness, shortcuts
+from thyroid_lib import cam_checks, explanation, network
 from thyroid_lib.plots.evaluation import english, say
-from thyroid_lib.predictions import classes_of
-from thyroid_lib.progress import progress, status
+from thyroid_lib.progress import status
 from thyroid_lib.tested import Tested
 
 
@@ -251,169 +250,3 @@ def verdict_table(checks: dict) -> pd.DataFrame:
             "their verdict": lines["untrained"]["verdict"],
         }
     )
-
-
-def answer_crops(spec: str, like: crops.Crops, folder: Path, jobs: int = -1) -> crops.Crops | None:
-    """The same simulated patients with the answer printed on every frame.
-
-    Args:
-        spec: the clinic's SPEC;  like: its crops, for size and recipe;  folder: where to write;  jobs: of
-            ``crops.build``.
-
-    Returns:
-        The crops, rows in the order of ``like``; None where the data are not phantoms, or not the same ones.
-    """
-    if not spec.startswith("phantom:") or "answer=1" in spec:
-        return None
-    manifest = datasets.read(spec + ("&" if "?" in spec else "?") + "answer=1")
-    wanted = like.index[["image"]].reset_index(drop=True)
-    if not wanted["image"].isin(manifest["image"]).all():
-        return None
-    attributes = manifest.attrs
-    manifest = wanted.merge(manifest, on="image", how="left")
-    manifest.attrs = attributes
-    built = crops.build(manifest, folder, size=like.size, recipe=like.recipe, jobs=jobs)
-    same = built.masks is not None and like.masks is not None and np.array_equal(built.masks, like.masks)
-    return built if same else None
-
-
-def audit(
-    tested: Tested, external, answer, *, most: int = 200, draws: int = 2000, seed: int = 0, minimum: int = 5
-) -> dict:
-    """The shortcut audit on the first fold: views, printed text, and what tells the source.
-
-    Args:
-        tested: the tested images.
-        external: ``crops.Crops`` of the other source, or None.
-        answer: of :func:`answer_crops`, or None.
-        most: training images that the probes are fitted on, spread over the training part.
-        draws, seed, minimum: of the bootstrap.
-
-    Returns:
-        {"views": of ``shortcut_audit``, "text": of ``text_audit``, "source": of ``source_audit``, "devices":
-        of ``source_audit`` on the clinic's devices}.
-    """
-    options = {"draws": draws, "seed": seed, "minimum": minimum}
-    fold, clinic = next(iter(tested.members)), tested.crops
-    own, train = tested.only(fold), tested.training_rows(fold)
-    if len(train) > most:
-        train = train[(np.arange(most) * len(train) / most).astype(int)]
-    rows = np.sort(np.concatenate([train, own.rows]))
-    views = _views(clinic, rows, answer)
-    model, index = tested.members[fold], clinic.index.iloc[rows]
-    status("shortcut audit")
-    found = shortcuts.shortcut_audit(
-        model,
-        views,
-        clinic.labels[rows],
-        index["patient"].to_numpy().astype(str),
-        index["fold"].to_numpy(),
-        fold,
-        len(clinic.classes),
-        against={"full frame, answer printed": "full frame"},
-        precision=tested.precision,
-        **options,
-    )
-    text = shortcuts.text_audit(clinic, **options) if not clinic.simulated else {"reason": "simulated frames"}
-    vectors = shortcuts.features(model, own.images, precision=tested.precision)
-    devices, source = {"reason": "the data name no device"}, {"reason": "the run has no external source"}
-    if "device" in clinic.index:
-        names = clinic.index["device"].to_numpy()[own.rows]
-        devices = shortcuts.source_audit(vectors, names, own.patients, **options)
-    if external is not None and len(external):
-        there = np.arange(len(external))[:: max(1, len(external) // most)]
-        both = np.vstack(
-            [
-                vectors,
-                shortcuts.features(model, np.asarray(external.images[there]), precision=tested.precision),
-            ]
-        )
-        names = np.repeat(["internal", "external"], [len(own.rows), len(there)])
-        who = np.concatenate([own.patients, external.index["patient"].to_numpy()[there].astype(str)])
-        source = shortcuts.source_audit(both, names, np.char.add(np.char.add(names, "/"), who), **options)
-    return {"views": found, "text": text, "source": source, "devices": devices}
-
-
-def example_views(tested: Tested, answer, count: int = 3) -> tuple[dict, list[str]]:
-    """A few tested images as each reader of the audit sees them.
-
-    Args:
-        tested: the tested images;  answer: of :func:`answer_crops`, or None;  count: images.
-
-    Returns:
-        (view -> uint8 (count, S, S), reference standard of each).
-    """
-    part = tested.only(next(iter(tested.members)), count)
-    return _views(part.crops, part.rows, answer), list(part.table["truth"])
-
-
-def _views(clinic: crops.Crops, rows: np.ndarray, answer) -> dict[str, np.ndarray]:
-    images = np.asarray(clinic.images[rows])
-    views = {"crop": images, "border only": shortcuts.border_only(images)}
-    if clinic.masks is not None:
-        views["nodule hidden"] = shortcuts.nodule_hidden(images, clinic.masks[rows])
-    views["full frame"] = np.asarray(clinic.frames[rows])
-    if answer is not None:
-        views["full frame, answer printed"] = np.asarray(answer.frames[rows])
-    return views
-
-
-def robust(tested: Tested, *, draws: int = 2000, seed: int = 0, minimum: int = 5) -> dict:
-    """Robustness curves of the frozen classifier on the tested images.
-
-    Args:
-        tested: the tested images;  draws, seed, minimum: of the bootstrap.
-    """
-    result = {}
-    for kind, strengths in progress(robustness.STRENGTHS.items(), "robustness", len(robustness.STRENGTHS)):
-        result |= robustness.curves(
-            tested.probabilities, tested.images, tested.labels, tested.patients, strengths={kind: strengths},
-            draws=draws, seed=seed, minimum=minimum,
-        )  # fmt: skip
-    return result
-
-
-def worst(tested: Tested, count: int) -> tuple[np.ndarray, pd.DataFrame]:
-    """The most confident errors.
-
-    Args:
-        tested: the tested images;  count: at most this many.
-
-    Returns:
-        (positions in ``tested``, int (k,), most confident first; their rows of predictions).
-    """
-    wrong = np.flatnonzero((tested.table["predicted"] != tested.table["truth"]).to_numpy())
-    sure = tested.table[["p_" + key for key in classes_of(tested.table)]].to_numpy().max(axis=1)
-    chosen = wrong[np.argsort(-sure[wrong], kind="stable")][:count]
-    return chosen, tested.table.iloc[chosen]
-
-
-def shortcut_table(audited: dict) -> pd.DataFrame:
-    """The audit's verdicts as a table.
-
-    Args:
-        audited: of :func:`audit`.
-    """
-    lines = shortcuts.verdicts(audited["views"], audited["source"], audited["text"])
-    return pd.DataFrame(
-        {
-            "question": [line["question"] for line in lines],
-            "reader": [line["reader"] for line in lines],
-            "AUROC or its rise": [say(line["metric"]) for line in lines],
-            "verdict": [line["verdict"] for line in lines],
-            "meaning": [line["meaning"] for line in lines],
-        }
-    )
-
-
-def view_rows(audited: dict) -> list[tuple[str, str, dict]]:
-    """Rows of a forest plot: macro AUROC of every reader on every view.
-
-    Args:
-        audited: of :func:`audit`.
-    """
-    return [
-        (view, reader, values[reader]["auroc"])
-        for view, values in audited["views"].items()
-        for reader in values
-    ]

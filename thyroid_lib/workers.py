@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from thyroid_lib import checkpoint, training
+from thyroid_lib.identity import identity_of, put_aside
 from thyroid_lib.progress import progress, status
 
 JOB, LOG = "job.json", "workers.log"
@@ -36,7 +37,7 @@ def fit(
     """
     folder = Path(folder)
     if set_aside:
-        training.put_aside(folder, training.identity_of(settings, crops, train, validation, labels, initial))
+        put_aside(folder, identity_of(settings, crops, train, validation, labels, initial))
     checkpoint.prepare(folder)
     job = write_job(settings, crops, train, validation, folder, initial, labels, title)
     said = folder / ".status"

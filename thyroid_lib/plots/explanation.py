@@ -22,15 +22,16 @@ def cam_gallery(images, masks, columns: dict, titles: list[str]) -> Figure:
     n, wide = len(images), len(columns) + 1
     side = min(1.75, WIDTH / wide)
     figure, axes = plt.subplots(
-        n, wide, figsize=(side * wide, (side + 0.28) * n + 0.3), layout="constrained", squeeze=False
+        n, wide, figsize=(side * wide, (side + 0.12) * n + 0.35), layout="constrained", squeeze=False
     )
     for i in range(n):
         axes[i, 0].imshow(images[i], cmap="gray", vmin=0, vmax=255)
         axes[i, 0].set_ylabel(titles[i], fontsize=6.5, rotation=0, ha="right", va="center")
         for ax, (heading, cams) in zip(axes[i, 1:], columns.items()):
             overlay(ax, images[i], cams.maps[i])
-            head = f"{heading}\n" if i == 0 else ""
-            ax.set_title(f"{head}{cams.low[i]:.2g} to {cams.high[i]:.2g}", fontsize=7, fontweight="normal")
+            if i == 0:
+                ax.set_title(heading, fontsize=6.5, fontweight="normal")
+            ax.set_xlabel(f"{cams.low[i]:.2g} to {cams.high[i]:.2g}", fontsize=5.5, labelpad=2)
         for ax in axes[i]:
             if masks is not None and np.any(masks[i]):
                 ax.contour(masks[i], levels=[0.5], colors="white", linewidths=0.8)
@@ -39,7 +40,7 @@ def cam_gallery(images, masks, columns: dict, titles: list[str]) -> Figure:
     ranges = [f"{heading} up to {cams.high.max():.2g}" for heading, cams in columns.items()]
     figure.alt = (
         f"{n} crops, each with {wide - 1} class activation maps laid over; the nodule's outline in white, the raw "
-        f"range above each map. Largest raw values: {'; '.join(ranges)}. Explained: {'; '.join(titles)}."
+        f"range below each map. Largest raw values: {'; '.join(ranges)}. Explained: {'; '.join(titles)}."
     ).replace("\n", " ")
     return figure
 

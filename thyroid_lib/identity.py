@@ -1,0 +1,61 @@
+"""What a training is: its settings, data, initial weights and code, so that no checkpoint is taken for another's."""
+
+import os
+import shutil
+from pathlib import Path
+
+from thyroid_lib import checkpoint
+
+_CODE = (
+    "network.py",
+    "depthwise.py",
+    "losses.py",
+    "augmentation.py",
+    "settings.py",
+    "calibration.py",
+    "training.py",
+)
+
+
+class InitialWeightsMissing(FileNotFoundError):
+    """The file with the weights to start from is not there."""
+
+
+def identity_of(settings, crops, train, validation, labels, initial) -> dict:
+    """What a checkpoint must agree in to be continued."""
+    code = [Path(__file__).with_name(name) for name in _CODE]
+    return {
+        "settings": settings.identity(),
+        "data": {
+            "crops": str(crops.hash),
+            "training rows": checkpoint.digest(train),
+            "validation rows": checkpoint.digest(validation),
+            "labels": checkpoint.digest(labels),
+        },
+        "initial weights": digest_of(initial),
+        "code": checkpoint.digest(*code),
+    }
+
+
+def put_aside(folder: Path, identity: dict) -> str:
+    """Renames a folder that holds another training; says in what it differs, "" where there is none."""
+    state = checkpoint.read_state(folder)
+    different = checkpoint.differences(state["identity"], identity) if state else []
+    if different and int(os.environ.get("RANK", 0)) == 0:
+        before = folder.with_name(folder.name + ".before")
+        shutil.rmtree(before, ignore_errors=True)
+        folder.rename(before)
+    return "; ".join(different)
+
+
+def digest_of(initial: str | Path | dict | None) -> str:
+    """A short hash of initial weights, by their values; "none" without any."""
+    if initial is None:
+        return "none"
+    if isinstance(initial, dict):
+        return checkpoint.digest(initial)
+    if not Path(initial).is_file():
+        raise InitialWeightsMissing(
+            f"Expected the weights to start from in {initial}; there is no such file."
+        )
+    return checkpoint.digest(checkpoint.load_weights(Path(initial))[0])
