@@ -278,14 +278,14 @@ def flatness(size: int, batch: int, counts: list[int], folder: Path) -> list[dic
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--size", type=int, action="append", help="px; may be given several times (128)")
-    parser.add_argument("--batch", type=int, default=0, help="images of a batch (16; 64 on a GPU)")
+    parser.add_argument("--batch", type=int, default=0, help="images of a batch (32; 64 on a GPU)")
     parser.add_argument("--steps", type=int, default=2, help="batches of a turn")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contestant that count")
     parser.add_argument("--width", type=float, default=1.0, help="of our network")
     parser.add_argument("--smoke", action="store_true", help="a narrow network at 32 px, one round")
     options = parser.parse_args()
     cuda = torch.cuda.is_available()
-    batch = options.batch or (64 if cuda else 16)
+    batch = options.batch or (64 if cuda else 32)
     sizes, steps, rounds, width = options.size or [128], options.steps, options.rounds, options.width
     counts = [1_000, 10_000, 100_000]
     if options.smoke:

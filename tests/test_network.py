@@ -197,6 +197,14 @@ def test_dense_modules_concatenate_over_channels_in_the_order_of_the_claims():
     assert torch.equal(literal["G2"], torch.cat([literal["F2"], literal["F1"], literal["T1"]], 1))
 
 
+def test_zero_initialized_residual_blocks_of_the_middle_flow_start_as_identities():
+    maps = small(middle_blocks=3, zero_init_residual=True).train().forward_maps(grey(64, 64))
+    assert torch.equal(maps["F2"], maps["F1"])  # the projections start as identities too
+    assert not torch.equal(
+        *(small(middle_blocks=3).train().forward_maps(grey(64, 64))[k] for k in ("F2", "F1"))
+    )
+
+
 def test_maps_have_the_computed_shapes_at_299():
     model = meta(network.optimized_xception, 4).eval()
     maps = model.forward_maps(torch.empty(1, 3, 299, 299, device="meta"))

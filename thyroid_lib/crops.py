@@ -225,9 +225,9 @@ def _chunk(
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # the workers share the cores already
     try:
-        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r+") for name in names}
+        arrays = {name: np.zeros((len(rows), size, size), np.uint8) for name in names}
         facts = []
-        for number, row in enumerate(rows, start):
+        for number, row in enumerate(rows):
             try:
                 fact, pictures = _one(row, size, recipe, "masks" in names)
             except (frames.FrameError, regions.NoRegion) as error:
@@ -236,6 +236,12 @@ def _chunk(
             for name, picture in pictures.items():
                 arrays[name][number] = picture
             facts.append(fact)
+        # one write a chunk: workers that share a writable map would wait for each other
+        for name, block in arrays.items():
+            path = folder / f"{name}.npy"
+            with open(path, "r+b") as file:
+                file.seek(np.load(path, mmap_mode="r").offset + start * size * size)
+                block.tofile(file)
         return facts
     finally:
         cv2.setNumThreads(threads)

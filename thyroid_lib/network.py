@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from thyroid_lib.depthwise import DepthwiseConv2d
 from thyroid_lib.inputs import DOWNSAMPLINGS, MIN_SIZE, check_images, check_switches, normalize  # noqa: F401
+from thyroid_lib.pointwise import PointwiseConv2d
 from thyroid_lib.weights import LoadReport, load_pretrained_body, load_timm_weights  # noqa: F401
 
 STAGES = ("entry_flow", "middle_flow", "exit_flow")
@@ -38,7 +39,7 @@ class SeparableConv2d(nn.Sequential):
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1, dilation: int = 1):
         super().__init__()
         self.depthwise = DepthwiseConv2d(in_channels, stride, dilation)
-        self.pointwise = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+        self.pointwise = PointwiseConv2d(in_channels, out_channels)
 
 
 def make_downsampling(kind: str, channels: int, dilation: int, norm: bool) -> nn.Module:
@@ -186,11 +187,8 @@ class DenseConnection(nn.Module):
         return torch.cat(maps, dim=1)
 
 
-class Projection(nn.Conv2d):
+class Projection(PointwiseConv2d):
     """1x1 convolution, no bias, that starts as "the first channels unchanged, the others ignored"."""
-
-    def __init__(self, in_channels: int, out_channels: int):
-        super().__init__(in_channels, out_channels, 1, bias=False)
 
 
 class Xception(nn.Module):
@@ -214,6 +212,8 @@ class Xception(nn.Module):
         width: multiplies every number of channels, rounded to multiples of 8.
         middle_blocks: blocks of the middle flow.
         drop_rate: of the dropout before the fully connected layer, 0 to 1.
+        zero_init_residual: start the middle flow's blocks as identities (Goyal et al. 2017, arXiv 1706.02677,
+            section 5.1), which steadies short trainings from random weights.
 
     Attributes:
         config: dict of plain values from which `build` makes the same network again.
@@ -241,6 +241,7 @@ class Xception(nn.Module):
         width: float = 1.0,
         middle_blocks: int = 8,
         drop_rate: float = 0.0,
+        zero_init_residual: bool = False,
     ):
         super().__init__()
         arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
@@ -276,6 +277,9 @@ class Xception(nn.Module):
         self.drop = nn.Dropout(drop_rate)
         self.fc = nn.Linear(exit[-1], num_classes)
         self.apply(initialize)
+        if zero_init_residual:
+            for block in self.middle_flow:
+                nn.init.zeros_(block.body[-1].weight)
 
     def forward_maps(self, x: Tensor) -> dict[str, Tensor]:
         """Every named map on the way, from images (N, in_chans, H, W) of at least 32 px a side.

@@ -35,7 +35,7 @@ def model_config(crops: Crops, name: str, width: float, middle_blocks: int) -> d
     """Configuration of a grey-scale network for the classes of the crops, complete, for `network.build`."""
     short = {"name": name, "num_classes": len(crops.classes), "in_chans": 1, "width": width}
     with torch.device("meta"):
-        return network.build(short | {"middle_blocks": middle_blocks}).config
+        return network.build(short | {"middle_blocks": middle_blocks, "zero_init_residual": True}).config
 
 
 def fit(
