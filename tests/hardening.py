@@ -68,7 +68,8 @@ def summary(reports) -> list[str]:
     for report in reports:
         for name, value in report.user_properties:
             if name in ("faults", "inputs", "planted", "searched", "leaked"):
-                counted[name] = counted.get(name, 0) + value
+                before = counted.get(name, 0)
+                counted[name] = max(before, value) if name == "planted" else before + value
     lines = []
     if "faults" in counted:
         lines.append(f"faults survived: {counted['faults']}")

@@ -31,7 +31,7 @@ HEADER = {
     "PatientTelephoneNumbers": "555-0148",
     "OtherPatientIDs": "OLD-998877",
     "AccessionNumber": "ACC-55120",
-    "InstitutionName": "Saint Elsewhere",
+    "InstitutionName": "Saint Elsenbury",
     "ReferringPhysicianName": "Zhivago^Larissa",
     "OperatorsName": "Wallander^Waldemar",
     "StudyDescription": "thyroid of Hermione",
@@ -244,7 +244,9 @@ def test_no_planted_identifier_is_in_the_reports_of_classify(folder, tmp_path, c
     texts, said = classified(folder, [root], tmp_path / "out", capfd, *(["--json"] if json else []))
     search(count, *texts, said)
     pages = [p.read_text(encoding="utf-8") for p in (tmp_path / "out").glob("*.html")]
-    assert len(pages) == 4  # the study with a file cut short, the file that is no ultrasound, the plain image, the index
+    assert (
+        len(pages) == 4
+    )  # the study with a file cut short, the file that is no ultrasound, the plain image, the index
     assert sum("Philips" in page for page in pages) == 1
 
 
