@@ -102,7 +102,7 @@ MODULES = "pickle cPickle _pickle dill shelve marshal zipfile tarfile cloudpickl
 CALLS = (
     r"(builtins\.)?(eval|exec|compile|__import__|input)|os\.(system|popen|exec\w+|spawn\w+)|subprocess\.getoutput"
     r"|(.*\.)?(load_pickle|read_pickle|to_pickle|extractall|unpack_archive|mktemp|joblib\.load|joblib\.dump|torch\.load"
-    r"|torch\.save|torch\.hub\.(load|download)\w*|yaml\.load|yaml\.load_all|yaml\.full_load|yaml\.unsafe_load|Markup)"
+    r"|torch\.save|torch\.hub\.load\w*|yaml\.load|yaml\.load_all|yaml\.full_load|yaml\.unsafe_load|Markup)"
 )
 
 
@@ -142,14 +142,8 @@ def test_the_scan_finds_each_danger():
         "np.load(p, allow_pickle=True)\ntorch.load(p)\nyaml.load(t)\npd.read_pickle(p)\nbuiltins.exec(s)"
     )
     assert len(dangers(ast.parse(code))) == 10
-    assert (
-        dangers(
-            ast.parse(
-                "import json\nyaml.safe_load(t)\nnp.load(p)\ntorch.load(p, weights_only=True)\nmodel.eval()\nre.compile(r)"
-            )
-        )
-        == []
-    )
+    sound = "import json\nyaml.safe_load(t)\nnp.load(p)\ntorch.load(p, weights_only=True)\nmodel.eval()\nre.compile(r)"
+    assert dangers(ast.parse(sound)) == []
 
 
 def test_templates_escape_and_let_through_nothing_but_our_own_style():

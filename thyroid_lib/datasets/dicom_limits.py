@@ -23,7 +23,7 @@ MAX_HEADER = (
     2 * 2**20
 )  # bytes of all that is no pixel; parsed, they take up to a hundred times as much memory
 MAX_ELEMENT = 2**20  # bytes of one element that is no pixel; a lookup table has 128 KiB
-MAX_INFLATED = 256 * 2**20  # bytes of a deflated file, inflated; also of pixels that must be read at one go
+MAX_INFLATED = 128 * 2**20  # bytes of a deflated file, inflated; also of pixels that must be read at one go
 MAX_FRAME = 64 * 2**20  # bytes of one compressed frame, as of an image file
 MAX_RLE = 16 * 2**20  # bytes of one run-length encoded frame: they may stand for 64 times as many
 MAX_FRAMES = 5000  # of a clip; more than two minutes at 40 frames a second
@@ -70,7 +70,11 @@ def read(path, *, force: bool = False) -> pydicom.Dataset:
         Exception: whatever pydicom trips over.
     """
     with _File(io.FileIO(os.fspath(path))) as file:
-        dataset = pydicom.dcmread(file, defer_size=DEFERRED, force=force)
+        try:
+            dataset = pydicom.dcmread(file, defer_size=DEFERRED, force=force)
+        except OSError:  # pydicom takes whatever happens inside a sequence for the end of the file
+            file.read(0)
+            raise
     for tag, element in list(dataset.items()):
         if tag in PIXELS or not isinstance(element, RawDataElement) or element.value is not None:
             continue
