@@ -301,10 +301,10 @@ WRITE = """
 import os, sys
 from pathlib import Path
 os.umask(int(sys.argv[2], 8))
-from thyroid_lib import pages, runfolder, saving
+from thyroid_lib import runfolder, saving
 folder = Path(sys.argv[1])
 runfolder.write_json(folder / "run" / "metrics.json", {})
-pages._write(folder / "page.html", "x")
+saving.definitions.write_text(folder / "page.html", "x")
 print(oct(runfolder.FILE_MODE), oct(runfolder.FOLDER_MODE))
 """
 

@@ -10,7 +10,6 @@ import hashlib
 import io
 import os
 import re
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from PIL import Image
 
 from thyroid_lib import frames
 from thyroid_lib.model_card import environment
-from thyroid_lib.runfolder import FILE_MODE
+from thyroid_lib.runfolder import write_text
 from thyroid_lib.studies import printable
 
 PICTURED = 8  # frames of a clip that get pictures of their own, evenly spaced
@@ -65,7 +64,7 @@ class Pages:
         page = self.environment.get_template("index.html.j2").render(
             pages=self._listed, classifier=self.classifier.id, note=NOTE, simulated=self._simulated
         )
-        _write(self.folder / "index.html", page)
+        write_text(self.folder / "index.html", page)
         return str(self.folder / "index.html")
 
     @property
@@ -154,7 +153,7 @@ class Pages:
             simulated=self._simulated,
         )
         name = file_name(key, title)
-        _write(self.folder / name, page)
+        write_text(self.folder / name, page)
         first = study["sections"][0]
         best = next((row for row in first.get("rows", []) if row["best"]), None)
         warned = any(s["error"] or s["warnings"] for s in study["sections"])
@@ -210,12 +209,3 @@ def heat(crop: np.ndarray, activation: np.ndarray) -> np.ndarray:
     colours = cv2.applyColorMap((strength * 255).astype(np.uint8), cv2.COLORMAP_CIVIDIS)[:, :, ::-1]
     share = 0.75 * strength[:, :, None]
     return (crop[:, :, None] * (1 - share) + colours * share).astype(np.uint8)
-
-
-def _write(path: Path, text: str) -> None:
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", errors="backslashreplace", dir=path.parent, suffix=".part", delete=False
-    ) as file:
-        file.write(text)
-    os.chmod(file.name, FILE_MODE)
-    os.replace(file.name, path)
