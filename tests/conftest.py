@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import hardening
 import pytest
 
 os.environ.setdefault("THYROID_STATUS", os.devnull)  # no progress bars among the test results
@@ -28,3 +29,25 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if "slow" in item.keywords:
                 item.add_marker(skip)
+
+
+@pytest.fixture
+def sees(request) -> str:
+    """The words that the page "What can go wrong" promises for the failure that a test brings about."""
+    return request.node.get_closest_marker("goes_wrong").kwargs["sees"]
+
+
+@pytest.fixture
+def count(record_property):
+    """Adds to the lines that close the tests: count(faults=1), count(inputs=200), count(searched=9_000)."""
+
+    def count(**numbers):
+        for name, number in numbers.items():
+            record_property(name, number)
+
+    return count
+
+
+def pytest_terminal_summary(terminalreporter):
+    for line in hardening.summary(terminalreporter.getreports("passed")):
+        terminalreporter.write_line(line)

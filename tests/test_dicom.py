@@ -29,6 +29,7 @@ from pydicom.uid import (
 )
 
 from thyroid_lib import checkdata, datasets, frames, manifest, regions
+from thyroid_lib.cache import cache_folder
 from thyroid_lib.datasets import dicom, dicom_frames, identity
 from thyroid_lib.datasets.contract import DatasetError
 
@@ -221,7 +222,7 @@ def test_pseudonym_is_hmac_sha256(monkeypatch):
 
 def test_the_key_file_is_for_its_owner_only(tree):
     datasets.read(f"dicom:{tree}")
-    (key,) = [p for p in datasets.contract.cache_folder().iterdir() if p.name == identity.KEY_FILE]
+    (key,) = [p for p in cache_folder().iterdir() if p.name == identity.KEY_FILE]
     assert stat.S_IMODE(key.stat().st_mode) == 0o600 and len(key.read_bytes()) == 64
 
 

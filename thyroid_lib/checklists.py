@@ -156,15 +156,9 @@ def write_cards(folder: Path, names: dict) -> list[Path]:
         The two paths. The card follows Mitchell 2019 (arXiv 1810.03993), the sheet Gebru 2021 (arXiv
         1803.09010), filled with this run's facts.
     """
-    import jinja2
-
     facts = Facts(folder)
     metrics = read_json(Path(folder) / "metrics.json").get("05_evaluate", {})
-    room = files("thyroid_lib") / "templates" / "reviewers"
-    loader = jinja2.FunctionLoader(lambda name: (room / name).read_text(encoding="utf-8"))
-    environment = jinja2.Environment(
-        loader=loader, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = markdown_environment()
     said = {name: getattr(facts, name)()[1] or "not done" for name in _needed()}
     roles = {}
     for role, c in metrics.get("flow", {}).items():
@@ -178,6 +172,20 @@ def write_cards(folder: Path, names: dict) -> list[Path]:
         write_text(Path(folder) / name, text)
         written.append(Path(folder) / name)
     return written
+
+
+def markdown_environment():
+    """Jinja environment of the cards: undefined names are errors, and no text brings HTML into the Markdown."""
+    import jinja2
+
+    room = files("thyroid_lib") / "templates" / "reviewers"
+    return jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: (room / name).read_text(encoding="utf-8")),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: value.replace("<", "&lt;") if isinstance(value, str) else value,
+    )
 
 
 def _needed() -> list[str]:

@@ -115,8 +115,8 @@ def results(classifier: Classifier, items: Iterator, batch_size: int) -> Iterato
 
 
 def record(item, result) -> dict:
-    """What ``--json`` prints of one frame or clip."""
-    place = {"image": item.path}
+    """What ``--json`` prints of one frame or clip; `name` is what the reports of --out call the file."""
+    place = {"image": item.path, "name": item.name}
     if item.frames is not None:
         place |= {"frame": item.frame} if item.frame is not None else {"clip": True, "frames": item.frames}
     if isinstance(result, frames.FrameError):
@@ -127,6 +127,8 @@ def record(item, result) -> dict:
 def line(item, result, names: dict) -> str:
     """What a terminal shows of one frame or clip: a line, and one more per warning."""
     where = printable(item.path)
+    if item.name.startswith("dicom/"):
+        where += f" ({item.name})"
     if item.frames is not None:
         where += (
             f" frame {item.frame + 1}" if item.frame is not None else f" whole clip, {item.frames} frames"

@@ -147,6 +147,7 @@ def build(
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         _write(manifest, partial, size, recipe, jobs)
+        partial.chmod(runfolder.FOLDER_MODE)
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(partial, folder)

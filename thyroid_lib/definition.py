@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from thyroid_lib import __version__, deploy
+from thyroid_lib.runfolder import write_text
 
 NAME = "classifier.json"
 FORMAT, VERSION = "thyroid_lib classifier", 1
@@ -67,10 +68,7 @@ def read(folder: Path) -> dict:
 def write(folder: Path, definition: dict) -> None:
     """Writes classifier.json, whole or not at all, after the same check that `read` makes."""
     check(definition, NAME)
-    part = folder / (NAME + ".part")
-    text = json.dumps(definition, indent=2, ensure_ascii=False, allow_nan=False)
-    part.write_text(text + "\n", encoding="utf-8")
-    part.replace(folder / NAME)
+    write_text(folder / NAME, json.dumps(definition, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def check(definition, where: str) -> None:

@@ -39,7 +39,7 @@ def export(folder: Path, definition: dict, crops: np.ndarray, *, source: str = "
     whole = deploy.ensemble(deploy.load_members(folder, definition))
     with torch.inference_mode():
         expected = np.concatenate([whole(torch.from_numpy(b))[0].numpy() for b in _batches(crops)], axis=1)
-    part = folder / (deploy.ONNX + ".part")
+    part = folder / f".{deploy.ONNX}.part"
     with _quiet(), torch.no_grad():
         torch.onnx.export(
             whole,

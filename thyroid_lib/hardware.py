@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from thyroid_lib.cache import cache_folder
 from thyroid_lib.provenance import digest
 
 PRECISIONS = ("auto", "32", "bf16")
@@ -171,14 +172,6 @@ def matrix_rate(
             torch.cuda.synchronize()
         seconds.append((time.perf_counter() - begin) / repeats)
     return 2 * size**3 / statistics.median(seconds[1:])
-
-
-def cache_folder() -> Path:
-    """Where what is worth keeping between runs lies: $THYROID_CACHE, or the system's cache folder."""
-    if os.environ.get("THYROID_CACHE"):
-        return Path(os.environ["THYROID_CACHE"])
-    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
-    return Path(base) / "thyroid_lib"
 
 
 def _probed(model: nn.Module, size: int) -> dict[str, float]:

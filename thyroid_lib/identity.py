@@ -8,6 +8,7 @@ from thyroid_lib import checkpoint
 
 _CODE = (
     "network.py",
+    "inputs.py",
     "depthwise.py",
     "losses.py",
     "augmentation.py",

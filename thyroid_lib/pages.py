@@ -1,7 +1,8 @@
 """HTML reports of `classify --out`: one self-contained page per image or study, no script, nothing loaded.
 
-File names and DICOM texts are other people's words: they pass `studies.printable` and the template's
-autoescape, and the page's content policy forbids everything but inline pictures and styles.
+File names are other people's words: they pass `studies.printable` and the template's autoescape, and the page's
+content policy forbids everything but inline pictures and styles. DICOM files go by hashes, for they are often named
+after the patient, and what is printed beside the region cannot be read.
 """
 
 import base64
@@ -9,7 +10,6 @@ import hashlib
 import io
 import os
 import re
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from PIL import Image
 
 from thyroid_lib import frames
 from thyroid_lib.model_card import environment
+from thyroid_lib.runfolder import write_text
 from thyroid_lib.studies import printable
 
 PICTURED = 8  # frames of a clip that get pictures of their own, evenly spaced
@@ -44,11 +45,11 @@ class Pages:
 
     def add(self, item, result) -> None:
         """Takes one frame's or clip's answer; a page of a single image is written at once."""
-        study = self._open.setdefault(item.study, {"paths": {}, "sections": [], "clips": {}})
-        study["paths"][item.path] = None
+        study = self._open.setdefault(item.study, {"names": {}, "sections": [], "clips": {}})
+        study["names"][item.name] = None
         if item.frames is None:
             picture = len(study["sections"]) < MOST_PICTURES
-            study["sections"].append(self._section(item, result, Path(item.path).name, picture))
+            study["sections"].append(self._section(item, result, item.name, picture))
         else:
             self._clip(study, item, result)
         if item.study == item.path and (item.frames is None or item.frame is None):
@@ -63,7 +64,7 @@ class Pages:
         page = self.environment.get_template("index.html.j2").render(
             pages=self._listed, classifier=self.classifier.id, note=NOTE, simulated=self._simulated
         )
-        _write(self.folder / "index.html", page)
+        write_text(self.folder / "index.html", page)
         return str(self.folder / "index.html")
 
     @property
@@ -73,20 +74,20 @@ class Pages:
     def _clip(self, study: dict, item, result) -> None:
         clip = study["clips"].setdefault(item.path, {"probabilities": [], "pictures": []})
         if item.frame is None:
-            section = self._section(item, result, f"{Path(item.path).name}: whole clip, {item.frames} frames")
+            section = self._section(item, result, f"{item.name}: whole clip, {item.frames} frames")
             section["curves"] = self._curves(clip["probabilities"])
             study["sections"] += [section, *clip["pictures"]]
             return
         failed = isinstance(result, frames.FrameError)
         clip["probabilities"].append(None if failed else result.probabilities)
         if item.frame in np.linspace(0, item.frames - 1, min(PICTURED, item.frames)).astype(int):
-            title = f"{Path(item.path).name}: frame {item.frame + 1} of {item.frames}"
+            title = f"{item.name}: frame {item.frame + 1} of {item.frames}"
             clip["pictures"].append(self._section(item, result, title))
 
     def _section(self, item, result, title: str, picture: bool = True) -> dict:
         section = {
             "title": title,
-            "texts": item.texts,
+            "scanner": item.scanner,
             "error": "",
             "warnings": [],
             "curves": None,
@@ -111,7 +112,7 @@ class Pages:
         if result.frame is not None and picture:
             height, width = result.frame.shape
             section |= {
-                "frame": {"png": png(result.frame), "width": width, "height": height},
+                "frame": {"png": png(discreet(result.frame, result.box)), "width": width, "height": height},
                 "crop": png(result.crop),
                 "map": png(heat(result.crop, result.map)),
                 "low": float(result.map.min()),
@@ -140,8 +141,8 @@ class Pages:
 
     def _write(self, key: str) -> None:
         study = self._open.pop(key)
-        paths = list(study["paths"])
-        title = paths[0] if len(paths) == 1 else f"{len(paths)} files of one study in {Path(paths[0]).parent}"
+        names = list(study["names"])
+        title = names[0] if len(names) == 1 else f"{len(names)} files of {key}"
         page = self.environment.get_template("study.html.j2").render(
             title=title,
             sections=study["sections"],
@@ -151,8 +152,8 @@ class Pages:
             note=NOTE,
             simulated=self._simulated,
         )
-        name = file_name(key, paths[0])
-        _write(self.folder / name, page)
+        name = file_name(key, title)
+        write_text(self.folder / name, page)
         first = study["sections"][0]
         best = next((row for row in first.get("rows", []) if row["best"]), None)
         warned = any(s["error"] or s["warnings"] for s in study["sections"])
@@ -175,6 +176,21 @@ def png(pixels: np.ndarray) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
+def discreet(frame: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
+    """A frame, uint8 (H, W), so coarse outside the box (x, y, width, height) that no print there can be read."""
+    import cv2
+
+    height, width = frame.shape
+    cell = max(16, max(frame.shape) // 24)
+    few = (max(1, width // cell), max(1, height // cell))
+    coarse = cv2.resize(
+        cv2.resize(frame, few, interpolation=cv2.INTER_AREA), (width, height), interpolation=cv2.INTER_NEAREST
+    )
+    x, y, w, h = box
+    coarse[y : y + h, x : x + w] = frame[y : y + h, x : x + w]
+    return coarse
+
+
 def heat(crop: np.ndarray, activation: np.ndarray) -> np.ndarray:
     """The positive part of an activation map over its crop.
 
@@ -193,12 +209,3 @@ def heat(crop: np.ndarray, activation: np.ndarray) -> np.ndarray:
     colours = cv2.applyColorMap((strength * 255).astype(np.uint8), cv2.COLORMAP_CIVIDIS)[:, :, ::-1]
     share = 0.75 * strength[:, :, None]
     return (crop[:, :, None] * (1 - share) + colours * share).astype(np.uint8)
-
-
-def _write(path: Path, text: str) -> None:
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", errors="backslashreplace", dir=path.parent, suffix=".part", delete=False
-    ) as file:
-        file.write(text)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)

@@ -13,6 +13,7 @@ from .runfolder import PROJECT
 # What only runs or renders notebooks; a change in it does not make their results stale.
 _RUNNER = {
     "study.py",
+    "watch.py",
     "report.py",
     "profiles.py",
     "provenance.py",

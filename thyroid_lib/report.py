@@ -1,6 +1,7 @@
 """Executed notebooks become reports: one self-contained HTML page each, and an index of the run.
 
-A page opens with the network off and holds no script. Every figure has an alt text and a caption; a
+A page opens with the network off and holds no script, whatever the texts in it hold: what a browser would run
+or load is taken out, and the page's content policy forbids it. Every figure has an alt text and a caption; a
 figure without them is an error, not an oversight.
 """
 
@@ -18,6 +19,11 @@ from bs4 import BeautifulSoup
 from .runfolder import Run, read_json, write_text
 
 TEMPLATES = Path(__file__).parent / "templates"
+ACTIVE = (
+    "script, iframe, frame, object, embed, applet, form, base, portal, audio, video, template, "
+    "body style, body link, body meta, body title"
+)  # what a text from outside may not bring into a page
+ADDRESSES = ("src", "href", "xlink:href", "poster", "data")
 
 
 class ReportError(ValueError):
@@ -78,7 +84,8 @@ def _check(notebook, name: str) -> None:
 
 
 def _dressed(page: BeautifulSoup, name: str) -> BeautifulSoup:
-    """Add the table of contents and the page's title; drop what a reader has no use for."""
+    """Add the table of contents and the page's title; drop what a reader has no use for, or a browser acts on."""
+    _inert(page)
     for anchor in page.select("a.anchor-link"):
         anchor.decompose()
     title = page.find("h1")
@@ -110,6 +117,25 @@ def _dressed(page: BeautifulSoup, name: str) -> BeautifulSoup:
     footer.string = "Research use only. Not a medical device."
     main.append(footer)
     return page
+
+
+def _inert(page: BeautifulSoup) -> None:
+    """Takes out whatever runs, loads or submits; pictures and links stay where they can do no harm."""
+    for element in page.select(ACTIVE):
+        element.decompose()
+    for element in page.find_all(True):
+        picture = element.name in ("img", "image", "link")
+        for name in list(element.attrs):
+            address = re.sub(r"[\x00-\x20]", "", str(element[name])).lower()
+            scheme = (re.match(r"[a-z][a-z0-9+.-]*:", address) or [""])[0]
+            if name in ADDRESSES:
+                unsafe = scheme != "data:" if picture else scheme not in ("", "http:", "https:", "mailto:")
+            else:
+                unsafe = name.startswith("on") or name in ("srcset", "srcdoc", "ping", "background")
+            if unsafe:
+                del element[name]
+        if picture and not set(ADDRESSES) & set(element.attrs):
+            element.decompose()
 
 
 def write_index(run: Run) -> Path:

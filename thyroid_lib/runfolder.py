@@ -17,6 +17,9 @@ import numpy as np
 
 PROJECT = Path(__file__).resolve().parent.parent
 REPORTS = PROJECT / "reports"
+_UMASK = os.umask(0o022)
+os.umask(_UMASK)
+FILE_MODE, FOLDER_MODE = 0o666 & ~_UMASK, 0o777 & ~_UMASK  # what any program gives; temporary files get less
 
 
 def write_text(path: Path, text: str) -> None:
@@ -33,7 +36,7 @@ def write_text(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)
+        os.chmod(name, FILE_MODE)
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)

@@ -10,6 +10,7 @@ import numpy as np
 
 from thyroid_lib import definition as definitions
 from thyroid_lib import deploy, novelty
+from thyroid_lib.runfolder import FILE_MODE, FOLDER_MODE
 
 NOVELTY = "novelty.safetensors"
 
@@ -101,9 +102,9 @@ def save(
         definition["id"] = definitions.identity(definition)
         definitions.write(part, definition)
         (part / "MODEL_CARD.md").write_text(model_card.render(definition), encoding="utf-8")
-        part.chmod(0o755)
+        part.chmod(FOLDER_MODE)
         for path in part.iterdir():
-            path.chmod(0o644)
+            path.chmod(FILE_MODE)
         _replace(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -1,5 +1,7 @@
 """What a person points `classify` at: files, folders, globs, DICOM studies; as a stream of frames.
 
+Of a DICOM header nothing but hashes and the maker's name goes any further.
+
 Nothing here decodes an image file: paths go through to the classifier. DICOM is opened here, one frame at a
 time, through the reader that the study uses.
 """
@@ -9,19 +11,12 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from thyroid_lib import frames
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
-MAX_FRAMES = 5000  # of a clip; more than two minutes at 40 frames a second
-TEXTS = {
-    "Manufacturer": "Manufacturer",
-    "ManufacturerModelName": "Model",
-    "BodyPartExamined": "Body part",
-    "SeriesDescription": "Series",
-}
 SYSTEM_NAMES = ("dicomdir", "thumbs.db", "desktop.ini")
 
 
@@ -34,8 +29,10 @@ class Item:
         image: what `Classifier.classify_many` takes: a path, a decoded frame, or the error met on the way.
         frame: number of the frame in its clip, from 0; None for a still.
         frames: number of frames of the clip; None for a still.
-        study: key under which reports are grouped; the path, or the DICOM study.
-        texts: what the DICOM header says of scanner and examination, never of the person.
+        study: key under which reports are grouped; the path, or a keyed hash of the DICOM study.
+        name: what a report calls the file: its own name, or a keyed hash of a DICOM file, as those are often
+            named after the patient.
+        scanner: maker and a hash of the model, of a DICOM file.
     """
 
     path: str
@@ -43,7 +40,8 @@ class Item:
     frame: int | None = None
     frames: int | None = None
     study: str = ""
-    texts: dict[str, str] = field(default_factory=dict)
+    name: str = ""
+    scanner: str = ""
 
 
 def find(arguments: Iterable[str]) -> tuple[list[tuple[str, str]], list[str]]:
@@ -80,11 +78,11 @@ def items(paths: Iterable[tuple[str, str]]) -> Iterator[Item]:
     """The frames of the files that `find` gave, read as they are asked for."""
     for path, reason in paths:
         if reason:
-            yield Item(path, frames.FrameError(reason, "nothing_found"), study=path)
+            yield Item(path, frames.FrameError(reason, "nothing_found"), study=path, name=Path(path).name)
         elif is_dicom(path) or path.lower().endswith(DICOM_SUFFIXES):
             yield from _dicom_items(path)
         else:
-            yield Item(path, path, study=path)
+            yield Item(path, path, study=path, name=Path(path).name)
 
 
 def is_dicom(path: str) -> bool:
@@ -132,25 +130,22 @@ def dicom_frame(source) -> frames.Frame:
 
 
 def _dicom_items(path: str) -> Iterator[Item]:
-    from thyroid_lib.datasets import dicom_frames
+    from thyroid_lib.datasets import dicom, dicom_frames
 
+    about = {"study": path, "name": dicom.identifier(os.path.abspath(path))}
     try:
         with dicom_frames.quiet():
             dataset = dicom_frames.header(path)
             problem = dicom_frames.unusable(dataset)
             count = dicom_frames.frame_count(dataset)
-            texts = {name: str(dataset.get(key, "") or "").strip() for key, name in TEXTS.items()}
-            study = str(dataset.get("StudyInstanceUID", "") or "").strip()
-        if problem:
-            raise problem
-        if count > MAX_FRAMES:
-            raise frames.FrameError(
-                f"too many frames: the header names {count}, at most {MAX_FRAMES} are read", "too_large"
-            )
+            if problem:
+                raise problem
+            about["scanner"] = dicom.scanner(dataset)
+            if dataset.get("StudyInstanceUID"):
+                about["study"] = f"study {dicom.study(dataset)}"
     except frames.FrameError as error:
-        yield Item(path, error, study=path)
+        yield Item(path, error, **about)
         return
-    about = {"study": f"study {study}" if study else path, "texts": {k: v for k, v in texts.items() if v}}
     for number in range(count):
         try:
             image = dicom_frames.load(path, number)

@@ -11,9 +11,7 @@ import os
 import re
 import shutil
 import sys
-import threading
-import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +19,7 @@ from pathlib import Path
 from . import profiles, provenance
 from .compare import against_reference
 from .runfolder import PROJECT, REPORTS, Run, merge, open_run, read_json, write_json, write_text
+from .watch import Watch, clock
 
 __all__ = ["STAGES", "Run", "Stage", "main", "open_run"]
 
@@ -47,6 +46,10 @@ STAGES = tuple(
     )
     if (profiles.NOTEBOOKS / f"{stage.name}.ipynb").exists()
 )
+
+
+DAY = 24 * 60.0  # minutes
+NOT_OURS = (".ipynb_checkpoints", ".git", ".gitignore", ".DS_Store")
 
 
 class StageFailed(Exception):
@@ -106,7 +109,7 @@ def _run(folder: Path, options: argparse.Namespace, stages: list[Stage], resolve
     from . import report
 
     run = open_run(folder)
-    shutil.rmtree(run.dir / ".work", ignore_errors=True)
+    _sweep(run.dir)
     (run.dir / ".work").mkdir()
     _update(run, {"run": folder.name, "profile": options.profile, "environment": provenance.environment()})
     _update(run, {"parameters": {stage.name: _parameters(stage, resolved) for stage in STAGES}})
@@ -122,9 +125,9 @@ def _run(folder: Path, options: argparse.Namespace, stages: list[Stage], resolve
             else:
                 print(f"{stage.name:<16} unchanged, skipped", flush=True)
             continue
-        _execute(run, stage, resolved[stage.name], prints[stage.name])
+        _execute(run, stage, resolved[stage.name], prints[stage.name], options.time_limit)
     report.write_index(run)
-    shutil.rmtree(run.dir / ".work", ignore_errors=True)
+    _sweep(run.dir)
     if (verdict := against_reference(run.dir, options.profile)) is not None:
         print(f"\n{str(verdict).splitlines()[0]}")
         print(
@@ -134,14 +137,14 @@ def _run(folder: Path, options: argparse.Namespace, stages: list[Stage], resolve
     return 0
 
 
-def _execute(run: Run, stage: Stage, parameters: dict, fingerprint: str) -> None:
-    """Run one notebook aside, render it, and put both in the place of the last ones."""
+def _execute(run: Run, stage: Stage, parameters: dict, fingerprint: str, minutes: float) -> None:
+    """Run one notebook aside, for so many minutes at most, render it, and put both in the place of the last ones."""
     import papermill
 
     from . import report
 
     logging.getLogger("papermill").setLevel(logging.ERROR)  # parameters are checked before, by profiles.py
-    started, before = time.time(), _snapshot(run.dir)
+    before = _snapshot(run.dir)
     metrics = run.metrics
     _forget(run, stage.name)
     work = run.dir / ".work"
@@ -158,7 +161,7 @@ def _execute(run: Run, stage: Stage, parameters: dict, fingerprint: str) -> None
         PYTHONPATH=os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
     )
     try:
-        with _live(stage.name, work / "status"):
+        with Watch(stage.name, work / "status", 60 * minutes) as watch:
             try:
                 notebook = papermill.execute_notebook(
                     str(profiles.NOTEBOOKS / f"{stage.name}.ipynb"),
@@ -170,9 +173,9 @@ def _execute(run: Run, stage: Stage, parameters: dict, fingerprint: str) -> None
                     extra_arguments=["--IPKernelApp.log_level=40"],  # its start-up notices are no news
                 )
             except papermill.PapermillExecutionError as error:
-                raise StageFailed(_failure(run, stage, partial, error, time.time() - started)) from None
+                raise StageFailed(_failure(run, stage, partial, error, watch)) from None
             except Exception as error:  # a kernel that died or never came up
-                raise StageFailed(_failure(run, stage, partial, error, time.time() - started)) from error
+                raise StageFailed(_failure(run, stage, partial, error, watch)) from error
             try:
                 for key in ("input_path", "output_path"):
                     notebook.metadata.papermill[key] = f"{stage.name}.ipynb"
@@ -186,7 +189,7 @@ def _execute(run: Run, stage: Stage, parameters: dict, fingerprint: str) -> None
 
     write_text(run.dir / f"{stage.name}.ipynb", nbformat.writes(notebook))
     write_text(run.dir / f"{stage.name}.html", page)
-    after, seconds = _snapshot(run.dir), time.time() - started
+    after, seconds = _snapshot(run.dir), watch.seconds
     content = read_json(run.dir / "run.json")
     outputs = {name: after[name][0] for name in after if after[name] != before.get(name)}
     for other in content.setdefault("stages", {}).values():  # a file belongs to the stage that wrote it last
@@ -199,13 +202,27 @@ def _execute(run: Run, stage: Stage, parameters: dict, fingerprint: str) -> None
         "outputs": outputs,
     }
     write_json(run.dir / "run.json", content)
-    print(f"{stage.name:<16} {_clock(seconds):>7}  {_shown(run.dir / f'{stage.name}.html')}", flush=True)
+    print(f"{stage.name:<16} {clock(seconds):>7}  {_shown(run.dir / f'{stage.name}.html')}", flush=True)
 
 
-def _failure(run: Run, stage: Stage, partial: Path, error: Exception, seconds: float) -> str:
+def _failure(run: Run, stage: Stage, partial: Path, error: Exception, watch: Watch) -> str:
     """What a person needs to mend a notebook that stopped."""
-    lines = [f"\n{stage.name} failed after {_clock(seconds)}", f"  notebook  notebooks/{stage.name}.ipynb"]
-    if hasattr(error, "ename"):
+    lines = [
+        f"\n{stage.name} failed after {clock(watch.seconds)}",
+        f"  notebook  notebooks/{stage.name}.ipynb",
+    ]
+    if watch.late:
+        lines += [
+            f"  error     stopped: it took longer than the {watch.limit / 60:g} minutes that a stage may take",
+            "  next      the same command goes on from the last checkpoint; --time-limit MINUTES gives it longer",
+        ]
+    elif type(error).__name__ == "DeadKernelError":
+        lines += [
+            "  error     its process died: killed from outside, or by the system for want of memory",
+            "  next      the same command goes on from the last checkpoint; with less memory: --set batch_size=8, "
+            "--set jobs=1",
+        ]
+    elif hasattr(error, "ename"):
         source = next((line for line in error.source.splitlines() if line.strip()), "")
         lines += [
             f"  cell      {error.cell_index} (In [{error.exec_count}]): {source}",
@@ -301,6 +318,23 @@ def _snapshot(folder: Path) -> dict[str, tuple[int, int]]:
     }
 
 
+def _sweep(folder: Path) -> None:
+    """Removes what a run that was killed left behind: in a run, a name that begins with a dot is unfinished work."""
+    import fcntl
+
+    for path in sorted(folder.rglob(".*")):
+        if path == folder / ".lock" or path.name in NOT_OURS or not path.exists():
+            continue
+        if path.name.endswith(".lock"):
+            with open(path, "a") as file, suppress(OSError):  # a training started by hand may hold it
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+        elif path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
+
+
 @contextmanager
 def _locked(folder: Path):
     """Hold a run's folder; a second run into it gets ``BlockingIOError``. The system lets go on any exit."""
@@ -310,47 +344,6 @@ def _locked(folder: Path):
     with open(folder / ".lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
-
-
-@contextmanager
-def _live(stage: str, status: Path):
-    """Show a stage's time and what it is doing: one live line in a terminal, plain lines elsewhere."""
-    started, over, terminal = time.time(), threading.Event(), sys.stdout.isatty()
-    status.unlink(missing_ok=True)
-    if not terminal:
-        print(f"{stage:<16} started", flush=True)
-
-    def draw() -> None:
-        said, spoken = "", time.time()
-        while not over.wait(0.25 if terminal else 1.0):
-            try:
-                text = status.read_text(encoding="utf-8")
-            except OSError:
-                text = ""
-            if terminal:
-                line = f"{stage:<16} {_clock(time.time() - started):>7}  {text}"
-                width = shutil.get_terminal_size().columns - 1
-                sys.stdout.write(f"\r\x1b[K{line[:width]}")
-                sys.stdout.flush()
-            elif text and text != said and time.time() - spoken > 30:
-                print(f"{stage:<16} {_clock(time.time() - started):>7}  {text}", flush=True)
-                said, spoken = text, time.time()
-        if terminal:
-            sys.stdout.write("\r\x1b[K")
-            sys.stdout.flush()
-
-    drawer = threading.Thread(target=draw, daemon=True)
-    drawer.start()
-    try:
-        yield
-    finally:
-        over.set()
-        drawer.join()
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes}:{seconds:02d}"
 
 
 def _shown(path: Path) -> str:
@@ -372,6 +365,13 @@ def _parser() -> argparse.ArgumentParser:
         "--only", action="append", metavar="NN", help="this notebook and no other; repeatable"
     )
     parser.add_argument("--with-ablation", action="store_true", help="run 06_ablation too")
+    parser.add_argument(
+        "--time-limit",
+        type=_minutes,
+        default=DAY,
+        metavar="MINUTES",
+        help="that one notebook may take; 0 for any time (a day)",
+    )
     parser.add_argument("--force", action="store_true", help="run stages even if nothing changed")
     parser.add_argument(
         "--set",
@@ -381,3 +381,10 @@ def _parser() -> argparse.ArgumentParser:
         help="one parameter, on top of the profile",
     )
     return parser
+
+
+def _minutes(text: str) -> float:
+    minutes = float(text)
+    if not 0 <= minutes < float("inf"):
+        raise ValueError(text)
+    return minutes

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -22,6 +23,7 @@ from thyroid_lib import checkpoint, training
 from thyroid_lib.identity import identity_of, put_aside
 from thyroid_lib.progress import progress, status
 
+PARENT = "THYROID_PARENT"  # set for workers that must not outlive the process which started them
 JOB, LOG = "job.json", "workers.log"
 
 
@@ -44,15 +46,18 @@ def fit(
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={settings.devices}", "-m", "thyroid_lib", "train", "--job", str(job)]
     threads = settings.threads or max(1, (os.cpu_count() or 1) // settings.devices)
-    environment = os.environ | {"THYROID_STATUS": str(said), "OMP_NUM_THREADS": str(threads)}
+    environment = os.environ | {"THYROID_STATUS": str(said), "OMP_NUM_THREADS": str(threads), PARENT: "stdin"}
     with open(folder / LOG, "w", encoding="utf-8") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=environment
+        )
         try:
             _follow(process, folder, said, on_epoch)
         finally:
             if process.poll() is None:
                 process.terminate()
                 process.wait(30)
+            process.stdin.close()
             said.unlink(missing_ok=True)
     if process.returncode:
         raise training.TrainingError(
@@ -96,6 +101,8 @@ def run_job(path: str | Path) -> "training.Fit":
     """Does what `write_job` wrote; under torchrun each rank calls it."""
     from thyroid_lib.crops import Crops
 
+    if os.environ.get(PARENT) == "stdin":
+        threading.Thread(target=_end_with_parent, daemon=True).start()
     job = json.loads(Path(path).read_text(encoding="utf-8"))
     return training.fit(
         training.Settings(**job["settings"]),
@@ -107,6 +114,14 @@ def run_job(path: str | Path) -> "training.Fit":
         labels=None if job["labels"] is None else np.array(job["labels"], np.int64),
         title=job["title"],
     )
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that asked for it is gone, however it went: the pipe between them closes."""
+    with contextlib.suppress(OSError):
+        while os.read(0, 1):
+            pass
+    os._exit(1)
 
 
 def run_jobs(

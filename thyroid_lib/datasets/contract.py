@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -104,24 +102,6 @@ def load_frame(row) -> np.ndarray:
         FrameError: why the file is not a usable grey frame; the path is never named.
     """
     return open_frame(row).gray
-
-
-def cache_folder() -> Path:
-    """``$THYROID_CACHE``, else ``thyroid_lib`` in the user's cache folder, else in the temporary folder."""
-    if os.environ.get("THYROID_CACHE"):
-        return Path(os.environ["THYROID_CACHE"]).expanduser()
-    home = Path.home()
-    base = {
-        "darwin": home / "Library" / "Caches",
-        "win32": Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local")),
-    }.get(sys.platform, Path(os.environ.get("XDG_CACHE_HOME", home / ".cache")))
-    folder = base / "thyroid_lib"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError:
-        return Path(tempfile.gettempdir()) / "thyroid_lib"
 
 
 def open_frame(row) -> frames.Frame:

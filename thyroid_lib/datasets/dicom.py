@@ -184,20 +184,29 @@ def _public(dataset: pydicom.Dataset) -> dict:
     person = _text(dataset, "PatientID") or "\0".join(
         _text(dataset, name) for name in ("PatientName", "PatientBirthDate")
     ).strip("\0")
-    study = _text(dataset, "StudyInstanceUID")
-    who = ("patient", _text(dataset, "IssuerOfPatientID"), person) if person else ("study", study)
-    maker = _text(dataset, "Manufacturer")
-    brand = next((name for name in MAKERS if maker.casefold().startswith(name.casefold())), "device")
-    scanner = pseudonym("device", maker, _text(dataset, "ManufacturerModelName"))[:6]
+    uid = _text(dataset, "StudyInstanceUID")
+    who = ("patient", _text(dataset, "IssuerOfPatientID"), person) if person else ("study", uid)
     return {
         "patient": pseudonym(*who),
-        "study": pseudonym("study", study),
+        "study": study(dataset),
         "age": _age(dataset),
         "sex": _text(dataset, "PatientSex").upper()
         if _text(dataset, "PatientSex").upper() in ("F", "M", "O")
         else "",
-        "device": f"{brand} {scanner}",
+        "device": scanner(dataset),
     }
+
+
+def scanner(dataset: pydicom.Dataset) -> str:
+    """A maker's name from our list and six digits that tell its models apart: "Philips 3fa2b1"."""
+    maker = _text(dataset, "Manufacturer")
+    brand = next((name for name in MAKERS if maker.casefold().startswith(name.casefold())), "device")
+    return f"{brand} {pseudonym('device', maker, _text(dataset, 'ManufacturerModelName'))[:6]}"
+
+
+def study(dataset: pydicom.Dataset) -> str:
+    """Pseudonym of a study: the same in a manifest and in a report of `classify`."""
+    return pseudonym("study", _text(dataset, "StudyInstanceUID"))
 
 
 def _age(dataset: pydicom.Dataset) -> float:

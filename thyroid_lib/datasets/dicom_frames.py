@@ -16,6 +16,7 @@ from pydicom.pixels import apply_color_lut, apply_voi_lut, get_decoder, pixel_ar
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian, UncompressedTransferSyntaxes
 
 from thyroid_lib import frames, regions
+from thyroid_lib.datasets import dicom_limits
 
 ULTRASOUND = ("US", "IVUS")
 TISSUE, COLOUR_FLOW, TWO_DIMENSIONAL = 1, 2, 1  # RegionDataType, RegionSpatialFormat (PS3.3 C.8.5.5.1)
@@ -101,15 +102,17 @@ def quiet() -> Iterator[None]:
 
 
 def header(source) -> pydicom.Dataset:
+    """The parsed file; values above 1 KiB, the pixels among them, are read when they are asked for."""
     reason, kind = "not readable as DICOM: damaged or cut short", "truncated"
     try:
         if os.path.getsize(source) == 0:
             reason, kind = "empty file: 0 bytes came", "empty"
         else:
-            # Values above 1 KiB, the pixels among them, are read when they are asked for.
-            dataset = pydicom.dcmread(source, defer_size=1024)
+            dataset = dicom_limits.read(source)
             if len(dataset):
                 return dataset
+    except frames.FrameError:
+        raise
     except pydicom.errors.InvalidDicomError:
         return _without_preamble(source)
     except OSError as error:
@@ -124,7 +127,7 @@ def header(source) -> pydicom.Dataset:
 def _without_preamble(source) -> pydicom.Dataset:
     """Old exports lack the first 132 bytes; what follows must then be a proper image all the same."""
     with contextlib.suppress(Exception):
-        dataset = pydicom.dcmread(source, force=True)
+        dataset = dicom_limits.read(source, force=True)
         if "SOPClassUID" in dataset and "PixelData" in dataset:
             if "TransferSyntaxUID" not in dataset.file_meta:
                 dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
@@ -140,8 +143,18 @@ def unusable(dataset: pydicom.Dataset) -> frames.FrameError | None:
         return frames.FrameError("holds no image (a report or measurement object)", "no_pixels")
     try:
         size = int(dataset.Rows) * int(dataset.Columns)
+        samples, bits = int(dataset.SamplesPerPixel), int(dataset.BitsAllocated)
     except (AttributeError, TypeError, ValueError):
-        return frames.FrameError("has pixels but no number of rows and columns", "truncated")
+        return frames.FrameError("has pixels but no number of rows, columns, samples and bits", "truncated")
+    if samples not in (1, 3) or bits not in (1, 8, 16):
+        return frames.FrameError(
+            f"{samples} samples of {bits} bits a pixel came; 1 or 3 of 1, 8 or 16 bits are expected", "pixels"
+        )
+    if frame_count(dataset) > dicom_limits.MAX_FRAMES:
+        return frames.FrameError(
+            f"too many frames: the header names {frame_count(dataset)}, at most {dicom_limits.MAX_FRAMES} are read",
+            "too_large",
+        )
     if size > frames.MAX_PIXELS:
         return frames.FrameError(
             f"too large: {size / 1e6:.0f} million pixels a frame; at most {frames.MAX_PIXELS / 1e6:.0f} are decoded",
@@ -180,7 +193,9 @@ def pixels(source, dataset: pydicom.Dataset, number: int) -> tuple[np.ndarray, f
     """uint8 (H, W) and the fraction of coloured pixels of one frame; only that frame is decoded."""
     try:
         photometric = str(dataset.get("PhotometricInterpretation", "")).strip().upper()
-        values = pixel_array(dataset if _in_memory(source, dataset) else source, index=number)
+        whole = _in_memory(source, dataset)
+        _check_stored(source, dataset, number, whole)
+        values = pixel_array(dataset if whole else source, index=number)
         if photometric == "PALETTE COLOR":
             values = apply_color_lut(values, dataset)
             if values.dtype == np.uint16:
@@ -199,6 +214,17 @@ def pixels(source, dataset: pydicom.Dataset, number: int) -> tuple[np.ndarray, f
         raise frames.FrameError(
             "damaged or cut short: its pixels could not be decoded", "truncated"
         ) from None
+
+
+def _check_stored(source, dataset: pydicom.Dataset, number: int, whole: bool) -> None:
+    """Refuses stored pixels that would take more memory than their header admits."""
+    if dataset.file_meta.TransferSyntaxUID not in UncompressedTransferSyntaxes:
+        path = None if isinstance(source, pydicom.Dataset) else source
+        dicom_limits.check_frame(path, dataset, number)
+    elif whole and dataset.get_item("PixelData", keep_deferred=True).length > dicom_limits.MAX_INFLATED:
+        raise frames.FrameError(
+            "too large: a file without a proper header must be read at one go", "too_large"
+        )
 
 
 def _eight_bits(values: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:

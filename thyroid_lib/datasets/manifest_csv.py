@@ -2,7 +2,8 @@
 
 Columns: ``image`` (path of the frame relative to the table's folder) and ``label``; better also ``patient``
 (a pseudonym, never a name) and, as far as known, ``group``, ``nodule``, ``mask``, ``box``, ``age``, ``sex``,
-``device`` and anything else, which is carried along unless its name says that it tells who a person is.
+``device`` and anything else, which is carried along unless its name says that it tells who a person is, or it repeats
+what such a column says.
 Comma, semicolon or tab; UTF-8 or GB 18030.
 """
 
@@ -50,7 +51,7 @@ def read(root: Path, *, classes: str = "", title: str = "") -> pd.DataFrame:
             f"manifest: {path.name} needs the columns image and label; missing: {', '.join(lacking)}; "
             f"came: {', '.join(header) or 'an empty table'}."
         )
-    rows, excluded, notes, alone = [], [], [], 0
+    rows, excluded, notes, alone, hidden, people = [], [], [], 0, set(), {}
     personal = [name for name in header if PERSONAL.search(name)]
     if personal:
         notes.append(("", f"columns that seem to say who a person is are not read: {', '.join(personal)}"))
@@ -61,11 +62,15 @@ def read(root: Path, *, classes: str = "", title: str = "") -> pd.DataFrame:
             continue
         row = {name: value.strip() for name, value in zip(header, line) if name not in personal}
         row["image"] = row["image"].replace("\\", "/")
-        row |= {
-            "row": number,
-            "path": _absolute(path.parent, row["image"]),
-            "label": lesion_type(row["label"]),
-        }
+        row |= {"path": _absolute(path.parent, row["image"]), "label": lesion_type(row["label"])}
+        told = _words(value for name, value in zip(header, line) if name in personal)
+        for name in [name for name in row if name not in KEPT and told & _words([row[name]])]:
+            if name in ("patient", "group"):
+                row[name] = people.setdefault(row[name], f"person {len(people) + 1}")
+            else:
+                row[name] = f"row {number}" if name == "image" else ""
+            hidden.add(name)
+        row["row"] = number
         if row.get("mask"):
             row["mask"] = _mask(path.parent, row["mask"])
         if "age" in row:
@@ -76,6 +81,14 @@ def read(root: Path, *, classes: str = "", title: str = "") -> pd.DataFrame:
             alone += 1
             row["patient"] = f"row {number}"
         rows.append(row)
+    if hidden:
+        notes.append(
+            (
+                "",
+                f"{', '.join(sorted(hidden))}: cells that repeat what a column left out says are replaced by the "
+                "numbers of rows and persons, or blanked",
+            )
+        )
     if alone:
         notes.append(
             (
@@ -97,6 +110,15 @@ def read(root: Path, *, classes: str = "", title: str = "") -> pd.DataFrame:
     )
     data.attrs["numbered"] = True  # `row` is a row of a table that a person can open
     return data
+
+
+KEPT = ("path", "mask", "label")  # paths never leave this machine, labels are known words
+
+
+def _words(texts) -> set[str]:
+    """Words of texts that can tell a person: of four characters and more, or of two in other than Latin letters."""
+    words = {word for text in texts for word in re.findall(r"[^\W_]+", text.casefold())}
+    return {word for word in words if len(word) >= (4 if word.isascii() else 2)}
 
 
 SEXES = {

@@ -7,7 +7,6 @@ of everything they depend on, the simulator's own source included; a second read
 import hashlib
 import os
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pandas as pd
 from joblib import Parallel, delayed, effective_n_jobs
 
 from thyroid_lib import LESION_TYPES, phantom_anatomy, phantom_nodule, phantom_scene, phantom_signs, phantoms
+from thyroid_lib.cache import cache_folder
 from thyroid_lib.datasets import contract
 from thyroid_lib.progress import progress
 
@@ -80,24 +80,6 @@ def read(
         names={key: NAMES[key] for key in classes},
         simulated=True,
     )
-
-
-def cache_folder() -> Path:
-    """``$THYROID_CACHE``, else ``thyroid_lib`` in the user's cache folder, else in the temporary folder."""
-    if os.environ.get("THYROID_CACHE"):
-        return Path(os.environ["THYROID_CACHE"]).expanduser()
-    home = Path.home()
-    base = {
-        "darwin": home / "Library" / "Caches",
-        "win32": Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local")),
-    }.get(sys.platform, Path(os.environ.get("XDG_CACHE_HOME", home / ".cache")))
-    folder = base / "thyroid_lib"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError:
-        return Path(tempfile.gettempdir()) / "thyroid_lib"
 
 
 def _name(source: str, values: dict) -> str:

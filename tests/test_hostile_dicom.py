@@ -1,0 +1,312 @@
+"""Hostile DICOM: files that claim more than they hold, or hold more than they claim, cost a stated amount of memory.
+
+Each file is small and asks for much. It must be refused with a reason in words, and the whole collection together may
+not raise the memory of a process by more than `BOUND`.
+"""
+
+import json
+import resource
+import shutil
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hardening import goes_wrong
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    RLELossless,
+)
+from test_dicom import jpeg_bytes, make, picture, region, save
+
+from thyroid_lib import frames
+from thyroid_lib.datasets import dicom, dicom_frames, dicom_limits
+
+BOUND = 512  # MiB by which all hostile files together may raise a process's peak memory
+MIB = 2**20
+
+
+def meta(syntax) -> bytes:
+    """Preamble and file meta information that name a transfer syntax and nothing else."""
+    uid = str(syntax).encode()
+    uid += b"\0" * (len(uid) % 2)
+    element = struct.pack("<HH2sH", 2, 0x10, b"UI", len(uid)) + uid
+    return bytes(128) + b"DICM" + struct.pack("<HH2sHI", 2, 0, b"UL", 4, len(element)) + element
+
+
+def long_element(group: int, element: int, vr: bytes, length: int) -> bytes:
+    return struct.pack("<HH2sHI", group, element, vr, 0, length)
+
+
+def sound(syntax=ExplicitVRLittleEndian, **header):
+    return make(picture(), regions=[region()], syntax=syntax, **header)
+
+
+def deflated_zeros(path: Path, size: int = 256 * MIB) -> None:
+    """256 MiB of zeros in a quarter of one."""
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    with open(path, "wb") as file:
+        file.write(meta(DeflatedExplicitVRLittleEndian))
+        file.write(deflate.compress(long_element(0x0009, 0x1010, b"OB", size)))
+        block = bytes(MIB)
+        for _ in range(size // MIB):
+            file.write(deflate.compress(block))
+        file.write(deflate.flush())
+
+
+def deflated_elements(path: Path) -> None:
+    """Four million elements of no content, deflated: parsed, each would take hundreds of bytes."""
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    block = struct.pack("<HH2sH", 0x0009, 0x1010, b"LO", 0) * 2**17
+    with open(path, "wb") as file:
+        file.write(meta(DeflatedExplicitVRLittleEndian))
+        for _ in range(32):
+            file.write(deflate.compress(block))
+        file.write(deflate.flush())
+
+
+def many_elements(path: Path) -> None:
+    """A million different elements of no content, as they are: 8 MiB."""
+    tags = np.zeros(2**20, dtype="<u2,<u2,S2,<u2")
+    number = np.arange(len(tags))
+    tags["f0"], tags["f1"], tags["f2"] = 0x0009 + 2 * (number >> 15), number & 0x7FFF, b"LO"
+    path.write_bytes(meta(ExplicitVRLittleEndian) + tags.tobytes())
+
+
+def many_regions(path: Path) -> None:
+    """A sequence of undefined length with a million empty items."""
+    item = struct.pack("<HHI", 0xFFFE, 0xE000, 0)
+    start = long_element(0x0018, 0x6011, b"SQ", 0xFFFFFFFF)
+    path.write_bytes(meta(ExplicitVRLittleEndian) + start + item * 2**20)
+
+
+def deep(path: Path) -> None:
+    """Sequences in sequences, a hundred thousand deep."""
+    one = long_element(0x0018, 0x6011, b"SQ", 0xFFFFFFFF) + struct.pack("<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF)
+    path.write_bytes(meta(ExplicitVRLittleEndian) + one * 100_000)
+
+
+def wide_element(path: Path) -> None:
+    """A number of rows that is 1 GiB long (the file has a hole there)."""
+    data = sound(ImplicitVRLittleEndian)
+    del data.Rows
+    save(path, data)
+    with open(path, "ab") as file:
+        file.write(struct.pack("<HHI", 0x0028, 0x0010, 1024 * MIB))
+        file.truncate(file.tell() + 1024 * MIB)
+
+
+def long_private(path: Path) -> None:
+    """A sound file that ends in 1 GiB of private data, as some scanners write: no reason to refuse it."""
+    save(path, sound(ImplicitVRLittleEndian))
+    with open(path, "ab") as file:
+        file.write(struct.pack("<HHI", 0x7FE1, 0x1010, 1024 * MIB))
+        file.truncate(file.tell() + 1024 * MIB)
+
+
+def no_preamble(path: Path) -> None:
+    """Not DICOM by its mark, and 2 GiB long."""
+    save(path, sound(ImplicitVRLittleEndian))
+    path.write_bytes(path.read_bytes()[132:])
+    with open(path, "ab") as file:
+        file.truncate(2048 * MIB)
+
+
+def compressed(syntax, data: bytes, **header):
+    def write(path: Path) -> None:
+        dataset = sound(**header)
+        dataset.file_meta.TransferSyntaxUID = syntax
+        dataset.PixelData = encapsulate([data])
+        dataset["PixelData"].VR = "OB"
+        dataset["PixelData"].is_undefined_length = True
+        save(path, dataset)
+
+    return write
+
+
+def jpeg_of(height: int, width: int, mark: int = 0xC0) -> bytes:
+    """A JPEG whose start of frame states a size and whose scan is missing."""
+    frame = struct.pack(">BBHBHHB", 0xFF, mark, 11, 8, height, width, 1) + b"\x01\x11\x00"
+    return (
+        b"\xff\xd8"
+        + b"\xff\xe0\x00\x04ab"
+        + frame
+        + b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00"
+        + bytes(99)
+        + b"\xff\xd9"
+    )
+
+
+def jpeg2000_of(width: int, height: int) -> bytes:
+    size = struct.pack(">HIIIIIIIIH", 0, width, height, 0, 0, width, height, 0, 0, 1) + b"\x07\x01\x01"
+    return b"\xff\x4f\xff\x51" + struct.pack(">H", len(size) + 2) + size + bytes(99)
+
+
+def rle_of(bytes_out: int) -> bytes:
+    """One run-length segment that stands for many bytes: pairs of (128 times, a byte)."""
+    return struct.pack("<16I", 1, 64, *[0] * 14) + b"\x81\x00" * (bytes_out // 128)
+
+
+def changed(**header):
+    return lambda path: save(path, sound(**header))
+
+
+def regions_of(count: int):
+    def write(path: Path) -> None:
+        save(path, sound(SequenceOfUltrasoundRegions=[region()] * count))
+
+    return write
+
+
+HOSTILE = {
+    "256 MiB of zeros, deflated": (deflated_zeros, "too_large"),
+    "4 million elements, deflated": (deflated_elements, "too_large"),
+    "a million elements": (many_elements, "too_large"),
+    "a million empty regions": (many_regions, "too_large"),
+    "4,000 regions of defined length": (regions_of(4_000), None),
+    "sequences 100,000 deep": (deep, "truncated too_large"),
+    "a number of rows of 1 GiB": (wide_element, "too_large"),
+    "2 GiB without DICOM's mark": (no_preamble, "not_an_image too_large truncated"),
+    "60,000 x 60,000 pixels claimed": (changed(Rows=60_000, Columns=60_000), "too_large"),
+    "65,535 samples a pixel": (changed(SamplesPerPixel=65_535), "pixels"),
+    "65,528 bits a pixel": (changed(BitsAllocated=65_528), "pixels"),
+    "a thousand million frames claimed": (changed(NumberOfFrames=10**9), "too_large"),
+    "more rows than pixels": (changed(Rows=4000, Columns=4000), "truncated"),
+    "no rows": (changed(Rows=0, Columns=0), "truncated too_small"),
+    "bits stored: 0": (changed(BitsStored=0), "truncated"),
+    "a window of no width": (changed(BitsStored=6, WindowWidth="0", WindowCenter="nan"), None),
+    "a JPEG of 65,535 x 65,535": (compressed(JPEGBaseline8Bit, jpeg_of(65_535, 65_535)), "truncated"),
+    "a lossless JPEG of 65,535 x 65,535": (
+        compressed(JPEGLosslessSV1, jpeg_of(65_535, 65_535, 0xC3)),
+        "truncated",
+    ),
+    "a JPEG-LS of 65,535 x 65,535": (compressed(JPEGLSLossless, jpeg_of(65_535, 65_535, 0xF7)), "truncated"),
+    "a JPEG 2000 of 4 x 10^9 a side": (
+        compressed(JPEG2000Lossless, jpeg2000_of(4 * 10**9, 4 * 10**9)),
+        "truncated",
+    ),
+    "a JPEG without a size": (compressed(JPEGBaseline8Bit, b"\xff\xd8" + bytes(200)), "truncated"),
+    "a compressed frame of 80 MiB": (compressed(JPEGBaseline8Bit, bytes(80 * MIB)), "too_large"),
+    "runs that stand for 1.5 GiB": (compressed(RLELossless, rle_of(1536 * MIB)), "too_large"),
+    "runs of another length": (compressed(RLELossless, rle_of(64 * MIB)), None),
+    "a codestream that is no JPEG": (compressed(JPEGBaseline8Bit, b"MZ" * 500), "truncated"),
+    "1 GiB of private data behind the pixels": (long_private, None),
+}  # name -> (what writes it, kinds of refusal that are right; None where it may also be read)
+
+
+def looked_at(path: Path) -> str:
+    """What becomes of a file: the kind of its refusal, or "read"; it is looked at as `dicom:` and as `classify` do."""
+    assert len(dicom._inspect(str(path), "all")["frames"]) <= 1
+    try:
+        frames.check_content(dicom_frames.load(path).gray)
+    except frames.FrameError as error:
+        assert 15 < len(str(error)) < 300 and str(path.parent) not in str(error)
+        return error.kind
+    return "read"
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory):
+    """Kind of each hostile file's refusal, and the MiB by which they raised a process's peak memory together."""
+    folder = tmp_path_factory.mktemp("hostile")
+    save(folder / "sound.dcm", sound())
+    for number, (write, _) in enumerate(HOSTILE.values()):
+        write(folder / f"{number}.dcm")
+    code = (
+        "import json, resource, sys; sys.path[:0] = sys.argv[1:3]\n"
+        "import test_hostile_dicom as t\n"
+        "folder, found = t.Path(sys.argv[3]), {}\n"
+        "assert t.looked_at(folder / 'sound.dcm') == 'read'\n"
+        "for number, name in enumerate(t.HOSTILE):\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "    kind = t.looked_at(folder / f'{number}.dcm')\n"
+        "    found[name] = kind, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024\n"
+        "print(json.dumps(found))"
+    )
+    here = Path(__file__).resolve().parent
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, str(here.parent), str(here), str(folder)],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (16 * 2**30, 16 * 2**30)),
+    )
+    shutil.rmtree(folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux reports it")
+@pytest.mark.parametrize("name", list(HOSTILE))
+def test_a_file_that_asks_for_much_is_refused_with_a_reason(outcome, name, count):
+    kind, _ = outcome[name]
+    wanted = HOSTILE[name][1]
+    assert kind in wanted.split() if wanted else kind in ("read", "truncated", "too_large", "constant")
+    count(inputs=1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux reports it")
+def test_all_of_them_together_stay_within_the_stated_memory(outcome):
+    grown = {name: round(mib) for name, (_, mib) in outcome.items() if mib > 1}
+    assert sum(grown.values()) < BOUND, grown
+
+
+@goes_wrong(
+    "A DICOM file claims or holds more than a scanner writes (a decompression bomb)",
+    sees="too large: ",
+    do="The file is left out and named. If it is genuine, export it uncompressed or frame by frame.",
+)
+def test_the_reason_says_what_was_too_large(tmp_path, sees):
+    deflated_zeros(tmp_path / "a.dcm")
+    with pytest.raises(frames.FrameError, match="deflated data of more than 128 MiB") as error:
+        dicom_frames.header(tmp_path / "a.dcm")
+    assert str(error.value).startswith(sees)
+
+
+def test_a_deflated_file_within_the_limits_is_read_as_the_plain_one(tmp_path):
+    plain, deflated = (
+        save(tmp_path / f"{i}.dcm", sound(syntax))
+        for i, syntax in enumerate((ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian))
+    )
+    assert np.array_equal(dicom_frames.load(plain).gray, dicom_frames.load(deflated).gray)
+
+
+def test_the_header_is_metered_and_what_is_skipped_costs_nothing(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.dcm", sound())
+    monkeypatch.setattr(dicom_limits._Meter, "left", 20_000)  # less than the pixels, more than the header
+    assert dicom_frames.load(path).gray.shape == picture().shape
+    monkeypatch.setattr(dicom_limits._Meter, "left", 600)
+    with pytest.raises(frames.FrameError, match="a header of more than"):
+        dicom_frames.load(path)
+
+
+@pytest.mark.parametrize(
+    "data, size",
+    [
+        (jpeg_of(480, 640), (640, 480)),
+        (jpeg_of(480, 640, 0xC2), (640, 480)),
+        (jpeg_of(480, 640, 0xF7), (640, 480)),
+        (jpeg2000_of(640, 480), (640, 480)),
+        (b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(40) + jpeg2000_of(640, 480), (640, 480)),
+        (b"\xff\xd8" + b"\xff" * 4000, None),
+        (b"\xff\xd8\xff\xc4\x00\x00" + b"\xff\xc4\x00\x02" * 900, None),
+        (b"\xff\xd8", None),
+        (b"", None),
+    ],
+)
+def test_the_size_in_a_codestream_is_read_without_decoding(data, size):
+    assert dicom_limits.picture_size(data) == size
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "JPEG2000"])
+def test_the_size_that_pillow_writes_is_found(kind):
+    assert dicom_limits.picture_size(jpeg_bytes(picture(), format=kind)) == picture().shape[::-1]
