@@ -271,7 +271,8 @@ def duplicate_table(prepared: Mapping[str, Prepared]) -> pd.DataFrame:
                      "near, one patient": int((~identical & same).sum()),
                      "near, two patients": int((~identical & ~same).sum()),
                      "example": " = ".join(found[["image_a", "image_b"]][~same].head(1).to_numpy().ravel()),
-                     "patients": data.clean["patient"].nunique(), "groups": data.clean["group"].nunique()})  # fmt: skip
+                     "patients": data.clean["patient"].nunique() if data.patients_known else "not known",
+                     "groups": data.clean["group"].nunique()})  # fmt: skip
     return pd.DataFrame(rows)
 
 

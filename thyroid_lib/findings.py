@@ -253,7 +253,7 @@ def _trust(metrics: dict, names: dict) -> list[str]:
         said = ", ".join(f"{reader} {say(rise)}" for reader, rise in rises.items())
         caught = [reader for reader, rise in rises.items() if rise["low"] > 0]
         lines.append(
-            f"A printed answer on the full frame changes the macro AUROC by: {said}. "
+            f"The answer, printed on every full frame for the audit, changes the macro AUROC by: {said}. "
             + (
                 f"The audit catches it ({', '.join(caught)})."
                 if caught

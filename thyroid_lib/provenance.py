@@ -19,6 +19,7 @@ _RUNNER = {
     "runfolder.py",
     "__main__.py",
     "compare.py",
+    "reference.py",
 }
 _VERSIONS = (
     "torch torchvision numpy scipy pandas scikit-learn opencv-python-headless matplotlib grad-cam papermill "

@@ -171,7 +171,7 @@ def headline(result: dict, simulated: bool) -> dict:
         first = next((name for name in image if name.startswith("auroc/")), None)
         if "weighted_kappa" in image and first and image[first]["value"] is not None:  # ordered classes
             lowest = first.partition("/")[2]
-            label = f"AUROC of {lowest} against all above, {place} testing"
+            label = f"AUROC, lowest group ({lowest}) against all above, {place} testing"
             found[f"{place}_image_lowest"] = {"label": label, "metric": image[first], "simulated": simulated}
     return found
 
