@@ -123,7 +123,7 @@ def compare(run: Path, reference: Path) -> Comparison:
             raise ValueError(
                 f"{folder}: expected a run with metrics.json, found none; name a folder of reports/"
             )
-    ours, theirs = (dict(_leaves(read_json(Path(folder) / "metrics.json"))) for folder in (run, reference))
+    ours, theirs = (dict(leaves(read_json(Path(folder) / "metrics.json"))) for folder in (run, reference))
     result, outside, judged = Comparison(), [], 0
     for key in sorted(ours.keys() | theirs.keys()):
         noisy = any(pattern.search(key) for pattern in NOISY)
@@ -203,7 +203,7 @@ def _around(ours: dict, theirs: dict, run: Path, reference: Path) -> dict[str, l
     return {
         part: [
             f"{key}: {here.get(key)}, reference {there.get(key)}"
-            for here, there in [[dict(_leaves(one)) for one in pair]]
+            for here, there in [[dict(leaves(one)) for one in pair]]
             for key in sorted(here.keys() | there.keys())
             if here.get(key) != there.get(key) and key not in UNTOLD
         ]
@@ -211,11 +211,11 @@ def _around(ours: dict, theirs: dict, run: Path, reference: Path) -> dict[str, l
     }
 
 
-def _leaves(content: Mapping, path: str = "") -> Iterator[tuple[str, object]]:
+def leaves(content: Mapping, path: str = "") -> Iterator[tuple[str, object]]:
     """Every metric of nested dictionaries with its path; a value with an interval is one metric."""
     for key, value in content.items():
         if isinstance(value, Mapping) and "value" not in value:
-            yield from _leaves(value, f"{path}{key}/")
+            yield from leaves(value, f"{path}{key}/")
         else:
             yield f"{path}{key}", value
 

@@ -18,6 +18,7 @@ _RUNNER = {
     "provenance.py",
     "runfolder.py",
     "__main__.py",
+    "claims.py",
     "compare.py",
     "reference.py",
 }
