@@ -43,6 +43,60 @@ def test_an_interval_must_hold_the_other_value_both_ways(tmp_path):
     assert result.different == ["x: 0.9000 (0.1000 to 1.0000), reference 0.5000 (0.4500 to 0.5500)"]
 
 
+def many(outside, headline=0.8):
+    """Metrics of which `outside` of 100 lie outside the interval of those of `many(0)`."""
+    metrics = {f"m{n:03}": interval(0.8, 0.7, 0.9) for n in range(100)}
+    metrics |= {f"m{n:03}": interval(0.95, 0.92, 0.98) for n in range(outside)}
+    key = {"label": "Macro AUROC", "metric": interval(headline, headline - 0.1, headline + 0.1)}
+    return {"05_evaluate": {**metrics, "headline": {"first": key}}}
+
+
+def test_of_many_intervals_one_in_twenty_may_miss_but_no_key_number(tmp_path):
+    reference = folder(tmp_path / "b", many(0))
+    few = compare.compare(folder(tmp_path / "few", many(5)), reference)
+    assert few.agrees and len(few.outside) == 5 and "5 outside an interval as may be" in few.verdict
+    more = compare.compare(folder(tmp_path / "more", many(6)), reference)
+    assert not more.agrees and len(more.different) == 6
+    key = compare.compare(folder(tmp_path / "key", many(0, headline=0.5)), reference)
+    assert [row.split(":")[0] for row in key.different] == ["05_evaluate/headline/first/metric"]
+
+
+def test_noisy_keys_are_listed_and_do_not_decide(tmp_path):
+    def training(epoch, loss, threshold, pixels, curve):
+        return {
+            "01_preprocess": {"finetune": {"crops_hash": pixels, "files": 40}},
+            "03_pretrain": {"best_epoch": epoch, "images": {"train": 9}},
+            "04_finetune": {
+                "trainings": {"finetuned, fold 0": {"val_loss": loss}},
+                "fixed_on_validation": {"finetuned/fold0": {"operating_points": {"a": threshold}}},
+            },
+            "05_evaluate": {"internal": {"finetuned": {"curves": {"a": {"sensitivity": curve}}}}},
+        }
+
+    a = folder(tmp_path / "a", training(3, 1.2, 0.2, "aa", [0, 0.5, 1]))
+    b = folder(tmp_path / "b", training(5, 0.8, 0.4, "bb", [0, 0.7, 1]))
+    result = compare.compare(a, b)
+    assert result.agrees and len(result.noisy) == 5 and len(result.identical) == 2
+    assert result.around["data"] == ["01_preprocess/finetune/crops_hash: aa, reference bb"]
+    other = training(3, 1.2, 0.2, "aa", [0, 0.5, 1])
+    other["01_preprocess"]["finetune"]["files"] = 30
+    assert not compare.compare(a, folder(tmp_path / "c", other)).agrees, "other data are no noise"
+
+
+def test_where_the_data_lie_is_no_difference(tmp_path):
+    a = folder(tmp_path / "a", {"x": 1}, parameters={"01": {"finetune_data": "ddti:../../data/ddti"}})
+    b = folder(tmp_path / "b", {"x": 1}, parameters={"01": {"finetune_data": "ddti:ddti"}})
+    result = compare.compare(a, b)
+    assert result.around["parameters"] == [] and "same data, parameters and environment" in result.verdict
+
+
+def test_every_key_is_listed_when_asked_for(tmp_path, capsys):
+    a, b = folder(tmp_path / "a", many(2)), folder(tmp_path / "b", many(0))
+    assert compare.main([str(a), str(b), "--all"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"05_evaluate/m{n:03}" in said for n in range(100)) and compare.RULE in said
+
+
 def test_differences_of_environment_parameters_are_listed_and_do_not_decide(tmp_path, capsys):
     a = folder(
         tmp_path / "a",
@@ -58,10 +112,9 @@ def test_differences_of_environment_parameters_are_listed_and_do_not_decide(tmp_
     )
     assert compare.main([str(a), str(b)]) == 0
     said = capsys.readouterr().out
-    assert (
-        "parameters/04/epochs: 3, reference 4" in said
-        and "environment/packages/torch: 2.15, reference 2.11" in said
-    )
+    assert "Around: parameters:\n  04/epochs: 3, reference 4" in said
+    assert "Around: environment:\n  packages/torch: 2.15, reference 2.11" in said
+    assert "Around it: parameters (1), environment (1) differ." in said
 
 
 def test_the_exit_status_tells_agreement_difference_and_misuse(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """The shortcut audit, robustness curves and reviewers' tables: what must be caught, and what must not."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -57,6 +58,16 @@ def test_the_hidden_nodule_leaves_neither_texture_nor_shape():
     assert np.array_equal(seen[1], images[1])  # no mask, no change
 
 
+def test_two_nodules_are_hidden_one_by_one_and_the_tissue_between_them_stays():
+    images, mask = sectors(1), np.zeros((1, SIZE, SIZE), np.uint8)
+    mask[0, 20:26, 6:12] = mask[0, 22:28, 36:42] = 1  # two panels of one frame
+    seen = shortcuts.nodule_hidden(images, mask)
+    assert not np.array_equal(seen[0, 20:26, 6:12], images[0, 20:26, 6:12])
+    for left in (6, 36):
+        assert seen[0, 23:25, left + 1 : left + 5].std() == 0
+    assert np.array_equal(seen[0, :, 18:30], images[0, :, 18:30])
+
+
 # readers
 
 
@@ -79,6 +90,29 @@ def test_print_in_the_margin_is_caught_by_the_pixel_reader_and_noise_is_not(peop
     lines = {(x["question"], x["reader"]): x for x in shortcuts.verdicts(found, {})}
     assert lines["does a printed answer raise the score?", "pixels"]["verdict"] == "warning"
     assert lines["does the sector's border alone tell the type?", "probe"]["verdict"] == "not done"
+
+
+def printed_set(people, spare):
+    """Frames of four classes, some with print that tells the class; few frames of class `spare` carry any."""
+    labels, patients, folds = people
+    plain, frames = sectors(len(labels)), sectors(len(labels))
+    texted = (np.arange(len(labels)) // 4 % 2 == 0) & ((labels != spare) | (np.arange(len(labels)) < 16))
+    for i in np.flatnonzero(texted):
+        frames[i, 1:3, 6 + 8 * labels[i] : 12 + 8 * labels[i]] = 180
+    index = pd.DataFrame({"patient": patients, "fold": folds, "text": np.where(texted, "GRADE", "")})
+    index["label"] = labels.astype(str)
+    return crops.Crops("folder", index, plain, frames, None, [*"0123"], {}, False, "", None, "")
+
+
+def test_print_on_real_frames_is_scored_on_the_classes_that_have_enough_of_it(people):
+    found = shortcuts.text_audit(printed_set(people, spare=2), draws=200)
+    assert found["with text"]["classes"] == ["0", "1", "3"] and found["without text"]["classes"] == [*"0123"]
+    assert found["with text"]["difference"]["low"] > 0 and found["with text"]["full frame"]["value"] > 0.9
+    assert found["all frames"]["difference"]["low"] > 0
+    assert found["without text"]["difference"]["value"] == pytest.approx(0, abs=0.15)
+    verdicts = {line["question"]: line["verdict"] for line in shortcuts.verdicts({}, {}, found)}
+    assert verdicts["does text on real frames raise the score?"] == "warning"
+    assert verdicts["does a whole frame tell more than its crop?"] == "warning"
 
 
 def test_the_probe_reads_features_that_tell_and_only_the_tested_fold(people, model):
@@ -129,6 +163,46 @@ def test_the_answer_printed_on_phantoms_is_caught(tmp_path, monkeypatch):
     rise = np.quantile((score["printed"] - score["plain"])[1:], 0.025)
     assert rise > 0, f"the cheat is missed: {score['plain'][0]:.2f} to {score['printed'][0]:.2f}"
     assert audits.answer_crops("folder:/x", clinic, tmp_path / "none") is None
+    rows = np.array([5, 2])
+    seen = audits.answer_frames(spec, clinic, tmp_path / "again", jobs=1)(rows)
+    assert np.array_equal(seen, answer.frames[rows])
+
+
+def test_the_answer_printed_on_frames_from_files_is_caught_and_the_files_stay(tmp_path, monkeypatch):
+    monkeypatch.setenv("THYROID_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "hospital"
+    for row in datasets.read("phantom:clinic?patients=64&seed=3").itertuples():
+        target = folder / row.label / row.patient / f"{row.Index}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(Path(row.path).read_bytes())
+    frames = datasets.read(f"folder:{folder}")
+    frames["fold"] = np.unique(frames["patient"], return_inverse=True)[1] % 4
+    clinic = crops.build(frames, tmp_path / "clinic", size=64, jobs=1)
+    before = {path: path.read_bytes() for path in folder.rglob("*.png")}
+    rows = np.arange(len(clinic))
+    seen = audits.answer_frames(f"folder:{folder}", clinic, tmp_path / "unused")(rows)
+    folds, clusters = clinic.index["fold"].to_numpy(), Clusters(clinic.index["patient"].to_numpy(), 300)
+    score = [
+        shortcuts.macro_auroc(
+            shortcuts.pixel_probe(np.asarray(s), clinic.labels, folds, 4), clinic.labels, clusters
+        )
+        for s in (clinic.frames, seen)
+    ]
+    assert np.quantile((score[1] - score[0])[1:], 0.025) > 0, (
+        f"missed: {score[0][0]:.2f} to {score[1][0]:.2f}"
+    )
+    assert before == {path: path.read_bytes() for path in folder.rglob("*.png")}
+    assert audits.answer_frames("folder:/not/there", clinic, tmp_path / "unused") is None
+
+
+def test_print_stands_under_the_sector_or_at_the_foot_of_a_frame_that_is_all_sector():
+    frame = np.full((360, 560), 90, np.uint8)
+    frame[300:] = 0
+    printed = audits.print_answer(frame, (80, 0, 400, 300), "TI-RADS 2–3")
+    rows, columns = np.nonzero(printed != frame)
+    assert rows.min() >= 300 and columns.min() >= 80, "outside the sector"
+    whole = audits.print_answer(frame, (0, 0, 560, 360), "TI-RADS 4a")
+    assert np.nonzero(whole != frame)[0].min() > 330
 
 
 # robustness

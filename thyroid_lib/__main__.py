@@ -7,6 +7,8 @@ COMMANDS = {
     "run": ("study", "main", "run the notebooks into a folder of reports (./run_all.sh)"),
     "check-data": ("checkdata", "main", "say what a data set holds and what keeps it from being used"),
     "train": ("train_command", "main", "train outside a notebook, on one process or under torchrun"),
+    "reference": ("reference", "main", "turn a run into a reference to publish: no image of a patient"),
+    "claims": ("claims", "main", "put the numbers of the references into the READMEs"),
     "compare": ("compare", "main", "hold a run against another one or a reference"),
     "classify": ("classify_command", "main", "name the lesion type in images, folders, DICOM studies"),
     "export": ("classify_command", "export_main", "write ONNX beside a classifier's weights"),

@@ -8,6 +8,7 @@ import pandas as pd
 
 from thyroid_lib import datasets, manifest, regions
 from thyroid_lib.crops import Crops
+from thyroid_lib.datasets import contract
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,11 @@ class Prepared:
     @property
     def simulated(self) -> bool:
         return bool(self.clean.attrs.get("simulated"))
+
+    @property
+    def patients_known(self) -> bool:
+        """Whether the source says which frames are of one patient."""
+        return not self.problems["problem"].eq(contract.NO_PATIENTS).any()
 
 
 def prepare(specs: Mapping[str, str], *, folds: int, seed: int = 0, jobs: int = -1) -> dict[str, Prepared]:
@@ -154,6 +160,7 @@ def shortcuts(crops: Crops) -> pd.DataFrame:
     index = crops.index
     things = {
         "calipers on the image": ("caliper", "crop"),
+        "coloured marks on the image": ("coloured_marks", "crop"),
         "print around the sector": ("text", "frame"),
         "scanner": ("device", "crop"),
         "view": ("view", "crop"),
@@ -264,7 +271,8 @@ def duplicate_table(prepared: Mapping[str, Prepared]) -> pd.DataFrame:
                      "near, one patient": int((~identical & same).sum()),
                      "near, two patients": int((~identical & ~same).sum()),
                      "example": " = ".join(found[["image_a", "image_b"]][~same].head(1).to_numpy().ravel()),
-                     "patients": data.clean["patient"].nunique(), "groups": data.clean["group"].nunique()})  # fmt: skip
+                     "patients": data.clean["patient"].nunique() if data.patients_known else "not known",
+                     "groups": data.clean["group"].nunique()})  # fmt: skip
     return pd.DataFrame(rows)
 
 
@@ -275,7 +283,10 @@ def flows(prepared: Mapping[str, Prepared], cropped: Mapping[str, Crops]) -> dic
         index = cropped[role].index
         step = {"step": "crops", "images": len(index), "patients": index["patient"].nunique(),
                 "left_out": len(cropped[role].excluded)}  # fmt: skip
-        result[f"{role}: {data.title}"] = pd.concat([data.flow, pd.DataFrame([step])], ignore_index=True)
+        table = pd.concat([data.flow, pd.DataFrame([step])], ignore_index=True)
+        if not data.patients_known:
+            table["patients"] = pd.NA
+        result[f"{role}: {data.title}"] = table
     return result
 
 
@@ -305,6 +316,7 @@ def summary(prepared: Mapping[str, Prepared], cropped: Mapping[str, Crops], ceil
             "title": data.title,
             "simulated": data.simulated,
             "patients": cropped[role].index["patient"].nunique(),
+            "patients_known": data.patients_known,
             "groups": cropped[role].index["group"].nunique(),
             "files": int(data.flow["images"].iloc[0]),
             "images_per_class": {key: int(labels.get(key, 0)) for key in cropped[role].classes},
@@ -323,9 +335,15 @@ def findings(prepared: Mapping[str, Prepared], crops: Mapping[str, Crops], ceili
     for role, data in prepared.items():
         audit = crop_audit(crops[role])
         left = int(data.flow["left_out"].sum()) + audit["excluded"]
+        index = crops[role].index
+        people = (
+            f"of {index['patient'].nunique()} patients"
+            if data.patients_known
+            else f"without patient identifiers, in {index['group'].nunique()} groups of frames that look alike"
+        )
         text = (
-            f"**{role}** ({data.title}): {audit['crops']} crops of {data.clean['patient'].nunique()} patients; "
-            f"{left} files were left out, each listed above with its reason."
+            f"**{role}** ({data.title}): {audit['crops']} crops {people}; {left} files were left out, each listed "
+            "above with its reason."
         )
         if audit["with_nodule"]:
             text += (
@@ -336,6 +354,8 @@ def findings(prepared: Mapping[str, Prepared], crops: Mapping[str, Crops], ceili
             f" Print stands in {audit['print_in_frame']:.1%} of the frames and in "
             f"{audit['print_in_crop']:.1%} of the crops."
         )
+        if "coloured_marks" in index:
+            text += f" Coloured marks, such as calipers, are on {int(index['coloured_marks'].sum())} of the crops."
         if data.simulated:
             text += " These frames are simulated."
         lines.append(text)
@@ -345,7 +365,8 @@ def findings(prepared: Mapping[str, Prepared], crops: Mapping[str, Crops], ceili
         "Shortcuts: "
         + (
             ", ".join(f"{row.what} ({row.association:.2f})" for row in strong.itertuples())
-            + " go with the label (Cramér's V above 0.3). Notebook 05 tests what the network makes of it."
+            + f" go{'es' * (len(strong) == 1)} with the label (Cramér's V above 0.3). "
+            "Notebook 05 tests what the network makes of it."
             if len(strong)
             else "nothing that is recorded beside the tissue goes with the label (Cramér's V below 0.3)."
         )

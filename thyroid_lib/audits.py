@@ -4,12 +4,14 @@ Each function looks at the tested images again through ``tested.Tested`` and ret
 metrics.json. The methods are in ``shortcuts`` and ``robustness``.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 
-from thyroid_lib import crops, datasets, profiles, robustness, shortcuts
+from thyroid_lib import crops, datasets, profiles, regions, robustness, shortcuts
 from thyroid_lib.plots.evaluation import say
 from thyroid_lib.predictions import classes_of
 from thyroid_lib.progress import progress, status
@@ -52,6 +54,62 @@ def answer_crops(spec: str, like: crops.Crops, folder: Path, jobs: int = -1) -> 
     return built if same else None
 
 
+def answer_frames(
+    spec: str, like: crops.Crops, folder: Path, jobs: int = -1
+) -> Callable[[np.ndarray], np.ndarray] | None:
+    """The clinic's whole frames with the answer printed under the sector: what an audit must be able to find.
+
+    Phantoms are simulated again with print on them. Real frames are read again and the name of the class is
+    written where a scanner writes its findings; the print is added here, the frames stay as they are.
+
+    Args:
+        spec: the clinic's SPEC;  like: its crops, for size, recipe and rows;  folder: for phantoms' crops;  jobs:
+            of ``crops.build``.
+
+    Returns:
+        A function from rows of ``like``, int (n,), to their frames, uint8 (n, S, S); None where the data cannot be
+        read again or are not the same ones.
+    """
+    if like.simulated:
+        built = answer_crops(spec, like, folder, jobs)
+        return None if built is None else lambda rows: np.asarray(built.frames[rows])
+    try:
+        paths = datasets.read(spec).set_index("image")["path"]
+    except (OSError, ValueError):  # the run has moved to where its data are not
+        return None
+    images = like.index["image"].astype(str)
+    if not images.isin(paths.index).all():
+        return None
+
+    def printed(rows: np.ndarray) -> np.ndarray:
+        result = np.empty((len(rows), like.size, like.size), np.uint8)
+        for place, row in enumerate(rows):
+            gray, about = datasets.load_frame(paths[images[row]]), like.index.iloc[row]
+            box = tuple(int(about[f"box_{name}"]) for name in ("x", "y", "width", "height"))
+            name = like.names[about["label"]][0] if about["label"] in like.names else ""
+            result[place] = regions.letterbox(print_answer(gray, box, name), like.size)
+        return result
+
+    return printed
+
+
+def print_answer(gray: np.ndarray, box: tuple[int, int, int, int], text: str) -> np.ndarray:
+    """A frame with a line of text under its sector, as scanners and readers put it there.
+
+    Args:
+        gray: uint8 (H, W);  box: x, y, width, height of the sector, px;  text: what to print; only its ASCII
+            letters, for the font has no others.
+
+    Returns:
+        uint8 (H, W), a copy.
+    """
+    result, size = gray.copy(), max(1.0, gray.shape[0] / 480)
+    words = text.replace("–", "-").encode("ascii", "ignore").decode().upper()
+    baseline = min(gray.shape[0] - 6, round(box[1] + box[3] + 26 * size))
+    cv2.putText(result, words, (box[0] + 4, baseline), cv2.FONT_HERSHEY_PLAIN, size, 255, round(size))
+    return result
+
+
 def audit(
     tested: Tested, external, answer, *, most: int = 200, draws: int = 2000, seed: int = 0, minimum: int = 5
 ) -> dict:
@@ -60,7 +118,7 @@ def audit(
     Args:
         tested: the tested images.
         external: ``crops.Crops`` of the other source, or None.
-        answer: of :func:`answer_crops`, or None.
+        answer: of :func:`answer_frames`, or None.
         most: training images that the probes are fitted on, spread over the training part.
         draws, seed, minimum: of the bootstrap.
 
@@ -113,7 +171,7 @@ def example_views(tested: Tested, answer, count: int = 3) -> tuple[dict, list[st
     """A few tested images as each reader of the audit sees them.
 
     Args:
-        tested: the tested images;  answer: of :func:`answer_crops`, or None;  count: images.
+        tested: the tested images;  answer: of :func:`answer_frames`, or None;  count: images.
 
     Returns:
         (view -> uint8 (count, S, S), reference standard of each).
@@ -129,7 +187,7 @@ def _views(clinic: crops.Crops, rows: np.ndarray, answer) -> dict[str, np.ndarra
         views["nodule hidden"] = shortcuts.nodule_hidden(images, clinic.masks[rows])
     views["full frame"] = np.asarray(clinic.frames[rows])
     if answer is not None:
-        views["full frame, answer printed"] = np.asarray(answer.frames[rows])
+        views["full frame, answer printed"] = answer(rows)
     return views
 
 

@@ -167,7 +167,7 @@ def write_cards(folder: Path, names: dict) -> list[Path]:
     written = []
     for name, template in (("STUDY_CARD.md", "study_card.md.j2"), ("DATA_SHEET.md", "data_sheet.md.j2")):
         text = environment.get_template(template).render(
-            said=said, metrics=metrics, names=names, roles=roles, ours=OURS
+            said=said, metrics=metrics, names=names, roles=roles, ours=OURS, task=facts.task
         )
         write_text(Path(folder) / name, text)
         written.append(Path(folder) / name)

@@ -151,6 +151,9 @@ def files(data: pd.DataFrame, problems: Problems, jobs: int) -> pd.DataFrame:
             problems.add(row, "image", note, NOTE)
     data["sha256"] = [found["sha256"] for found in results]
     data["phash"] = [found["phash"] for found in results]
+    marked = [any(note.startswith(frames.MARKS) for note in found["notes"]) for found in results]
+    if any(marked):
+        data["coloured_marks"] = marked
     return data[[not found["reason"] for found in results]]
 
 

@@ -12,7 +12,10 @@ from thyroid_lib.evaluation import Sample, bins
 from thyroid_lib.predictions import classes_of, covariates_of
 
 COMPARED = ("macro_auroc", "balanced_accuracy", "brier")
-SUBGROUPS = ("age", "sex", "device", "nodule_size", "size", "caliper", "view", "source", "site", "dataset")
+SUBGROUPS = (
+    "age", "sex", "device", "nodule_size", "size", "caliper", "coloured_marks", "printed_text", "view", "source",
+    "site", "dataset",
+)  # fmt: skip
 """A covariate whose name starts with one of these is a subgroup unless others are asked for; every further
 one would be a further chance finding."""
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from thyroid_lib import task as tasks
 from thyroid_lib.plots.evaluation import say
 from thyroid_lib.results import OURS
 from thyroid_lib.runfolder import read_json
@@ -53,7 +54,22 @@ class Facts:
 
     @property
     def _simulated(self) -> bool:
-        return any(role["simulated"] for role in self._roles.values())
+        """Whether what is tested on is simulated, whatever the network was pre-trained on."""
+        tested = [role["simulated"] for name, role in self._roles.items() if name != "pretrain"]
+        return bool(tested) and all(tested)
+
+    @cached_property
+    def task(self) -> tasks.Task:
+        """What the classes are."""
+        return tasks.of(self._roles.get("finetune", {}).get("names", {}), simulated=self._simulated)
+
+    @property
+    def _images_of(self) -> dict[str, int]:
+        counts, order = (
+            self._training.get("images_of", {}),
+            self._roles.get("finetune", {}).get("classes", []),
+        )
+        return {key: counts[key] for key in [*order, *(set(counts) - set(order))] if key in counts}
 
     def _image(self, place: str) -> dict:
         return self._m.get(place, {}).get(OURS, {}).get("image", {})
@@ -67,7 +83,11 @@ class Facts:
 
     def goal(self):
         """Goal of the study."""
-        return REPORTED, "development and evaluation of a lesion-type classifier; feasibility", "02, 04, 05"
+        return (
+            REPORTED,
+            f"development and evaluation of a classifier of {self.task.plural}; feasibility",
+            "02, 04, 05",
+        )
 
     def sources(self):
         """Sources of the data."""
@@ -103,7 +123,11 @@ class Facts:
         """De-identification."""
         if self._simulated:
             return REPORTED, "simulated: there is no person behind an image", "01_preprocess"
-        return NOT_DONE, "images are taken as given; file names and free text are not copied into results", ""
+        return (
+            NOT_DONE,
+            "images are taken as given; the names of their files are in predictions.csv, free text is not",
+            "",
+        )
 
     def missing(self):
         """Missing data."""
@@ -127,8 +151,7 @@ class Facts:
     def reference(self):
         """Reference standard."""
         title = self._roles.get("finetune", {}).get("title", "")
-        kind = "the simulator's own lesion type" if self._simulated else "the label that the data set gives"
-        return REPORTED, f"{kind} ({title})", "01_preprocess"
+        return REPORTED, f"{self.task.reference} ({title})", "01_preprocess"
 
     def agreement_raters(self):
         """Agreement of raters."""
@@ -165,14 +188,12 @@ class Facts:
 
     def initialization(self):
         """Initialization."""
-        start = self._training.get("started_from", {})
-        if not start:
+        if "pretrained_weights" not in self._training:
             return NOT_DONE, "the classifier does not say", ""
-        return (
-            REPORTED,
-            "pre-trained on the open data" if start.get("pretrained") else "random",
-            "03_pretrain",
-        )
+        if self._training["pretrained_weights"] == "none":
+            return REPORTED, "random", "04_finetune"
+        source = self._roles.get("pretrain", {}).get("title", "open data")
+        return REPORTED, f"pre-trained on {source}", "03_pretrain"
 
     def training(self):
         """Training."""
@@ -258,7 +279,8 @@ class Facts:
         words = []
         for name, role in self._roles.items():
             patients = role["index"].drop_duplicates("patient")
-            text = f"{name}: {len(patients)} patients"
+            known = self._all.get("01_preprocess", {}).get(name, {}).get("patients_known", True)
+            text = f"{name}: {len(patients)} {'patients' if known else 'images without patient identifiers'}"
             if "age" in patients and patients["age"].notna().any():
                 text += f", median age {patients['age'].median():.0f}"
             if "sex" in patients and patients["sex"].notna().any():
@@ -298,9 +320,11 @@ class Facts:
 
     def limitations(self):
         """Limitations."""
-        text = (
-            "simulated data: no clinical meaning" if self._simulated else "small, retrospective, noisy labels"
-        )
+        if self._simulated:
+            return REPORTED, "simulated data: no clinical meaning", "05, STUDY_CARD.md"
+        n = self._image("internal").get("accuracy", {}).get("n_patients", 0)
+        text = f"{n} patients tested; reference standard: {self.task.reference}"
+        text += "" if self._image("external") else "; one source, external testing not done"
         return REPORTED, text, "05, STUDY_CARD.md"
 
     def availability(self):
@@ -337,7 +361,7 @@ class Facts:
 
     def imbalance(self):
         """Class imbalance."""
-        counts = self._training.get("images_of", {})
+        counts = self._images_of
         s = self._training.get("settings", {})
         how = f"sampling {s.get('sampling', '?')}, class weights {s.get('class_weights', '?')}"
         return REPORTED, f"{', '.join(f'{k} {n}' for k, n in counts.items())}; {how}", "04_finetune"
@@ -352,7 +376,11 @@ class Facts:
 
     def output(self):
         """Output."""
-        return REPORTED, "a calibrated probability per lesion type, a verdict per operating point", "04, 07"
+        return (
+            REPORTED,
+            f"a calibrated probability per {self.task.noun}, a verdict per operating point",
+            "04, 07",
+        )
 
     def blind(self):
         """Blinding."""
@@ -375,7 +403,7 @@ class Facts:
 
     def spectrum(self):
         """Spectrum of disease."""
-        counts = self._training.get("images_of", {})
+        counts = self._images_of
         return REPORTED, ", ".join(f"{k} {n} images" for k, n in counts.items()), "01, 04"
 
     def weights(self):

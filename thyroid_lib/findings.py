@@ -2,15 +2,23 @@
 
 import pandas as pd
 
+from thyroid_lib import task
 from thyroid_lib.plots.evaluation import english, say
 from thyroid_lib.results import OURS
+
+BESIDE = {
+    "scratch": "the same network from scratch",
+    "reference_texture": "logistic regression on texture and shape",
+    "reference_signs": "a reader of the drawn signs",
+}
+"""The models that stand beside the network, in sentences."""
 
 WEAK = 0.8
 """Macro AUROC below which a failed map check may lie in the network rather than in the map."""
 
 
 def type_table(metrics: dict, names: dict) -> pd.DataFrame:
-    """Per lesion type: discrimination and the operating point, as text with intervals.
+    """Per class: discrimination and the operating point, as text with intervals.
 
     Args:
         metrics: of ``evaluate``;  names: class key -> (English, Chinese).
@@ -22,7 +30,7 @@ def type_table(metrics: dict, names: dict) -> pd.DataFrame:
     }  # fmt: skip
     rows = []
     for key in keys:
-        row = {"lesion type": english(names, key)}
+        row = {task.of(names).noun: english(names, key)}
         row |= {"images / patients": f"{metrics[f'images/{key}']} / {metrics[f'patients/{key}']}"}
         row |= {title: say(metrics[f"{name}/{key}"]) for title, name in columns.items()}
         rows.append(row | {"prevalence for PPV, NPV": f"{metrics[f'prevalence/{key}']:.2f}"})
@@ -172,28 +180,30 @@ def findings(metrics: dict, names: dict, simulated: bool) -> str:
         lines.append(
             "All images here are **simulated**: the numbers show that the machinery works, nothing else."
         )
+    else:
+        lines.append(task.of(names).statement)
     for place in ("internal", "external"):
         lines.append(_testing(metrics.get(place, {}).get(OURS), place, names))
     for place, others in metrics.get("difference", {}).items():
         for other, values in others.items():
-            d, who = values["macro_auroc"], other.replace("_", " ")
+            d, who = values["macro_auroc"], BESIDE.get(other, other.replace("_", " "))
             if d["value"] is None:
-                lines.append(f"{OURS.capitalize()} against {who}, {place} testing: {d['reason']}.")
+                lines.append(f"The network against {who}, {place} testing: {d['reason']}.")
                 continue
             sure = (
                 "the interval excludes 0" if d["low"] > 0 or d["high"] < 0 else "no difference can be claimed"
             )
-            lines.append(f"{OURS.capitalize()} minus {who}, {place} testing: macro AUROC {say(d)}; {sure}.")
+            lines.append(f"The network minus {who}, {place} testing: macro AUROC {say(d)}; {sure}.")
     fall = metrics.get("drop", {}).get(OURS, {}).get("macro_auroc")
     if fall and fall["value"] is not None:
         lines.append(f"Internal minus external testing: macro AUROC {say(fall)}.")
-    lines += _trust(metrics)
+    lines += _trust(metrics, names)
     return "\n".join(f"* {line}" for line in lines)
 
 
 def _testing(found: dict | None, place: str, names: dict) -> str:
     if not found:
-        return f"**{place.capitalize()} testing** was not done: the run has no {place} predictions of {OURS}."
+        return f"**{place.capitalize()} testing** was not done: the run has no {place} data."
     image, patient = found["image"], found["patient"]["macro_auroc"]
     n = image["accuracy"]
     text = f"**{place.capitalize()} testing**, {n['n_images']} images of {n['n_patients']} patients: "
@@ -205,10 +215,17 @@ def _testing(found: dict | None, place: str, names: dict) -> str:
     )
     areas = {k.partition("/")[2]: v for k, v in image.items() if k.startswith("auroc/")}
     worst = min(areas, key=lambda key: areas[key]["value"])
-    return text + f" The weakest type is {english(names, worst)}, AUROC {say(areas[worst])}."
+    noun = task.of(names).noun
+    text += f" The weakest {noun} is {english(names, worst)}, AUROC {say(areas[worst])}."
+    if (
+        "weighted_kappa" in image
+    ):  # the classes are ordered, so the first against the rest is a question of its own
+        first = next(iter(areas))
+        text += f" {english(names, first)} against all the others: AUROC {say(areas[first])}."
+    return text
 
 
-def _trust(metrics: dict) -> list[str]:
+def _trust(metrics: dict, names: dict) -> list[str]:
     lines = []
     maps = metrics.get("maps", {})
     if verdicts := maps.get("trained", {}).get("verdicts"):
@@ -236,13 +253,34 @@ def _trust(metrics: dict) -> list[str]:
         said = ", ".join(f"{reader} {say(rise)}" for reader, rise in rises.items())
         caught = [reader for reader, rise in rises.items() if rise["low"] > 0]
         lines.append(
-            f"A printed answer on the full frame changes the macro AUROC by: {said}. "
+            f"The answer, printed on every full frame for the audit, changes the macro AUROC by: {said}. "
             + (
                 f"The audit catches it ({', '.join(caught)})."
                 if caught
                 else "The audit does not catch it here."
             )
         )
+    text = audit.get("text", {})
+    for frames in ("all frames", "with text"):
+        found = text.get(frames, {})
+        if found.get("difference", {}).get("value") is not None:
+            rise = found["difference"]
+            on = "all frames" if frames == "all frames" else "the frames that carry print"
+            few = set(names) - set(found["classes"])
+            but = (
+                f" ({', '.join(english(names, key) for key in names if key in few)} left out: too few)"
+                if few
+                else ""
+            )
+            lines.append(
+                f"Real print, {on}{but}: a reader of pixels scores {say(found['full frame'])} on whole frames and "
+                f"{say(found['crop'])} on crops; difference {say(rise)}"
+                + (
+                    ": what stands around the sector tells, and crops leave it out."
+                    if rise["low"] > 0
+                    else "."
+                )
+            )
     source = audit.get("source", {}).get("auroc")
     if source and source["value"] is not None:
         lines.append(f"Frozen features tell the source of an image with AUROC {say(source)} (0.5 is chance).")

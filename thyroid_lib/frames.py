@@ -23,7 +23,8 @@ MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 24_000_000  # a scanner's frame has about one million; a 6000 x 4000 photograph still opens
 MIN_SIDE = 64  # px; below this no nodule can be told from speckle
 COLOURED = 64  # grey levels between the largest and smallest channel of a pixel that counts as coloured
-MAX_COLOURED = 0.01  # of the pixels; coloured calipers stay below 0.001, a Doppler box does not
+MAX_COLOURED = 0.01  # of the pixels; coloured calipers stay below 0.002, a Doppler box does not
+MARKS = "coloured marks"
 
 
 class FrameError(ValueError):
@@ -74,7 +75,7 @@ def read(source, *, check: bool = True) -> Frame:
     if check:
         check_content(gray, coloured)
         if coloured > MAX_COLOURED / 20:
-            notes.append(f"coloured marks on {coloured:.2%} of the pixels (calipers or text?)")
+            notes.append(f"{MARKS} on {coloured:.2%} of the pixels (calipers or text?)")
     return Frame(gray, notes)
 
 

@@ -7,6 +7,7 @@ name. What a notebook declares is read from its cell tagged ``parameters``: ``na
 import ast
 import difflib
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -161,6 +162,33 @@ def locate(spec: str) -> str:
     if full.is_relative_to(PROJECT.parent):
         full = Path(os.path.relpath(full, NOTEBOOKS))
     return f"{kind}:{full.as_posix()}{mark}{options}"
+
+
+def public_value(name: str, value: object) -> object:
+    """A parameter's value without the layout of a disk: of a path, its last part stays.
+
+    Args:
+        name: the parameter's;  value: its value. ``finetune_data`` and the like are SPECs:
+            ``ddti:../data/ddti?labels=two`` becomes ``ddti:ddti?labels=two``; any other text that is a path keeps
+            its last part.
+    """
+    if not isinstance(value, str):
+        return value
+    if name.endswith("_data"):
+        kind, separator, rest = value.partition(":")
+        path, mark, options = rest.partition("?")
+        if kind == "phantom" or not separator:
+            return value
+        return f"{kind}:{Path(path).name}{mark}{re.sub(r'=[^&]*/', '=', options)}"
+    return Path(value).name if re.match(r"(\.{0,2}/|[A-Za-z]:\\|~)", value) else value
+
+
+def public(parameters: dict[str, dict]) -> dict[str, dict]:
+    """``public_value`` over notebook -> name -> value."""
+    return {
+        book: {name: public_value(name, value) for name, value in values.items()}
+        for book, values in parameters.items()
+    }
 
 
 def spec_path(spec: str) -> Path | None:

@@ -19,7 +19,9 @@ _RUNNER = {
     "provenance.py",
     "runfolder.py",
     "__main__.py",
+    "claims.py",
     "compare.py",
+    "reference.py",
 }
 _VERSIONS = (
     "torch torchvision numpy scipy pandas scikit-learn opencv-python-headless matplotlib grad-cam papermill "

@@ -186,7 +186,7 @@ def write_index(run: Run) -> Path:
         )
     )
     write_text(run.dir / "index.html", page)
-    _write_list(run.dir.parent)
+    write_list(run.dir.parent)
     return run.dir / "index.html"
 
 
@@ -202,7 +202,8 @@ def is_simulated(facts: Mapping) -> bool:
     return any(str(spec).startswith("phantom:") for spec in specs)
 
 
-def _write_list(reports: Path) -> None:
+def write_list(reports: Path) -> None:
+    """Write the index of a folder of runs."""
     runs = []
     for path in sorted(reports.glob("*/run.json"), key=lambda path: -path.stat().st_mtime):
         try:

@@ -166,6 +166,13 @@ def headline(result: dict, simulated: bool) -> dict:
         if metric and metric["value"] is not None:
             label = f"{title}, {place} testing"
             found[f"{place}_{unit}_{name}"] = {"label": label, "metric": metric, "simulated": simulated}
+    for place in ("internal", "external"):
+        image = result.get(place, {}).get(OURS, {}).get("image", {})
+        first = next((name for name in image if name.startswith("auroc/")), None)
+        if "weighted_kappa" in image and first and image[first]["value"] is not None:  # ordered classes
+            lowest = first.partition("/")[2]
+            label = f"AUROC, lowest group ({lowest}) against all above, {place} testing"
+            found[f"{place}_image_lowest"] = {"label": label, "metric": image[first], "simulated": simulated}
     return found
 
 

@@ -20,6 +20,7 @@ REPORTS = PROJECT / "reports"
 _UMASK = os.umask(0o022)
 os.umask(_UMASK)
 FILE_MODE, FOLDER_MODE = 0o666 & ~_UMASK, 0o777 & ~_UMASK  # what any program gives; temporary files get less
+PICTURE = 24  # px: an array of this many a side is a picture, a smaller one a matrix
 
 
 def write_text(path: Path, text: str) -> None:
@@ -135,7 +136,16 @@ class Run:
         path = self.path(name)
         write_json(path, dict(sorted(merge(read_json(path), {stage: content}).items())))
 
-    def show(self, figure, name: str, *, caption: str, alt: str | None = None, simulated: bool = False):
+    def show(
+        self,
+        figure,
+        name: str,
+        *,
+        caption: str,
+        alt: str | None = None,
+        simulated: bool = False,
+        patient: bool | None = None,
+    ):
         """Save a figure as ``figures/<name>.png`` and display it; the last statement of a cell.
 
         Args:
@@ -144,6 +154,8 @@ class Run:
             caption: what the figure shows, in one or two sentences.
             alt: what a reader who cannot see it should know, with the numbers; ``figure.alt`` by default.
             simulated: put the badge "simulated" on it.
+            patient: whether it shows real frames, crops or maps of them: such a figure is kept out of what can
+                be published. Where it is not said, a figure with a picture in it counts as one, unless simulated.
 
         Raises:
             ValueError: there is no alt text, or the name is no plain file name.
@@ -165,7 +177,17 @@ class Run:
         figure.savefig(buffer, format="png", metadata={"Software": None})
         plt.close(figure)
         self.path("figures", f"{name}.png").write_bytes(buffer.getvalue())
-        words = {"alt": alt, "caption": caption, "simulated": bool(simulated), "name": name, "share": share}
+        if patient is None:
+            shown = [image.get_array().shape for axes in figure.axes for image in axes.images]
+            patient = not simulated and any(min(shape[:2]) >= PICTURE for shape in shown)
+        words = {
+            "alt": alt,
+            "caption": caption,
+            "simulated": bool(simulated),
+            "patient": bool(patient),
+            "name": name,
+            "share": share,
+        }
         data = {"image/png": base64.b64encode(buffer.getvalue()).decode("ascii"), "text/plain": alt}
         display(data, raw=True, metadata={"image/png": words})
         if "THYROID_STATUS" not in os.environ:  # a report draws the caption itself

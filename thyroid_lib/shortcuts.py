@@ -61,24 +61,31 @@ def nodule_hidden(images: np.ndarray, masks: np.ndarray) -> np.ndarray:
 
     Returns:
         uint8 (n, S, S); the square's side is 1.2 times the nodule's longer side. Its size and place remain.
+        Parts of a mask that do not touch (two nodules, two panels) get a square each: one square over both
+        would hide everything between them too.
     """
-    result = np.array(images)
-    size = images.shape[1]
-    for image, mask in zip(result, np.asarray(masks)):
-        ys, xs = np.nonzero(mask)
-        if not len(ys):
-            continue
-        half = max(2, 0.6 * max(np.ptp(ys), np.ptp(xs)) + 1)
-        cy, cx = (ys.min() + ys.max()) / 2, (xs.min() + xs.max()) / 2
-        top, left = (int(max(0, c - half)) for c in (cy, cx))
-        bottom, right = (int(min(size, c + half + 1)) for c in (cy, cx))
-        margin = max(1, size // 24)
-        outer_top, outer_left = max(0, top - margin), max(0, left - margin)
-        outer = image[outer_top : bottom + margin, outer_left : right + margin]
-        ring = np.ones(outer.shape, bool)
-        ring[top - outer_top : bottom - outer_top, left - outer_left : right - outer_left] = False
-        image[top:bottom, left:right] = int(outer[ring].mean()) if ring.any() else 0
+    images = np.asarray(images)
+    result = images.copy()
+    for seen, hidden, mask in zip(images, result, np.asarray(masks)):
+        _, _, parts, _ = cv2.connectedComponentsWithStats((mask > 0).astype(np.uint8))
+        for x, y, width, height, _ in parts[1:]:
+            _cover(seen, hidden, x, y, width, height)
     return result
+
+
+def _cover(seen: np.ndarray, hidden: np.ndarray, x: int, y: int, width: int, height: int) -> None:
+    """Puts a square over a box of ``hidden``, as grey as what surrounds it in ``seen``."""
+    size = len(seen)
+    half = max(2, 0.6 * (max(width, height) - 1) + 1)
+    cy, cx = y + (height - 1) / 2, x + (width - 1) / 2
+    top, left = (int(max(0, c - half)) for c in (cy, cx))
+    bottom, right = (int(min(size, c + half + 1)) for c in (cy, cx))
+    margin = max(1, size // 24)
+    outer_top, outer_left = max(0, top - margin), max(0, left - margin)
+    outer = seen[outer_top : bottom + margin, outer_left : right + margin]
+    ring = np.ones(outer.shape, bool)
+    ring[top - outer_top : bottom - outer_top, left - outer_left : right - outer_left] = False
+    hidden[top:bottom, left:right] = int(outer[ring].mean()) if ring.any() else 0
 
 
 def features(model: nn.Module, images: np.ndarray, batch_size: int = 64, precision: str = "32") -> np.ndarray:
@@ -148,16 +155,19 @@ def pixel_probe(images: np.ndarray, labels: np.ndarray, folds: np.ndarray, class
     return result
 
 
-def macro_auroc(probabilities: np.ndarray, labels: np.ndarray, clusters: Clusters) -> np.ndarray:
+def macro_auroc(
+    probabilities: np.ndarray, labels: np.ndarray, clusters: Clusters, columns=None
+) -> np.ndarray:
     """Mean one-against-rest AUROC of the sample and every draw.
 
     Args:
-        probabilities: float (n, C);  labels: int (n,);  clusters: the draws.
+        probabilities: float (n, C);  labels: int (n,);  clusters: the draws;  columns: the classes that are
+            averaged; all when not given.
 
     Returns:
         float64 (draws + 1,); NaN where a class is absent.
     """
-    columns = range(probabilities.shape[1])
+    columns = range(probabilities.shape[1]) if columns is None else columns
     return np.mean([rank_statistics(probabilities[:, k], labels == k, clusters)[0] for k in columns], axis=0)
 
 
@@ -222,15 +232,16 @@ def text_audit(crops, *, draws: int = 2000, seed: int = 0, minimum: int = MINIMU
     """Does text that is really printed on frames give the answer away?
 
     The pixel reader is fitted and tested across the folds of the whole set, on full frames and on crops, and
-    scored on the frames with printed text and on those without.
+    scored on all frames, on those with printed text and on those without. Text often stands on few frames of
+    some class: the macro average is then over the classes with enough patients, and ``classes`` names them.
 
     Args:
         crops: ``crops.Crops`` with columns ``text``, ``label``, ``patient`` and ``fold``.
         draws, seed, minimum: of the bootstrap.
 
     Returns:
-        "with text" and "without text" -> {"full frame", "crop", "difference"}, each a metric; "reason" where
-        the set has no folds, or text on no frame or on every frame.
+        "all frames", "with text" and "without text" -> {"full frame", "crop", "difference"}, each a metric, and
+        "classes"; "reason" where the set has no folds, or text on no frame or on every frame.
     """
     index = crops.index
     printed = (
@@ -248,11 +259,23 @@ def text_audit(crops, *, draws: int = 2000, seed: int = 0, minimum: int = MINIMU
     views = {"full frame": crops.frames[known], "crop": crops.images[known]}
     read = {view: pixel_probe(images, labels, folds, len(crops.classes)) for view, images in views.items()}
     result, patients = {}, index["patient"].to_numpy()[known].astype(str)
-    for name, chosen in (("with text", texted), ("without text", ~texted)):
-        clusters, n = _sample(patients[chosen], labels[chosen], len(crops.classes), draws, seed, minimum)
-        draw = {view: macro_auroc(values[chosen], labels[chosen], clusters) for view, values in read.items()}
+    for name, chosen in (
+        ("all frames", np.ones_like(texted)),
+        ("with text", texted),
+        ("without text", ~texted),
+    ):
+        of, truth = patients[chosen], labels[chosen]
+        kept = [
+            k
+            for k in range(len(crops.classes))
+            if min(len(set(of[truth == k])), len(set(of[truth != k]))) >= minimum
+        ]
+        kept = kept if len(kept) > 1 else list(range(len(crops.classes)))  # then the metric says "too few"
+        clusters, n = _sample(of, truth, kept, draws, seed, minimum)
+        draw = {view: macro_auroc(values[chosen], truth, clusters, kept) for view, values in read.items()}
         result[name] = {view: estimate(values, bounds=(0.0, 1.0), **n) for view, values in draw.items()}
         result[name]["difference"] = estimate(draw["full frame"] - draw["crop"], **n)
+        result[name]["classes"] = [crops.classes[k] for k in kept]
     return result
 
 
@@ -334,23 +357,25 @@ def verdicts(audit: dict, source: dict, text: dict | None = None) -> list[dict]:
             0.0,
             "a full-frame classifier could read it",
         )
-    found = (text or {}).get("with text", {}).get("difference")
-    add(
-        "does text on real frames raise the score?",
-        "pixels",
-        found,
-        0.0,
-        "printed text gives the answer away",
-    )
+    for frames, question, meaning in (
+        ("with text", "does text on real frames raise the score?", "printed text gives the answer away"),
+        (
+            "all frames",
+            "does a whole frame tell more than its crop?",
+            "what stands around the sector carries the label; crops leave it out",
+        ),
+    ):
+        add(question, "pixels", (text or {}).get(frames, {}).get("difference"), 0.0, meaning)
     add(
         "do frozen features tell the source?", "probe", source.get("auroc"), 0.5, "the sources look different"
     )
     return lines
 
 
-def _sample(patients, labels, classes: int, draws: int, seed: int, minimum: int):
+def _sample(patients, labels, classes, draws: int, seed: int, minimum: int):
     clusters = Clusters(patients, draws, seed)
-    sides = [len(np.unique(patients[side])) for k in range(classes) for side in (labels == k, labels != k)]
+    classes = range(classes) if isinstance(classes, int) else classes
+    sides = [len(np.unique(patients[side])) for k in classes for side in (labels == k, labels != k)]
     n = {
         "n_images": len(labels),
         "n_patients": clusters.patients,

@@ -129,11 +129,10 @@ def _run(folder: Path, options: argparse.Namespace, stages: list[Stage], resolve
     report.write_index(run)
     _sweep(run.dir)
     if (verdict := against_reference(run.dir, options.profile)) is not None:
-        print(f"\n{str(verdict).splitlines()[0]}")
-        print(
-            f"  python -m thyroid_lib compare {_shown(run.dir)} reports/reference/{Path(options.profile).stem}"
-        )
-    print(f"\nReports: {_shown(run.dir / 'index.html')}")
+        closing = [f"{verdict.verdict}", f"Key by key: {_shown(run.dir / 'comparison.txt')}"]
+    else:
+        closing = [f"No reference results of the profile {Path(options.profile).stem} to compare with."]
+    print(f"\nReports: {_shown(run.dir / 'index.html')}", *closing, sep="\n")
     return 0
 
 
@@ -307,7 +306,7 @@ def _complete(run: Run, stage: Stage, done: dict) -> bool:
 
 def _snapshot(folder: Path) -> dict[str, tuple[int, int]]:
     """Size and time of every result in a run, by name."""
-    shared = {"run.json", "metrics.json", "index.html"}
+    shared = {"run.json", "metrics.json", "index.html", "comparison.txt"}
     return {
         path.relative_to(folder).as_posix(): (path.stat().st_size, path.stat().st_mtime_ns)
         for path in folder.rglob("*")

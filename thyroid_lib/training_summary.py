@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from thyroid_lib import LESION_TYPES, checkpoint, comparison, evaluation, hardware, network
+from thyroid_lib import LESION_TYPES, checkpoint, comparison, evaluation, hardware, network, task
 from thyroid_lib.crossvalidation import FINETUNED, SCRATCH, SIGNS, TEXTURE, FoldResult
 from thyroid_lib.training import Fit
 
@@ -163,11 +163,13 @@ def calibration_table(results: list[FoldResult], names: Mapping[str, tuple[str, 
 def pretraining_found(fit: Fit, crops, report: network.LoadReport) -> str:
     """What notebook 03 found, in Markdown."""
     best = fit.history.iloc[fit.best_epoch - 1]
-    names = " and ".join(crops.names[key][0] for key in crops.classes)
+    *most, last = (crops.names[key][0] for key in crops.classes)
+    people = "patients" if crops.index["patient"].nunique() < len(crops) else "images"
     text = (
-        f"On {'**simulated** ' if crops.simulated else ''}open data ({crops.title}) the network learnt to tell {names} "
-        f"in {len(fit.history)} epochs; the best was epoch {fit.best_epoch}, with a macro AUROC of "
-        f"{best.val_auroc:.3f} and an accuracy of {best.val_accuracy:.3f} on patients it had not learnt from. These "
+        f"On {'**simulated** ' if crops.simulated else ''}open data ({crops.title}) the network learnt to tell "
+        f"{', '.join(most)} and {last} in {_count(len(fit.history), 'epoch')}; the best was epoch {fit.best_epoch}, "
+        f"with a macro AUROC of {best.val_auroc:.3f} and an accuracy of {best.val_accuracy:.3f} on {people} it had not "
+        "learnt from. These "
         "numbers chose the epoch, so they flatter it a little; they are no test.\n\n"
         f"{len(report.loaded)} of {len(report.loaded) + len(report.kept)} entries carry over to the clinical task; the "
         f"fully connected layer starts anew. Training took {fit.seconds / 60:.1f} minutes at "
@@ -183,8 +185,8 @@ def finetuning_found(
     simulated = "**simulated** " if crops.simulated else ""
     internal, folds = found["internal"], len([r for r in results if r.model == FINETUNED])
     lines = [
-        f"{folds} fold{'s' * (folds > 1)} of {simulated}data ({crops.title}) held out in turn: macro AUROC of the "
-        f"{len(crops.classes)} types on patients never seen, {_say(internal[FINETUNED])}."
+        f"{_count(folds, 'fold')} of {simulated}data ({crops.title}) held out in turn: macro AUROC of the "
+        f"{len(crops.classes)} {task.of(crops.names).plural} on patients never seen, {_say(internal[FINETUNED])}."
     ]
     beside = {
         TEXTURE: "logistic regression on texture and shape of the true mask",
@@ -198,10 +200,14 @@ def finetuning_found(
     if FINETUNED in found.get("external", {}):
         lines.append(f"* external testing, everything frozen: {_say(found['external'][FINETUNED])}")
     lines.append(
-        f"\nThe {folds} network{'s' * (folds > 1)} became the classifier in `{classifier.name}/` (C12). Notebook 05 "
+        f"\nThe {_count(folds, 'network')} became the classifier in `{classifier.name}/` (C12). Notebook 05 "
         "examines these predictions."
     )
     return "\n".join([lines[0], "", *lines[1:]])
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _say(metric: dict, signed: bool = False) -> str:

@@ -64,7 +64,7 @@ def roc_and_precision_recall(curves: dict, metrics: dict, names: dict) -> Figure
         ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.02))
         if ax.get_legend_handles_labels()[0]:
             ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=1)
-    figure.alt = "ROC and precision-recall curves, one lesion type against the rest. " + "; ".join(said) + "."
+    figure.alt = "ROC and precision-recall curves, one class against the rest. " + "; ".join(said) + "."
     return figure
 
 
