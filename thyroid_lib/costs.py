@@ -54,7 +54,7 @@ def training_memory(config: dict, size: int, batch_size: int) -> int:
         model = network.build(config).train()
     weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
     moments = 2 * sum(p.numel() * p.element_size() for p in model.parameters())
-    with torch.device("meta"), _Living() as living:
+    with torch.device("meta"), _Living(model.state_dict().values()) as living:
         images = torch.empty(batch_size, config["in_chans"], size, size)
         labels = torch.zeros(batch_size, dtype=torch.long)
         cross_entropy(model(images), labels).backward()
@@ -62,11 +62,16 @@ def training_memory(config: dict, size: int, batch_size: int) -> int:
 
 
 class _Living(TorchDispatchMode):
-    """Follows the bytes of all tensors that come into being within the context: now, and at most so far."""
+    """Follows the bytes of all tensors that come into being within the context: now, and at most so far.
 
-    def __init__(self):
+    Args:
+        before: tensors that are there already; views of them are no news.
+    """
+
+    def __init__(self, before):
         super().__init__()
-        self.now, self.most, self.known = 0, 0, set()
+        self.now, self.most = 0, 0
+        self.known = {tensor.untyped_storage()._cdata for tensor in before}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         made = function(*args, **(kwargs or {}))
