@@ -242,7 +242,17 @@ def bins(values: np.ndarray) -> np.ndarray:
     return np.searchsorted(edges, values, side="right")
 
 
-def _bin_error(confidence: np.ndarray, correct: np.ndarray, clusters: Clusters) -> np.ndarray:
+def bin_error(confidence: np.ndarray, correct: np.ndarray, clusters: Clusters) -> np.ndarray:
+    """Expected calibration error of the sample and every draw: mean absolute gap over :func:`bins`, by images.
+
+    Args:
+        confidence: float (N,), stated probability.
+        correct: bool (N,), whether it happened.
+        clusters: the draws.
+
+    Returns:
+        float64 (draws + 1,), 0 to 1.
+    """
     chosen = np.eye(MOST_BINS)[bins(confidence)]
     gaps = clusters.sums(chosen * (correct.astype(float) - confidence)[:, None])
     return np.abs(gaps).sum(1) / clusters.sums(np.ones(len(correct)))[:, 0]
@@ -253,9 +263,9 @@ def _calibration(sample: Sample, prefix: str, name: str) -> dict:
     own = np.clip(p[np.arange(len(p)), sample.truth], 1e-12, 1.0)
     per_image = np.stack([((p - sample.is_class) ** 2).sum(1), -np.log(own), np.ones(len(p))], axis=1)
     brier, loss, total = clusters.sums(per_image).T
-    top = _bin_error(p.max(axis=1), p.argmax(axis=1) == sample.truth, clusters)
+    top = bin_error(p.max(axis=1), p.argmax(axis=1) == sample.truth, clusters)
     classwise = np.mean(
-        [_bin_error(p[:, k], sample.is_class[:, k], clusters) for k in range(p.shape[1])], axis=0
+        [bin_error(p[:, k], sample.is_class[:, k], clusters) for k in range(p.shape[1])], axis=0
     )
     return {
         name + "brier": sample.estimate(brier / total, bounds=(0.0, 2.0)),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from thyroid_lib import checkpoint
 
-_CODE = (
+CODE = (
     "network.py",
     "inputs.py",
     "depthwise.py",
@@ -24,7 +24,7 @@ class InitialWeightsMissing(FileNotFoundError):
 
 def identity_of(settings, crops, train, validation, labels, initial) -> dict:
     """What a checkpoint must agree in to be continued."""
-    code = [Path(__file__).with_name(name) for name in _CODE]
+    code = [Path(__file__).with_name(name) for name in CODE]
     return {
         "settings": settings.identity(),
         "data": {

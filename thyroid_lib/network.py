@@ -335,11 +335,15 @@ def optimized_xception(num_classes: int, in_chans: int = 3, **switches) -> Xcept
     return Xception("optimized_xception", num_classes, in_chans, **switches)
 
 
-def build(config: dict) -> Xception:
-    """Make a network from its `config`: "name" (a factory of this module), "num_classes" and any switches."""
+def build(config: dict) -> nn.Module:
+    """Make a network from its `config`: "name" (a factory, or "peer"), "num_classes" and any switches."""
     factories = {"xception": xception, "optimized_xception": optimized_xception}
     arguments = dict(config)
     name = arguments.pop("name", None)
+    if name == "peer":
+        from thyroid_lib.peers import Peer  # imported only where it is asked for: timm is optional
+
+        return Peer(**arguments)
     if name not in factories:
         raise ValueError(
             f"expected a network named {' or '.join(factories)}, got {name!r} in the configuration"

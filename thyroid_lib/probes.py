@@ -42,6 +42,27 @@ def unread_pixels(model: network.Xception, size: int | tuple[int, int], seed: in
     Returns:
         Columns: layer, height, width (of its input, px), unread (pixels without gradient in any channel).
     """
+    rows = []
+    for name, grad in _through_downsamplings(model, size, seed):
+        unread = int((grad == 0).all(1).sum())
+        rows.append({"layer": name, "height": grad.shape[2], "width": grad.shape[3], "unread": unread})
+    return pd.DataFrame(rows)
+
+
+def gradient_reach(model: nn.Module, size: int | tuple[int, int], seed: int = 0) -> float | None:
+    """Share of the values entering the network's four down-samplings that get a gradient back from them.
+
+    Counted per pixel and channel: max-pooling sends a gradient to the winners only, a convolution of stride 2 and
+    dilation 2 to a quarter of the pixels. None for a network that is not of this study.
+    """
+    if not isinstance(model, network.Xception):
+        return None
+    grads = [grad for _, grad in _through_downsamplings(model, size, seed)]
+    return sum(int((grad != 0).sum()) for grad in grads) / sum(grad.numel() for grad in grads)
+
+
+def _through_downsamplings(model: network.Xception, size, seed: int) -> list[tuple[str, Tensor]]:
+    """The gradient at the input of each down-sampling when a random one comes back at its output."""
     height, width = (size, size) if isinstance(size, int) else size
     generator = torch.Generator().manual_seed(seed)
     image = torch.randn(1, model.config["in_chans"], height, width, generator=generator)
@@ -57,15 +78,13 @@ def unread_pixels(model: network.Xception, size: int | tuple[int, int], seed: in
         model.forward_features(image)
     for hook in hooks:
         hook.remove()
-    rows = []
+    grads = []
     for name, module in downs:
         x = inputs[name].detach().requires_grad_()
         with evaluating(model):
             y = module(x)
-        grad = torch.autograd.grad(y, x, torch.randn(y.shape, generator=generator))[0]
-        unread = int((grad == 0).all(1).sum())
-        rows.append({"layer": name, "height": x.shape[2], "width": x.shape[3], "unread": unread})
-    return pd.DataFrame(rows)
+        grads.append((name, torch.autograd.grad(y, x, torch.randn(y.shape, generator=generator))[0]))
+    return grads
 
 
 def wiring(model: network.Xception, images: Tensor, seed: int = 0) -> pd.DataFrame:
@@ -164,3 +183,98 @@ def difference_to_timm(size: int | tuple[int, int], seed: int = 0) -> dict[str, 
         "difference": float((ours - theirs).abs().max()),
         "largest_logit": float(theirs.abs().max()),
     }
+
+
+def effective_receptive_field(model: nn.Module, images: Tensor) -> np.ndarray:
+    """How strongly each image pixel moves the centre of the last feature map (Luo et al. 2016, arXiv 1701.04128).
+
+    Args:
+        model: with `forward_features`. images: float (N, in_chans, S, S), as the network takes them.
+
+    Returns:
+        float64 (S, S): absolute gradient, mean over images, largest 1.
+    """
+    with evaluating(model):
+        x = images.clone().requires_grad_()
+        features = model.forward_features(x)
+        y, x_ = features.shape[2] // 2, features.shape[3] // 2
+        grad = torch.autograd.grad(features[:, :, y, x_].sum(), x)[0]
+    return _scaled(grad)
+
+
+def gradient_map(model: nn.Module, images: Tensor) -> np.ndarray:
+    """How strongly each image pixel moves the logit of the predicted class.
+
+    Args:
+        model: any network. images: float (N, in_chans, S, S).
+
+    Returns:
+        float64 (S, S): absolute gradient, mean over images, largest 1.
+    """
+    with evaluating(model):
+        x = images.clone().requires_grad_()
+        grad = torch.autograd.grad(model(x).max(1).values.sum(), x)[0]
+    return _scaled(grad)
+
+
+def _scaled(grad: Tensor) -> np.ndarray:
+    field = grad.abs().double().mean((0, 1)).cpu().numpy()
+    return field / max(field.max(), np.finfo(float).tiny)
+
+
+def field_side(field: np.ndarray) -> float:
+    """Side, in px, of a square as large as the effective receptive field: all above 4.55 % of its largest value
+    (what lies within two standard deviations of a Gaussian; Luo et al. 2016, section 3)."""
+    return float(np.sqrt((field > 1 - 0.9545).sum()))
+
+
+def evenness(field: np.ndarray) -> float:
+    """Participation ratio of a map, (sum)^2 / (n sum of squares): 1 where all pixels weigh alike, 1/4 where a
+    quarter of them carry everything alike."""
+    return float(field.sum() ** 2 / (field.size * max((field**2).sum(), np.finfo(float).tiny)))
+
+
+class shallow_cut:
+    """Context in which the dense connection modules get, beside the main path, only the mean over some images.
+
+    What a module would be told about the image at hand by x and F1 (T1, T2) is replaced by its mean, position by
+    position; the main path stays. What the network loses by it, it had taken from its dense connections.
+
+    Args:
+        model: with dense connections. batches: of images, float (N, in_chans, S, S), over which the means go.
+
+    Raises:
+        ValueError: the network has no dense connections.
+    """
+
+    def __init__(self, model: network.Xception, batches):
+        if not getattr(model, "config", {}).get("dense_connections"):
+            raise ValueError("shallow_cut: expected a network with dense connections")
+        self.model, self.modules, sums, count = model, (model.dense1, model.dense2), {}, 0
+        hooks = [
+            module.register_forward_pre_hook(
+                lambda module, maps: sums.update(
+                    {(module, k): sums.get((module, k), 0) + m.double().sum(0) for k, m in enumerate(maps)}
+                )
+            )
+            for module in self.modules
+        ]
+        with evaluating(model), torch.inference_mode():
+            for batch in batches:
+                model(batch)
+                count += len(batch)
+        for hook in hooks:
+            hook.remove()
+        self.means = {key: (total / count) for key, total in sums.items()}
+
+    def __enter__(self):
+        self.hooks = [module.register_forward_pre_hook(self._replace) for module in self.modules]
+        return self.model
+
+    def _replace(self, module, maps):
+        means = [self.means[module, k].to(maps[0].dtype) for k in range(1, len(maps))]
+        return maps[0], *(mean.expand(len(maps[0]), *mean.shape) for mean in means)
+
+    def __exit__(self, *_):
+        for hook in self.hooks:
+            hook.remove()

@@ -41,7 +41,7 @@ STAGES = tuple(
         Stage("03_pretrain", ("01_preprocess",)),
         Stage("04_finetune", ("01_preprocess", "03_pretrain")),
         Stage("05_evaluate", ("04_finetune",)),
-        Stage("06_ablation", ("03_pretrain",), default=False),
+        Stage("06_ablation", ("01_preprocess",), default=False),
         Stage("07_explore", ("04_finetune",), default=False),  # for JupyterLab; --only 07 makes a static page
     )
     if (profiles.NOTEBOOKS / f"{stage.name}.ipynb").exists()

@@ -2,7 +2,7 @@
 whose attribute ``alt`` says in words, with numbers, what the picture shows.
 
 ``plots.<name>`` finds a function in the module it lives in: ``data`` (frames, crops, splits),
-``network``, ``training``, ``evaluation``, ``explanation``, ``explore``. Nothing is drawn at import.
+``network``, ``training``, ``evaluation``, ``explanation``, ``ablation``, ``explore``. Nothing is drawn at import.
 """
 
 from importlib import import_module
@@ -10,7 +10,7 @@ from importlib import import_module
 from .style import CYCLE, PALETTE, colour, use_style
 
 __all__ = ["CYCLE", "PALETTE", "colour", "use_style"]
-_MODULES = ("data", "network", "training", "evaluation", "explanation", "explore")
+_MODULES = ("data", "network", "training", "evaluation", "explanation", "ablation", "explore")
 
 
 def __getattr__(name: str):
