@@ -199,6 +199,9 @@ def _write(manifest: pd.DataFrame, folder: Path, size: int, recipe: regions.Reci
         _compact(folder / f"{name}.npy", kept, digest)
     public = datasets.public(manifest).iloc[kept].reset_index(drop=True)
     facts = pd.DataFrame([found[row] for row in kept])
+    public = public.rename(
+        columns={name: f"{name}_given" for name in facts}
+    )  # a table of others may use our words
     index = pd.concat([public, facts], axis=1).to_csv(index=False, float_format="%.9g", lineterminator="\n")
     digest.update(index.encode())
     runfolder.write_text(folder / "index.csv", index)
