@@ -30,7 +30,6 @@ LOOKS = {
     b"%pdf": "a PDF",
     b"riff": "a film or sound: save its frames as images",
 }  # first bytes, lower case -> what the file is
-OUTSIDE = re.compile(r"[/\\~]|\w:[/\\]|(.*[/\\])?\.\.([/\\]|$)")  # absolute, or up and out of the folder
 
 
 class ManifestError(ValueError):
@@ -43,7 +42,7 @@ class Problems(list):
     def add(self, row, column: str, text: str, action: str) -> None:
         """Notes one finding of `row`, a mapping with `row` and `image`; no path of this machine is kept."""
         image = row["image"]
-        if OUTSIDE.match(image):
+        if contract.OUTSIDE.match(image):
             image = "…/" + re.split(r"[/\\]", image)[-1]
         self.append({"row": row["row"], "column": column, "problem": text, "image": image, "action": action})
 
@@ -71,7 +70,10 @@ SCHEMA = pa.DataFrameSchema(
     {
         "image": _text(
             FILLED,
-            _is(lambda v: not OUTSIDE.match(v), "not inside the data set's folder: relative, without '..'"),
+            _is(
+                lambda v: not contract.OUTSIDE.match(v),
+                "not inside the data set's folder: relative, without '..'",
+            ),
         ),
         "path": _text(FILLED),
         "label": _text(),
@@ -154,7 +156,7 @@ def files(data: pd.DataFrame, problems: Problems, jobs: int) -> pd.DataFrame:
     marked = [any(note.startswith(frames.MARKS) for note in found["notes"]) for found in results]
     if any(marked):
         data["coloured_marks"] = marked
-    return data[[not found["reason"] for found in results]]
+    return data[np.array([not found["reason"] for found in results], bool)]
 
 
 def _inspect(batch: list[dict]) -> list[dict]:

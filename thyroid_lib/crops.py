@@ -179,7 +179,7 @@ def _write(manifest: pd.DataFrame, folder: Path, size: int, recipe: regions.Reci
     has_masks = "mask" in manifest and manifest["mask"].fillna("").astype(str).ne("").any()
     names = ARRAYS if has_masks else ARRAYS[:2]
     for name in names:
-        np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.uint8, (len(rows), size, size)).flush()
+        _allocate(folder / f"{name}.npy", (len(rows), size, size))
     starts = range(0, len(rows), CHUNK)
     serial = len(rows) < WORTH_WORKERS
     results = Parallel(n_jobs=1 if serial else effective_n_jobs(jobs), return_as="generator")(
@@ -199,6 +199,9 @@ def _write(manifest: pd.DataFrame, folder: Path, size: int, recipe: regions.Reci
         _compact(folder / f"{name}.npy", kept, digest)
     public = datasets.public(manifest).iloc[kept].reset_index(drop=True)
     facts = pd.DataFrame([found[row] for row in kept])
+    public = public.rename(
+        columns={name: f"{name}_given" for name in facts}
+    )  # a table of others may use our words
     index = pd.concat([public, facts], axis=1).to_csv(index=False, float_format="%.9g", lineterminator="\n")
     digest.update(index.encode())
     runfolder.write_text(folder / "index.csv", index)
@@ -277,14 +280,24 @@ def _one(row: dict, size: int, recipe: regions.Recipe, with_mask: bool) -> tuple
     return fact, pictures
 
 
+def _allocate(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
+    """A new uint8 array file of this shape, its room on the disk taken at once.
+
+    Without that a full disk would be met in the middle of a memory map, where it kills the process.
+    """
+    array = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
+
+
 def _compact(path: Path, kept: np.ndarray, digest) -> None:
     """Keeps the given rows of an array file, a chunk at a time, and feeds them to the digest."""
     source = np.load(path, mmap_mode="r")
     target = source
     if len(kept) < len(source):
-        target = np.lib.format.open_memmap(
-            path.with_suffix(".part"), "w+", source.dtype, (len(kept), *source.shape[1:])
-        )
+        target = _allocate(path.with_suffix(".part"), (len(kept), *source.shape[1:]))
     for start in range(0, len(kept), 1024):
         block = source[kept[start : start + 1024]]
         digest.update(block.tobytes())

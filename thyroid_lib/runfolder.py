@@ -49,20 +49,24 @@ def write_json(path: Path, content: Mapping) -> None:
     write_text(path, json.dumps(_plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+class DamagedFile(ValueError):
+    """A file of a run that is not what this project wrote there."""
+
+
 def read_json(path: Path) -> dict:
     """The JSON object in ``path``; an empty one where there is no such file.
 
     Raises:
-        ValueError: the file is there and is no JSON object.
+        DamagedFile: the file is there and is no JSON object.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: expected JSON, came {error}; remove the file to start afresh") from None
+        raise DamagedFile(f"{path}: expected JSON, came {error}; remove the file to start afresh") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a JSON object, came {type(content).__name__}")
+        raise DamagedFile(f"{path}: expected a JSON object, came {type(content).__name__}")
     return content
 
 

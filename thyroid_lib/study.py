@@ -18,7 +18,7 @@ from pathlib import Path
 
 from . import profiles, provenance
 from .compare import against_reference
-from .runfolder import PROJECT, REPORTS, Run, merge, open_run, read_json, write_json, write_text
+from .runfolder import PROJECT, REPORTS, DamagedFile, Run, merge, open_run, read_json, write_json, write_text
 from .watch import Watch, clock
 
 __all__ = ["STAGES", "Run", "Stage", "main", "open_run"]
@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
     except BlockingIOError:
         print(f"Nothing was started: another run is writing to {_shown(folder)}.", file=sys.stderr)
         return 2
-    except (StageFailed, OSError) as error:
+    except (StageFailed, DamagedFile, OSError) as error:
         print(error, file=sys.stderr)
         return 1
 
@@ -339,8 +339,15 @@ def _locked(folder: Path):
     """Hold a run's folder; a second run into it gets ``BlockingIOError``. The system lets go on any exit."""
     import fcntl
 
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "w")
+    except OSError as error:
+        raise OSError(
+            f"Nothing was started: run folder {_shown(folder)}: expected a folder that can be written to, came "
+            f"{error.strerror}; choose another with --run, or another place with THYROID_REPORTS"
+        ) from None
+    with file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
 

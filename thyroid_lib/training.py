@@ -7,6 +7,7 @@ places the model on devices, casts and joins ranks; everything else is here to b
 learning rate, best epoch) stand in `settings`.
 """
 
+import contextlib
 import copy
 import math
 import os
@@ -139,7 +140,7 @@ def fit(
         if aside:
             training.state["choices"]["set_aside"] = aside
         while not training.finished:
-            with torch.random.fork_rng(range(torch.cuda.device_count())):
+            with torch.random.fork_rng(range(torch.cuda.device_count())), _enough_memory(training):
                 training.epoch()
             if on_epoch and training.fabric.is_global_zero:
                 on_epoch(training.history())
@@ -447,6 +448,22 @@ class Training:
             stopped=state["finished"],
             settings=self.settings.identity(),
         )
+
+
+@contextlib.contextmanager
+def _enough_memory(training: Training):
+    """Says what to do where memory runs out, on a GPU or on the machine."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        images = training.reader.images
+        raise TrainingError(
+            f"{training.title}: out of memory in epoch {training.state['epoch'] + 1}, with batches of "
+            f"{training.settings.batch_size} images of {images.shape[1]} px on {training.fabric.device}. The "
+            "checkpoint before it is kept; start again with a smaller batch_size."
+        ) from error
 
 
 def _input(images: torch.Tensor, model: nn.Module) -> torch.Tensor:

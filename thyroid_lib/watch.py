@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-GRACE = 5.0  # seconds that a left-over process has to end by itself
+GRACE = 3.0  # seconds that a left-over process has to end by itself
 
 
 class Watch:

@@ -19,6 +19,8 @@ TWO = {"benign": ("benign", "良性"), "malignant": ("malignant", "恶性")}
 NO_PATIENTS = "no patient identifiers in this set: each frame counts as a patient of its own"
 SYSTEM_FILES = {"thumbs.db", "desktop.ini", "ehthumbs.db"}
 SYSTEM = "a system or hidden file, not an image"
+OUTSIDE = re.compile(r"[/\\~]|\w:[/\\]|(.*[/\\])?\.\.([/\\]|$)")  # absolute, or up and out of the folder
+FAR = 1e6  # px: no corner of an outline lies farther out
 
 
 class DatasetError(ValueError):
@@ -136,7 +138,10 @@ def load_mask(row, shape: tuple[int, int]) -> np.ndarray | None:
     value = _get(row, "mask", "")
     if not isinstance(value, str) or not value:
         return None
-    parts = json.loads(value) if value.startswith("[") else [value]
+    try:
+        parts = json.loads(value) if value.startswith("[") else [value]
+    except (ValueError, RecursionError):
+        raise frames.FrameError("its outline is no JSON", "mask_outline") from None
     mask = np.zeros(shape, np.uint8)
     for part in parts:
         if isinstance(part, str):
@@ -149,8 +154,20 @@ def load_mask(row, shape: tuple[int, int]) -> np.ndarray | None:
                 )
             mask |= found
         else:
-            cv2.fillPoly(mask, [np.asarray(part, np.float64).round().astype(np.int32)], 1)
+            cv2.fillPoly(mask, [_outline(part)], 1)
     return mask.astype(bool)
+
+
+def _outline(corners) -> np.ndarray:
+    try:
+        points = np.asarray(corners, np.float64)
+    except (ValueError, TypeError, OverflowError):
+        points = np.empty(0)
+    if points.ndim != 2 or points.shape[1] != 2 or not (np.abs(points) < FAR).all():
+        raise frames.FrameError(
+            "its outline is no list of corners: [[x, y], ...] in px of the frame is expected", "mask_outline"
+        )
+    return points.round().astype(np.int32)
 
 
 def _mask_file(path: str) -> np.ndarray:

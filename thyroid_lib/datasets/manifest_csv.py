@@ -9,6 +9,7 @@ Comma, semicolon or tab; UTF-8 or GB 18030.
 
 import csv
 import io
+import json
 import re
 from pathlib import Path
 
@@ -72,7 +73,11 @@ def read(root: Path, *, classes: str = "", title: str = "") -> pd.DataFrame:
             hidden.add(name)
         row["row"] = number
         if row.get("mask"):
-            row["mask"] = _mask(path.parent, row["mask"])
+            row["mask"], outside = _mask(path.parent, row["mask"])
+            if outside:
+                notes.append(
+                    (row["image"], "mask not used: not inside the table's folder: relative, without '..'")
+                )
         if "age" in row:
             row["age"] = _number(row["age"])
         if "sex" in row:
@@ -165,10 +170,18 @@ def _absolute(folder: Path, image: str) -> str:
     return str(folder / image) if image else ""
 
 
-def _mask(folder: Path, value: str) -> str:
+def _mask(folder: Path, value: str) -> tuple[str, bool]:
+    """The manifest's cell for files of masks, joined with "|", or for JSON; and whether one lies outside the folder."""
+    parts = [part.strip() for part in value.split("|")]
     if value.startswith("["):
-        return value
-    return contract.mask_cell((v, str(folder / v.strip().replace("\\", "/"))) for v in value.split("|"))
+        try:
+            parts = json.loads(value)
+        except (ValueError, RecursionError):
+            return value, False  # the check names it
+    named = [part.replace("\\", "/") if isinstance(part, str) else part for part in parts]
+    if any(isinstance(part, str) and contract.OUTSIDE.match(part) for part in named):
+        return "", True
+    return json.dumps([str(folder / part) if isinstance(part, str) else part for part in named]), False
 
 
 def _number(value: str) -> float | str:
