@@ -10,7 +10,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from bs4 import BeautifulSoup
 
-from thyroid_lib import study
+from thyroid_lib import claims, study
+from thyroid_lib.compare import leaves
 from thyroid_lib.runfolder import PROJECT, read_json
 
 RUN = Path(os.environ.get("THYROID_REPORTS", PROJECT / "reports")) / "smoke"
@@ -102,6 +103,12 @@ def test_predictions_name_no_file_of_the_machine():
     with open(RUN / "predictions.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert rows and not any(row["image"].startswith(("/", "..")) for row in rows)
+
+
+def test_every_number_that_the_readme_gives_of_the_quick_profile_is_one_that_a_run_computes():
+    metrics = dict(leaves(read_json(RUN / "metrics.json")))
+    (block,) = (block for block in claims.source()["results"] if block["profile"] == "quick")
+    assert [row["key"] for row in block["rows"] if row["key"] not in metrics] == []
 
 
 def test_provenance_is_complete():

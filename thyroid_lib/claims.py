@@ -232,7 +232,7 @@ def _style() -> str:
 
 def _svg(rows: list[tuple[str, str, dict]]) -> str:
     """A forest plot: one line per row, its interval, and the numbers in words."""
-    left, right, top, step = 400, 700, 64, 34
+    left, right, top, step = 440, 700, 64, 34
     low = min(0.4, *(metric["low"] for _, _, metric in rows))
     at = {x: left + (right - left) * (x - low) / (1 - low) for x in (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)}
     height = top + step * len(rows) + 34
