@@ -166,6 +166,47 @@ def power(a, b):
     return a**b
 
 
+def test_workers_end_with_the_process_that_started_them(tmp_path):
+    import signal
+    import time
+
+    jobs = [{"folder": str(tmp_path), "name": str(n)} for n in range(2)]
+    code = f"import test_workers as t; t.workers.run_jobs(t.sleeper, {jobs!r}, parallel=2)"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
+    )
+    try:
+        until = time.monotonic() + 120
+        while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < until and parent.poll() is None:
+            time.sleep(0.1)
+        pids = [int(path.read_text()) for path in tmp_path.iterdir()]
+        assert len(pids) == 2
+    finally:
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+    while any(map(alive, pids)) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not any(map(alive, pids))
+
+
+def sleeper(folder, name):
+    """Says who it is and sleeps longer than the test waits."""
+    import time
+
+    part = Path(folder).with_name(f"part{name}")
+    part.write_text(str(os.getpid()))
+    part.rename(Path(folder) / name)
+    time.sleep(300)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def test_a_cluster_without_dask_is_explained(monkeypatch):
     monkeypatch.setitem(sys.modules, "dask.distributed", None)
     with pytest.raises(ImportError, match="extra `dask`"):

@@ -25,6 +25,7 @@ from thyroid_lib.crops import Crops
 from thyroid_lib.identity import CODE
 from thyroid_lib.predictions import prediction_table, read_predictions, write_predictions
 from thyroid_lib.runfolder import read_json, write_json
+from thyroid_lib.workers import exit_with_parent
 
 CUT = "+cut"
 """What is added to an arm's name where its dense connections carry only a mean (`probes.shallow_cut`)."""
@@ -170,6 +171,7 @@ def run_job(job: Job, title: str = "", silent: bool = False) -> str:
         return ""
     if silent:
         os.environ["THYROID_STATUS"] = os.devnull
+        exit_with_parent()
     work = Path(job.root) / ".work" / job.key
     with _threads(job.threads):
         try:

@@ -23,7 +23,7 @@ def protocol(jobs: list[Job]) -> str:
     """What all arms share, in a sentence."""
     job, settings = jobs[0], jobs[0].settings[0]
     seeds, folds = len({job.seed for job in jobs}), len({job.fold for job in jobs})
-    start = f"from ImageNet weights ({job.initial})" if job.initial else "from scratch"
+    start = "from ImageNet weights" if job.initial else "from scratch"
     rates = ", ".join(f"{s.lr:g}" for s in job.settings)
     return (
         f"The arms. Each is trained {start} for {settings.epochs} epochs at {job.size} px in batches of "

@@ -7,6 +7,7 @@ go through joblib; a Dask cluster takes them over by a setting.
 
 import contextlib
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -142,9 +143,36 @@ def run_jobs(
     if parallel == 1 and not cluster:
         return [function(**job) for job in jobs]
     with backend(cluster) as workers:
-        calls = (delayed(function)(**job) for job in jobs)
+        calls = (delayed(_tied)(function, job) for job in jobs)
         results = Parallel(n_jobs=workers or parallel, return_as="generator")(calls)
         return list(progress(results, title, len(jobs)))
+
+
+def _tied(function: Callable, job: dict):
+    exit_with_parent()
+    return function(**job)
+
+
+_watching = False
+
+
+def exit_with_parent() -> None:
+    """Lets this worker process end when the process that started it is gone.
+
+    joblib's workers would finish what they have begun, hold its folder meanwhile, and be in the way of whoever
+    starts the same command again. Called within a job; a second call does nothing.
+    """
+    global _watching
+    if _watching or multiprocessing.parent_process() is None:
+        return
+    _watching, parent = True, os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextlib.contextmanager
