@@ -278,6 +278,8 @@ def _fold_batch_norm(module) -> None:
     import torch
     from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+    from thyroid_lib.pointwise import PointwiseConv2d
+
     for child in module.children():
         _fold_batch_norm(child)
     if not isinstance(module, torch.nn.Sequential):
@@ -288,7 +290,7 @@ def _fold_batch_norm(module) -> None:
             owner = owner._modules[name]
             name = list(owner._modules)[-1]
         conv, norm = owner._modules[name], module._modules[second]
-        if type(conv) is torch.nn.Conv2d and isinstance(norm, torch.nn.BatchNorm2d):
+        if type(conv) in (torch.nn.Conv2d, PointwiseConv2d) and isinstance(norm, torch.nn.BatchNorm2d):
             owner._modules[name] = fuse_conv_bn_eval(conv, norm)
             module._modules[second] = torch.nn.Identity()
 

@@ -14,7 +14,7 @@ FEW = 4  # times the channels: as many pixels, at most, gain; measured with bflo
 
 
 class PointwiseConv2d(nn.Conv2d):
-    """1x1 convolution, stride 1, no bias."""
+    """1x1 convolution, stride 1; without a bias until BatchNorm is folded into it."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__(in_channels, out_channels, 1, bias=False)
@@ -22,5 +22,5 @@ class PointwiseConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         pixels = x.shape[0] * x.shape[2] * x.shape[3]
         if has_slow_gradient(x, self.weight) and pixels <= FEW * self.in_channels:
-            return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1)).permute(0, 3, 1, 2)
+            return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
         return super().forward(x)
