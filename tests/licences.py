@@ -9,8 +9,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "licences.md"
-ELSEWHERE = {  # only installed on other systems, so their metadata cannot be read here
+ELSEWHERE = {  # only on some systems, so their metadata cannot always be read
     "appnope": "BSD-2-Clause",
+    "atheris": "Apache-2.0",
     "colorama": "BSD-3-Clause",
     "httpx2-jsfetch": "BSD-3-Clause",
     "pywinpty": "MIT",

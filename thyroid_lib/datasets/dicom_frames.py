@@ -72,12 +72,10 @@ def frame_count(dataset: pydicom.Dataset) -> int:
 def region_box(dataset: pydicom.Dataset, shape: tuple[int, int]) -> tuple[int, int, int, int] | None:
     """Box (x, y, width, height) in px around the 2D tissue regions of SequenceOfUltrasoundRegions, or None."""
     boxes = []
-    for region in dataset.get("SequenceOfUltrasoundRegions", []) or []:
-        try:
-            if int(region.RegionSpatialFormat) == TWO_DIMENSIONAL and int(region.RegionDataType) == TISSUE:
+    for region in _regions(dataset):
+        with contextlib.suppress(Exception):  # a region that cannot be read is none
+            if _kind(region) == (TWO_DIMENSIONAL, TISSUE):
                 boxes.append([int(region[name].value) for name in CORNERS])
-        except (AttributeError, KeyError, TypeError, ValueError):
-            continue
     if not boxes:
         return None
     left, top = (max(0, min(box[i] for box in boxes)) for i in (0, 1))
@@ -160,7 +158,7 @@ def unusable(dataset: pydicom.Dataset) -> frames.FrameError | None:
             f"too large: {size / 1e6:.0f} million pixels a frame; at most {frames.MAX_PIXELS / 1e6:.0f} are decoded",
             "too_large",
         )
-    found = [_kind(region) for region in dataset.get("SequenceOfUltrasoundRegions", []) or []]
+    found = [_kind(region) for region in _regions(dataset)]
     if (TWO_DIMENSIONAL, COLOUR_FLOW) in found:
         return frames.FrameError("colour Doppler: the header names a colour flow region", "colour")
     if found and (TWO_DIMENSIONAL, TISSUE) not in found:
@@ -182,10 +180,15 @@ def unusable(dataset: pydicom.Dataset) -> frames.FrameError | None:
     return None
 
 
+def _regions(dataset: pydicom.Dataset) -> list[pydicom.Dataset]:
+    found = dataset.get("SequenceOfUltrasoundRegions")
+    return list(found) if isinstance(found, pydicom.Sequence) else []
+
+
 def _kind(region: pydicom.Dataset) -> tuple[int, int]:
     try:
         return int(region.RegionSpatialFormat), int(region.RegionDataType)
-    except (AttributeError, TypeError, ValueError):
+    except Exception:  # whatever its values trip over: a region of no kind
         return 0, 0
 
 

@@ -29,6 +29,7 @@ MAX_RLE = 16 * 2**20  # bytes of one run-length encoded frame: they may stand fo
 MAX_FRAMES = 5000  # of a clip; more than two minutes at 40 frames a second
 DEFERRED = 1024  # bytes from which an element's value is read only when it is asked for
 PIXELS = (0x7FE00001, 0x7FE00002, 0x7FE00008, 0x7FE00009, 0x7FE00010)  # offset tables and pixels
+NEEDED = (0x00080060, 0x00186011, 0x00020010)  # modality, ultrasound regions, transfer syntax
 CHUNK = 2**20
 
 
@@ -65,6 +66,8 @@ def read(path, *, force: bool = False) -> pydicom.Dataset:
         path: of the file.
         force: read it even if it lacks DICOM's mark.
 
+    Elements that say what the picture is and cannot be converted are left out, as if they were missing.
+
     Raises:
         FrameError: `too_large`.
         Exception: whatever pydicom trips over.
@@ -81,6 +84,11 @@ def read(path, *, force: bool = False) -> pydicom.Dataset:
         if element.length > MAX_ELEMENT:
             if tag.group == 0x0028:  # what says how pixels are stored is read again by the decoder
                 raise _too_large(f"an element of {element.length / 2**20:.0f} MiB that describes pixels")
+            del dataset[tag]
+    for tag in [tag for tag in dataset.keys() if tag in NEEDED or tag.group == 0x0028]:
+        try:
+            dataset[tag].value  # noqa: B018  (values are converted when they are asked for, and that can fail)
+        except Exception:  # as good as none, and its message may quote the header
             del dataset[tag]
     return dataset
 
