@@ -225,6 +225,13 @@ def test_the_card_says_simulated_and_research_use_and_both_languages(folder):
         assert text in card
 
 
+def test_the_card_of_a_grading_classifier_says_that_no_pathology_stands_behind_it(tmp_path):
+    names = {key: (f"TI-RADS {key}", f"TI-RADS {key} 类") for key in ("2-3", "4a", "4b", "4c-5")}
+    points = [dict.fromkeys(names, 0.25)]
+    graded = small.make(tmp_path, 1, classes=list(names), names=names, operating_points=points)
+    assert "No pathology stands behind" in (graded / "MODEL_CARD.md").read_text(encoding="utf-8")
+
+
 def test_no_pickle_is_read(copy):
     class Trap:
         def __reduce__(self):

@@ -2,6 +2,8 @@
 
 from importlib.resources import files
 
+from thyroid_lib import task
+
 
 def environment(autoescape: bool):
     """Jinja environment over the templates of `classify`; undefined names are errors."""
@@ -25,7 +27,9 @@ def render(definition: dict) -> str:
         definition: classifier.json.
     """
     template = environment(autoescape=False).get_template("model_card.md.j2")
-    return template.render(d=definition, cell=cell, flat=flat)
+    names = {entry["key"]: (entry["english"], entry["chinese"]) for entry in definition["classes"]}
+    grades = task.of(names).noun == "TI-RADS group"
+    return template.render(d=definition, cell=cell, flat=flat, grades=grades)
 
 
 def cell(value) -> str:
