@@ -212,12 +212,13 @@ def difference_rows(found: dict) -> list[tuple[str, str, dict]]:
 
 
 def cost_table(spent: pd.DataFrame, speed: pd.DataFrame, batch_size: int) -> pd.DataFrame:
-    """Parameters, multiplications, memory and images per second of every network.
+    """Parameters, multiplications, memory and images per second of every network; controls cost what they copy.
 
     Args:
         spent: of `computed_costs`. speed: of `measured_speed`. batch_size: of the training step.
     """
     both = spent.join(speed)
+    both = both[[ARMS[arm].group != "controls" for arm in both.index]]
     table = pd.DataFrame(
         {
             "arm": [title(arm) for arm in both.index],

@@ -88,8 +88,9 @@ def accuracy_against_cost(table: pd.DataFrame, references: dict[str, dict], labe
             ax.axhline(metric["value"], color=GROUP_COLOURS["reference"], lw=1, ls="--")
     for name, metric in references.items():
         place = (0.99, metric["value"])
-        axes[0].annotate(name, place, (0, -2), xycoords=axes[0].get_yaxis_transform(), textcoords="offset points",
-                         ha="right", va="top", fontsize=7, color=MUTED)  # fmt: skip
+        axes[0].annotate(name, place, (0, 2), xycoords=axes[0].get_yaxis_transform(), textcoords="offset points",
+                         ha="right", va="bottom", fontsize=7, color=MUTED)  # fmt: skip
+    axes[0].margins(y=0.08)
     axes[0].set_ylabel(label)
     words = [f"{number}  {title}" for title, number in numbers.items()]
     for x, part in ((0.08, words[:half]), (0.56, words[half:])):
@@ -153,7 +154,7 @@ def _cost_axis(ax, values) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     if not len(values) or values.max() / values.min() < 4:
-        ax.set_xlim(left=0)
+        ax.set_xlim(0, 1.08 * values.max() if len(values) else 1)
         ax.locator_params(axis="x", nbins=5)
         return
     ax.set_xscale("log")
