@@ -21,13 +21,18 @@ def title(arm: str) -> str:
 
 def protocol(jobs: list[Job]) -> str:
     """What all arms share, in a sentence."""
-    job, settings = jobs[0], jobs[0].settings[0]
+    job = next((job for job in jobs if job.model), jobs[0])
+    settings = job.settings
     seeds, folds = len({job.seed for job in jobs}), len({job.fold for job in jobs})
     start = "from ImageNet weights" if job.initial else "from scratch"
-    rates = ", ".join(f"{s.lr:g}" for s in job.settings)
+    rates = ", ".join(f"{s.lr:g}" for s in settings)
+    blocks = next(
+        (f", {j.model['middle_blocks']} middle blocks" for j in jobs if "middle_blocks" in j.model), ""
+    )
+    width = f"at width {job.model['width']:g}{blocks}, " if job.model else ""
     return (
-        f"The arms. Each is trained {start} for {settings.epochs} epochs at {job.size} px in batches of "
-        f"{settings.batch_size}, peak learning rate {rates}, with {seeds} seed{'s' * (seeds > 1)} on {folds} "
+        f"Trained {start}, {width}{job.size} px, {settings[0].epochs} epochs in batches of "
+        f"{settings[0].batch_size}, peak learning rate {rates}; {seeds} seed{'s' * (seeds > 1)} on {folds} "
         f"fold{'s' * (folds > 1)}."
     )
 
@@ -186,13 +191,15 @@ def difference_table(found: dict) -> pd.DataFrame:
     """
     rows: dict[str, dict] = {}
     for to, metrics in found.items():
-        name = to.removeprefix("minus_").replace("_", " ")
+        name = to.removeprefix("minus_")
         for arm, test in metrics.get(MAIN, {}).items():
             row = rows.setdefault(arm, {"arm": title(arm)})
             row[f"minus the {name}"] = signed(test)
             row[f"p (Holm), {name}"] = p_value(test.get("p_holm"))
     table = pd.DataFrame([rows[arm] for arm in ARMS if arm in rows])
-    return table.fillna("–")
+    names = [to.removeprefix("minus_") for to, metrics in found.items() if metrics]
+    columns = [column for name in names for column in (f"minus the {name}", f"p (Holm), {name}")]
+    return table[["arm", *columns]].fillna("–")
 
 
 def difference_rows(found: dict) -> list[tuple[str, str, dict]]:
@@ -205,12 +212,13 @@ def difference_rows(found: dict) -> list[tuple[str, str, dict]]:
 
 
 def cost_table(spent: pd.DataFrame, speed: pd.DataFrame, batch_size: int) -> pd.DataFrame:
-    """Parameters, multiplications, memory and images per second of every network.
+    """Parameters, multiplications, memory and images per second of every network; controls cost what they copy.
 
     Args:
         spent: of `computed_costs`. speed: of `measured_speed`. batch_size: of the training step.
     """
     both = spent.join(speed)
+    both = both[[ARMS[arm].group != "controls" for arm in both.index]]
     table = pd.DataFrame(
         {
             "arm": [title(arm) for arm in both.index],
@@ -242,6 +250,15 @@ def cost_points(found: dict, spent: pd.DataFrame, speed: pd.DataFrame) -> pd.Dat
             metric = {name: found[arm][MAIN][name] for name in ("value", "low", "high")}
             rows.append({"title": title(arm), "group": ARMS[arm].group, **metric, **row})
     return pd.DataFrame(rows).astype({"value": float, "low": float, "high": float})
+
+
+def references(found: dict) -> dict[str, dict]:
+    """Title -> metric of the arms that are no networks: lines in the figure of costs."""
+    return {
+        title(arm): metrics[MAIN]
+        for arm, metrics in found.items()
+        if ARMS[arm].group == "reference" and metrics[MAIN]["value"] is not None
+    }
 
 
 def gaze_table(numbers: dict[str, dict]) -> pd.DataFrame:
@@ -311,8 +328,10 @@ def notes(results: list[Result], failed: dict, speed: pd.DataFrame, claim: dict,
         for result in results
         if "seconds" in result.facts
     }
+    origins = {r.job.arm: r.facts["initial_weights"] for r in results if r.facts.get("initial_weights")}
     return {
         "jobs": per_job,
+        "initial_weights": origins,
         "failed": failed,
         "seconds_of_this_start": round(seconds, 1),
         "images_per_second": {arm: {k: round(v, 1) for k, v in row.items()} for arm, row in speed.iterrows()},
@@ -320,11 +339,12 @@ def notes(results: list[Result], failed: dict, speed: pd.DataFrame, claim: dict,
     }
 
 
-def findings(found: dict, throughput: dict, failed: dict, simulated: bool) -> str:
+def findings(found: dict, throughput: dict, failed: dict, scope: str, simulated: bool) -> str:
     """What notebook 06 found, in Markdown, every number from what it recorded or noted.
 
     Args:
-        found: of `summary`. throughput: of `throughput_claim`. failed: job -> reason. simulated: phantoms.
+        found: of `summary`. throughput: of `throughput_claim`. failed: job -> reason.
+        scope: of `protocol`. simulated: phantoms.
     """
     tested, lines = found["tested"], []
     if simulated:
@@ -333,7 +353,8 @@ def findings(found: dict, throughput: dict, failed: dict, simulated: bool) -> st
         )
     lines.append(
         f"{len(found['arms'])} arms, {tested['trainings']} training{'s' * (tested['trainings'] > 1)} per arm and "
-        f"fold, tested on {tested['images']} images of {tested['patients']} patients."
+        f"fold, tested on {tested['images']} images of {tested['patients']} patients. {scope} What follows speaks of "
+        "networks like these."
     )
     lines += [f"{job} was not finished and its arm is left out: {reason}" for job, reason in failed.items()]
     lines.append(_best(found["arms"]))

@@ -22,9 +22,6 @@ MAIN = "macro_auroc"
 WATCHED = ("follicular_neoplasm", "medullary_carcinoma")
 """Lesion types whose sensitivity the grid is judged by: those that existing aids miss."""
 
-NO_NOISE = ("reference", "controls")
-"""Groups whose spread over trainings says nothing about the arms that are compared."""
-
 
 @dataclass(frozen=True)
 class Measured:
@@ -126,6 +123,8 @@ def per_arm(measured: Measured, arm: str) -> dict[str, dict]:
 def training_noise(measured: Measured, metric: str = MAIN) -> tuple[float, int]:
     """Variance of a metric between trainings of one arm, pooled over arms, and its degrees of freedom.
 
+    Left out are references, which have no luck of training, and shuffled labels, whose luck is another.
+
     Args:
         measured: of `measure`. metric: name.
 
@@ -135,7 +134,7 @@ def training_noise(measured: Measured, metric: str = MAIN) -> tuple[float, int]:
     squares, freedom = 0.0, 0
     for arm in measured.arms:
         values = measured.of(arm, metric)[:, 0]
-        if ARMS[arm].group not in NO_NOISE and len(values) > 1 and np.isfinite(values).all():
+        if ARMS[arm].model and not ARMS[arm].shuffled and len(values) > 1 and np.isfinite(values).all():
             squares += float(((values - values.mean()) ** 2).sum())
             freedom += len(values) - 1
     return (squares / freedom if freedom else 0.0), freedom
@@ -165,7 +164,7 @@ def contrast(
     noise, freedom = training_noise(measured, metric) if trainings else (0.0, 0)
     over_trainings = 0.0
     for arm, factor in weights.items():
-        if ARMS.get(arm) and ARMS[arm].group != "reference":
+        if arm in ARMS and ARMS[arm].model:
             over_trainings += factor**2 * noise / len(measured.of(arm, metric))
     variance = over_patients + over_trainings
     if variance == 0:
@@ -210,12 +209,14 @@ def corrected(tests: dict[str, dict]) -> dict[str, dict]:
 def differences(measured: Measured, to: str) -> dict[str, dict[str, dict]]:
     """Every other arm minus one: metric -> arm -> contrast; the main metric's family is corrected by Holm.
 
+    The controls are left out: they are no candidates, and each further test costs the others power.
+
     Args:
         measured: of `measure`. to: the arm that is subtracted; {} where it is not in the grid.
     """
     if to not in measured.arms:
         return {}
-    others = [arm for arm in measured.arms if arm != to]
+    others = [arm for arm in measured.arms if arm != to and ARMS[arm].group != "controls"]
     metrics = [name for name in measured.draws[to] if not name.startswith("auroc/")]
     result = {
         name: {arm: contrast(measured, {arm: 1.0, to: -1.0}, name) for arm in others} for name in metrics

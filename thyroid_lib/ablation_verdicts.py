@@ -1,10 +1,10 @@
-"""Verdicts on the effects that C15 claims, by a rule that was fixed before any number was seen.
+"""Verdicts on the effects that C15 claims, by one rule for all of them.
 
 An effect on the macro AUROC is
 
-* **supported** when it is above 0 and its p value, corrected by Holm over all claims, is below 0.05;
-* **not supported** when it is below 0 at that level, or when its whole 95 % interval lies below the smallest effect
-  worth having (`margin`);
+* **supported** when it is above 0, its p value, corrected by Holm over all claims, is below 0.05, and its 95 %
+  interval reaches the smallest effect worth having (`margin`);
+* **not supported** when it is below 0 at that level, or when its whole 95 % interval lies below that smallest effect;
 * **undecided with this data** otherwise, and always when the grid cannot tell: too few patients, one training per
   arm, networks that have not learnt, or a control that failed.
 
@@ -174,10 +174,13 @@ def verdict(
         return UNDECIDED, "no network of this comparison is above chance"
     if single:
         return UNDECIDED, "one training per arm: luck of training cannot be told from an effect"
-    if test["p_holm"] < ALPHA:
-        return (SUPPORTED, "above 0") if test["value"] > 0 else (NOT_SUPPORTED, "the effect is the opposite")
+    sure = test["p_holm"] < ALPHA
+    if sure and test["value"] < 0:
+        return NOT_SUPPORTED, "the effect is the opposite"
     if test["high"] < margin:
-        return NOT_SUPPORTED, f"an effect of {margin:g} is ruled out"
+        return NOT_SUPPORTED, f"{'above 0, but ' if sure else ''}an effect of {margin:g} is ruled out"
+    if sure:
+        return SUPPORTED, "above 0"
     return UNDECIDED, "the interval holds 0 and effects worth having"
 
 

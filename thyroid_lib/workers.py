@@ -7,6 +7,7 @@ go through joblib; a Dask cluster takes them over by a setting.
 
 import contextlib
 import json
+import logging
 import multiprocessing
 import os
 import subprocess
@@ -198,7 +199,10 @@ def backend(cluster: str) -> Iterator[int]:
     local = None
     if cluster.startswith("local:"):
         count = int(cluster.partition(":")[2])
-        local = LocalCluster(n_workers=count, threads_per_worker=1, dashboard_address=None)
+        quiet = logging.ERROR  # that a worker took seconds to end is no news for a report
+        local = LocalCluster(
+            n_workers=count, threads_per_worker=1, dashboard_address=None, silence_logs=quiet
+        )
     try:
         with Client(local or cluster, timeout=60) as client, joblib.parallel_config(backend="dask"):
             yield len(client.scheduler_info(n_workers=-1)["workers"])

@@ -57,11 +57,12 @@ def arms(rows: list[dict], label: str) -> Figure:
     return figure
 
 
-def accuracy_against_cost(table: pd.DataFrame, label: str) -> Figure:
-    """Accuracy against what it costs: multiplications, and seconds of training per image.
+def accuracy_against_cost(table: pd.DataFrame, references: dict[str, dict], label: str) -> Figure:
+    """Accuracy against what it costs: multiplications, and milliseconds of training per image.
 
     Args:
         table: one row per network: title, group, value, low, high (of the metric), gmacs, training (images/s).
+        references: title -> metric of what is no network: horizontal lines.
         label: of the vertical axis.
     """
     half = -(-len(table) // 2)
@@ -76,13 +77,20 @@ def accuracy_against_cost(table: pd.DataFrame, label: str) -> Figure:
             ax.plot([x, x], [row.low, row.high], color=ink, lw=0.9, alpha=0.45)
             ax.plot(x, row.value, GROUP_MARKERS[row.group], color=ink, ms=5.5)
             ax.annotate(numbers[row.title], (x, row.value), (4, 3), textcoords="offset points", fontsize=7.5)
-        ax.set(xlabel=name, xscale="log")
-        _plain_ticks(ax, cost)
+        ax.set(xlabel=name)
+        _cost_axis(ax, cost)
         ax.grid(color=GRID, lw=0.5)
     if not len(known):
         axes[0].text(0.5, 0.5, "too few patients", transform=axes[0].transAxes, ha="center", color=MUTED)
     for ax in axes:
         ax.axhline(0.5, color=MUTED, lw=0.8, ls=":")
+        for metric in references.values():
+            ax.axhline(metric["value"], color=GROUP_COLOURS["reference"], lw=1, ls="--")
+    for name, metric in references.items():
+        place = (0.99, metric["value"])
+        axes[0].annotate(name, place, (0, 2), xycoords=axes[0].get_yaxis_transform(), textcoords="offset points",
+                         ha="right", va="bottom", fontsize=7, color=MUTED)  # fmt: skip
+    axes[0].margins(y=0.08)
     axes[0].set_ylabel(label)
     words = [f"{number}  {title}" for title, number in numbers.items()]
     for x, part in ((0.08, words[:half]), (0.56, words[half:])):
@@ -92,6 +100,7 @@ def accuracy_against_cost(table: pd.DataFrame, label: str) -> Figure:
         f"{row.title}: {say(row._asdict())} at {row.gmacs:.3g} GMACs and {row.training:.0f} images/s in training"
         for row in table.itertuples()
     ]
+    said += [f"{name} (no network): {say(metric)}" for name, metric in references.items()]
     figure.alt = f"{label} against multiplications and against training time. " + "; ".join(said) + "."
     return figure
 
@@ -140,14 +149,16 @@ def _wrapped(title: str, most: int = 13) -> str:
     return "\n".join(lines)
 
 
-def _plain_ticks(ax, values) -> None:
-    """Ticks of a logarithmic axis as plain numbers, few enough to be read."""
+def _cost_axis(ax, values) -> None:
+    """A logarithmic axis for costs that lie far apart, a plain one from 0 for others; plain numbers on both."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    if not len(values):
+    if not len(values) or values.max() / values.min() < 4:
+        ax.set_xlim(0, 1.08 * values.max() if len(values) else 1)
+        ax.locator_params(axis="x", nbins=5)
         return
-    narrow = values.max() / values.min() < 30
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,)))
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if values.max() / values.min() < 30 else (1,)))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.xaxis.set_minor_formatter(NullFormatter())
 
