@@ -14,7 +14,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from thyroid_lib import hardware, inspection, network
+from thyroid_lib import inspection, network
+from thyroid_lib.memory import keep_memory
 
 MIB = 2**20
 
@@ -118,7 +119,7 @@ def throughput(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     before, seconds, memory = torch.get_num_threads(), {name: ([], []) for name in configs}, {}
     torch.set_num_threads(threads)
-    hardware.keep_memory()
+    keep_memory()
     try:
         for _ in range(rounds):
             for name, config in configs.items():

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed, effective_n_jobs
 
-from thyroid_lib import datasets, frames, regions, runfolder
+from thyroid_lib import datasets, frames, memory, regions, runfolder
 from thyroid_lib.progress import progress
 
 ARRAYS = ("crops", "frames", "masks")
@@ -226,6 +226,7 @@ def _chunk(
     folder: Path, names, start: int, rows: list[dict], size: int, recipe: regions.Recipe
 ) -> list[dict]:
     """Writes the rows' crops into the arrays and returns what the index says of each."""
+    memory.keep_memory()
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # the workers share the cores already
     try:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from thyroid_lib import checkpoint, hardware
+from thyroid_lib import checkpoint, hardware, memory
 from thyroid_lib.settings import Settings
 
 
@@ -60,7 +60,7 @@ def open_fabric(settings: Settings, state: dict, model: nn.Module, size: int):
         if settings.compile
         else "off: slower on CPUs as measured, not measured elsewhere",
         "memory": "freed memory is kept for the next step"
-        if hardware.keep_memory()
+        if memory.keep_memory()
         else "as the system does it",
     }
     if before and before != now:

@@ -7,7 +7,6 @@ every checkpoint.
 
 import contextlib
 import copy
-import ctypes
 import inspect
 import json
 import os
@@ -135,26 +134,6 @@ def probe(model: nn.Module, size: int, rounds: int = _ROUNDS) -> dict[str, float
     finally:
         torch.set_num_threads(threads)
     return {name: min(seconds[1:]) for name, seconds in times.items()}
-
-
-def keep_memory() -> bool:
-    """Lets glibc keep freed memory for the next step instead of handing it back to the kernel.
-
-    Every step allocates the same activations again; each page handed back is zeroed and mapped anew, which
-    takes about a tenth of a training step on a CPU. Lasts as long as the process.
-
-    Returns:
-        Whether it was done; False on systems with another C library.
-    """
-    if not sys.platform.startswith("linux"):
-        return False
-    trim_threshold, top_pad, mmap_max = -1, -2, -4  # names of malloc.h
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return False
-    wanted = ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 64 * 2**20))
-    return all([mallopt(name, value) == 1 for name, value in wanted])
 
 
 def matrix_rate(

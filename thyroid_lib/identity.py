@@ -10,6 +10,7 @@ CODE = (
     "network.py",
     "inputs.py",
     "depthwise.py",
+    "pointwise.py",
     "losses.py",
     "augmentation.py",
     "settings.py",

@@ -1,0 +1,42 @@
+"""Freed memory stays with the process where the C library lets it."""
+
+import resource
+import subprocess
+import sys
+
+import pytest
+
+CODE = """
+import resource, sys
+from thyroid_lib import memory
+kept = memory.keep_memory() if sys.argv[1] == "keep" else False
+def touch():
+    bytearray(b"x") * 40_000_000
+for _ in range(5):
+    touch()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    touch()
+print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="speaks to Linux's C library")
+def test_memory_that_is_used_again_is_not_asked_of_the_kernel_again():
+    def run(word):
+        command = [sys.executable, "-c", CODE, word]
+        kept, faults = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        return kept == "True", int(faults)
+
+    kept, faults = run("keep")
+    if not kept:
+        pytest.skip("another C library than glibc")
+    pages = 10 * 40_000_000 // resource.getpagesize()
+    assert faults < pages / 100 < pages / 2 < run("as it is")[1]
+
+
+def test_elsewhere_nothing_is_done(monkeypatch):
+    from thyroid_lib import memory
+
+    monkeypatch.setattr(memory.sys, "platform", "darwin")
+    assert memory.keep_memory() is False
