@@ -33,7 +33,8 @@ NOISY = tuple(
         r"^04_finetune/fixed_on_validation/.*/(temperature|operating_points/.*)$",
         r"^05_evaluate/(.*/)?(delong|confusion|curves|folds|errors|verdicts)/",
         r"^05_evaluate/.*/flat_maps$",
-        r"^06_ablation/.*(epochs|epoch|loss|seconds)$",
+        r"^06_ablation/(gaze|training_noise)/",
+        r"^06_ablation/(claims|controls)/(?!compute).*/(p_holm|verdict|why)$",
     )
 )
 """Keys that follow one training or one decoder, with no interval to judge them by."""
