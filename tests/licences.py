@@ -16,7 +16,10 @@ ELSEWHERE = {  # only on some systems, so their metadata cannot always be read
     "httpx2-jsfetch": "BSD-3-Clause",
     "pywinpty": "MIT",
 }
-UNSTATED = {"cuda-toolkit": "NVIDIA proprietary"}  # an empty package that names the others
+UNSTATED = {  # packages whose metadata names no licence
+    "atheris": "Apache-2.0",  # the LICENSE of its repository
+    "cuda-toolkit": "NVIDIA proprietary",  # an empty package that names the others
+}
 WORDS = {  # how packages write it -> SPDX
     r"BSD License|BSD": "BSD",
     r"3-Clause BSD License": "BSD-3-Clause",
