@@ -7,7 +7,7 @@ from scipy import stats
 from sklearn.metrics import recall_score, roc_auc_score
 from small_grid import CLASSES, grid, spots
 
-from thyroid_lib import ablation, ablation_report, comparison, results
+from thyroid_lib import ablation, ablation_report, ablation_words, comparison, results
 from thyroid_lib import ablation_results as ar
 from thyroid_lib import ablation_verdicts as av
 from thyroid_lib.ablation_results import Measured
@@ -275,16 +275,16 @@ def test_what_is_recorded_is_complete_and_said_in_words(small):
     numbers = ablation_report.summary(measured, found, spent, {"margin": 0.02, "limit": 1.25, "classes": 4})
     assert results.complete(numbers)
     claim = ablation_report.throughput_claim(speed, 1.25)
-    text = ablation_report.findings(
-        numbers, claim, {"resnet50, seed 0, fold 0": "it diverged"}, ablation_report.protocol(jobs), True
+    text = ablation_words.findings(
+        numbers, claim, {"resnet50, seed 0, fold 0": "it diverged"}, ablation_words.protocol(jobs), True
     )
     assert "**simulated**" in text and "it diverged" in text
     for verdict in numbers["claims"].values():
         assert verdict["verdict"] == av.NOT_TESTED or verdict["claim"] in text
-    assert len(ablation_report.claim_table(numbers["claims"] | claim)) == len(numbers["claims"]) + 1
-    assert len(ablation_report.difference_table(numbers["difference"])) == 3  # no controls
-    assert {*ablation_report.cost_table(spent, speed, 8)["arm"]} == {
-        ablation_report.title(arm) for arm in ("original", "invention")
+    assert len(ablation_words.claim_table(numbers["claims"] | claim)) == len(numbers["claims"]) + 1
+    assert len(ablation_words.difference_table(numbers["difference"])) == 3  # no controls
+    assert {*ablation_words.cost_table(spent, speed, 8)["arm"]} == {
+        ablation_words.title(arm) for arm in ("original", "invention")
     }
     assert "texture" not in numbers["gaze"] and numbers["gaze"]["original"]["reach"] < 1
 
@@ -296,13 +296,13 @@ def test_figures_say_their_numbers(small):
     arms = {arm: ar.per_arm(measured, arm) for arm in measured.arms}
     spent, speed = ablation_report.computed_costs(jobs), ablation_report.measured_speed(jobs, rounds=1)
     figures = [
-        charts.arms(ablation_report.arm_rows(arms), "macro AUROC"),
+        charts.arms(ablation_words.arm_rows(arms), "macro AUROC"),
         charts.accuracy_against_cost(
-            ablation_report.cost_points(arms, spent, speed), ablation_report.references(arms), "macro AUROC"
+            ablation_words.cost_points(arms, spent, speed), ablation_words.references(arms), "macro AUROC"
         ),
         charts.gaze(
             ablation_report.gaze_maps(found),
-            {ablation_report.title(arm): own for arm, own in ablation_report.gaze_numbers(found).items()},
+            {ablation_words.title(arm): own for arm, own in ablation_report.gaze_numbers(found).items()},
         ),
     ]
     assert "logistic regression on texture" in figures[1].alt
