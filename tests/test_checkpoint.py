@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hardening import goes_wrong
 from safetensors.torch import load_file
 
 from thyroid_lib import checkpoint
@@ -45,25 +46,35 @@ def test_every_difference_of_another_training_is_named_with_both_values(tmp_path
     assert "width" not in str(error.value)
 
 
+@goes_wrong(
+    "A checkpoint is damaged",
+    sees="Delete the folder",
+    do="Delete the folder that is named and give the same command again: that training starts anew.",
+)
 @pytest.mark.parametrize("damage", ["cut", "text"])
-def test_a_damaged_checkpoint_is_named_and_not_used(tmp_path, damage):
+def test_a_damaged_checkpoint_is_named_and_not_used(tmp_path, damage, sees):
     path = tmp_path / "w.safetensors"
     checkpoint.save_weights(path, {"x": torch.zeros(100)}, {})
     path.write_bytes(path.read_bytes()[:-8] if damage == "cut" else b"no tensors")
-    with pytest.raises(checkpoint.CheckpointError, match=r"w\.safetensors.*Delete the folder"):
+    with pytest.raises(checkpoint.CheckpointError, match=r"w\.safetensors.*" + sees):
         checkpoint.load_weights(path)
     (tmp_path / "state.json").write_text("{")
     with pytest.raises(checkpoint.CheckpointError, match=r"state\.json.*Delete the folder"):
         checkpoint.read_state(tmp_path)
 
 
-def test_two_processes_cannot_train_in_one_folder(tmp_path):
+@goes_wrong(
+    "A training is started twice in one folder",
+    sees="Another process is training in",
+    do="Wait for the first, end it, or give the second another folder.",
+)
+def test_two_processes_cannot_train_in_one_folder(tmp_path, sees):
     hold = "import sys; from thyroid_lib import checkpoint\nwith checkpoint.held(sys.argv[1]): print('held')"
     with checkpoint.held(tmp_path / "fit"):
         other = subprocess.run(
             [sys.executable, "-c", hold, str(tmp_path / "fit")], capture_output=True, text=True
         )
-    assert "Another process is training in" in other.stderr
+    assert sees in other.stderr
     with checkpoint.held(tmp_path / "fit"):
         pass  # free again, and nothing is left behind
     assert list(tmp_path.iterdir()) == []

@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from hardening import goes_wrong
 
 from thyroid_lib import audit, crops, datasets, manifest, plots, regions
 from thyroid_lib.crops import Crops
@@ -130,8 +131,13 @@ def test_text_stays_text_in_the_index(phantom_table, tmp_path):
     assert (found.labels == -1).all() and (found.index["label"] == "").all()
 
 
-def test_a_missing_folder_says_what_to_run(tmp_path):
-    with pytest.raises(FileNotFoundError, match="Run notebook 01"):
+@goes_wrong(
+    "A notebook is run before the one whose files it reads",
+    sees="Run notebook 01",
+    do="Run the notebook that is named into the same run.",
+)
+def test_a_missing_folder_says_what_to_run(tmp_path, sees):
+    with pytest.raises(FileNotFoundError, match=sees):
         Crops.open(tmp_path / "nothing")
 
 

@@ -8,6 +8,7 @@ import tomllib
 
 import pytest
 import yaml
+from hardening import goes_wrong
 
 from thyroid_lib.runfolder import PROJECT
 
@@ -113,18 +114,28 @@ def tools(folder):
     return str(folder / "bin")
 
 
-def test_a_python_that_is_too_old_is_told_plainly(empty_project):
+@goes_wrong(
+    "No fitting Python is there",
+    sees="Python 3.11, 3.12 or 3.13 is needed",
+    do="Install one, or name one: `THYROID_PYTHON=/path/to/python ./run_all.sh`.",
+)
+def test_a_python_that_is_too_old_is_told_plainly(empty_project, sees):
     fake(empty_project, "python3", 'case "$1" in --version) echo Python 3.9.2;; *) echo 3 9;; esac')
     done = bootstrap(empty_project, PATH=tools(empty_project))
     assert done.returncode == 2
-    assert "Python 3.11, 3.12 or 3.13 is needed; found: Python 3.9.2" in done.stderr
+    assert f"{sees}; found: Python 3.9.2" in done.stderr
 
 
-def test_a_disk_that_is_too_small_is_told_before_anything_is_installed(empty_project):
+@goes_wrong(
+    "The disk is too small for the environment",
+    sees="needs about 12 GB of disk",
+    do="Make room and start again; nothing was installed.",
+)
+def test_a_disk_that_is_too_small_is_told_before_anything_is_installed(empty_project, sees):
     fake(empty_project, "python3", "echo 3 12")
     fake(empty_project, "df", "echo Filesystem; echo /dev/x 100 50 3145728 9% /")
     done = bootstrap(empty_project, PATH=tools(empty_project))
-    assert done.returncode == 2 and "needs about 12 GB of disk, 3 GB are free" in done.stderr
+    assert done.returncode == 2 and f"{sees}, 3 GB are free" in done.stderr
     assert not (empty_project / ".venv").exists() and not (empty_project / ".uv").exists()
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hardening import goes_wrong
 from safetensors.torch import load_file
 from scipy.special import softmax
 from sklearn.metrics import log_loss, roc_auc_score, roc_curve
@@ -176,8 +177,13 @@ def test_only_the_head_learns_in_frozen_epochs(tmp_path):
     assert changed == {"fc"}
 
 
-def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_epoch(tmp_path):
-    with pytest.raises(training.TrainingError, match="lower lr"):
+@goes_wrong(
+    "The loss becomes not a number in training",
+    sees="lower lr",
+    do="Set a lower `lr`, or `clip` above 0, and start again: the last good epoch is kept.",
+)
+def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_epoch(tmp_path, sees):
+    with pytest.raises(training.TrainingError, match=sees):
         trained(tmp_path, lr=1e30, clip=0, warmup_epochs=0)
     assert checkpoint.read_state(tmp_path) is None
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hardening import goes_wrong
 from safetensors.torch import load_file
 
 from thyroid_lib import checkpoint, datasets, manifest, training, workers
@@ -207,7 +208,12 @@ def alive(pid: int) -> bool:
         return False
 
 
-def test_a_cluster_without_dask_is_explained(monkeypatch):
+@goes_wrong(
+    "A Dask cluster is asked for and Dask is not installed",
+    sees="extra `dask`",
+    do="Install `thyroid_lib[dask]`, or leave `cluster` empty.",
+)
+def test_a_cluster_without_dask_is_explained(monkeypatch, sees):
     monkeypatch.setitem(sys.modules, "dask.distributed", None)
-    with pytest.raises(ImportError, match="extra `dask`"):
+    with pytest.raises(ImportError, match=sees):
         workers.run_jobs(power, [{"a": 1, "b": 1}], cluster="local:1")

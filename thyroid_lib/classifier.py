@@ -105,16 +105,25 @@ class Classifier:
         name = deploy.choose(folder, backend)
         if name == "torch":
             definitions.verify(folder, definition, deploy.WEIGHTS)
-        models = {}
         if definition["novelty"]:
             definitions.verify(folder, definition, NOVELTY)
-            models = _load_novelty(folder)
-        network = deploy.open_backend(name, folder, definition, precision, threads)
+        try:
+            models = _load_novelty(folder) if definition["novelty"] else {}
+            network = deploy.open_backend(name, folder, definition, precision, threads)
+        except (ClassifierError, deploy.BackendError):
+            raise
+        except Exception as error:  # whatever a forged part trips over, the folder is no classifier
+            raise ClassifierError(
+                f"{folder}: its parts do not make a classifier ({type(error).__name__}: {str(error)[:300]}); copy "
+                "the folder again"
+            ) from error
         loaded = cls(folder, definition, network, models)
         try:
             loaded.recipe  # noqa: B018  (raises where the definition names an unknown setting)
         except (TypeError, ValueError) as error:
-            raise ClassifierError(f"{folder}: this release cannot cut regions as it says: {error}") from error
+            raise ClassifierError(
+                f"{folder}: this release cannot cut regions as it says: {str(error)[:300]}"
+            ) from error
         return loaded
 
     @property
@@ -244,10 +253,15 @@ class Classifier:
         vectors = {"network": features}
         if "appearance" in self._novelty:
             vectors["appearance"] = novelty.appearance(crops)
-        return {
-            key: novelty.distance(model, vectors[key]) / float(model["limit"][0])
-            for key, model in self._novelty.items()
-        }
+        try:
+            return {
+                key: novelty.distance(model, vectors[key]) / float(model["limit"][0])
+                for key, model in self._novelty.items()
+            }
+        except (KeyError, IndexError, ValueError) as error:
+            raise ClassifierError(
+                f"{self.folder / NOVELTY} does not fit this network; copy it again"
+            ) from error
 
 
 def prepare(image, size: int, recipe) -> tuple:

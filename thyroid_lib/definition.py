@@ -124,8 +124,12 @@ def _inconsistencies(d: dict) -> list[str]:
         "operating_points name a class that is not among the classes": set(d["operating_points"])
         <= set(keys),
         "size must be 16 to 2048 px": 16 <= d["size"] <= 2048,
+        "architecture.middle_blocks must be a whole number from 1 to 64": (
+            d["architecture"].get("middle_blocks", 8) in range(1, 65)
+        ),
         "normalization must be mean 0.5, std 0.5 and the architecture's channels": d["normalization"]
         == {"mean": 0.5, "std": 0.5, "channels": d["architecture"]["in_chans"]},
+        "files must be names in this folder": all(Path(name).name == name for name in d["files"]),
         f"files must name {deploy.WEIGHTS}": deploy.WEIGHTS in d["files"],
         "the id is not that of the content (it was edited)": not d["id"] or d["id"] == identity(d),
     }

@@ -44,6 +44,9 @@ def check_switches(switches: dict) -> None:
         raise ValueError("transition2_stride=2 needs second_connection='transition': the three-way has no T2")
     if not 0 <= switches["drop_rate"] < 1:
         raise ValueError(f"drop_rate: expected 0 or more, less than 1, got {switches['drop_rate']!r}")
+    for name in ("num_classes", "in_chans", "dilation", "middle_blocks"):
+        if not isinstance(switches[name], int):
+            raise ValueError(f"{name}: expected a whole number, got {switches[name]!r}")
     for name in ("num_classes", "in_chans", "dilation", "width", "middle_blocks"):
         if switches[name] <= 0:
             raise ValueError(f"{name}: expected a positive number, got {switches[name]!r}")

@@ -76,13 +76,20 @@ def load(profile: str) -> dict:
             raise ProfileError([f"profile '{profile}': expected one of {known}, or the path of a .yaml file"])
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ) as error:  # ValueError: a date that is none, another encoding
         raise ProfileError([f"profile {path.name}: not readable as YAML: {error}"]) from None
     if not isinstance(content, dict) or not all(isinstance(part or {}, dict) for part in content.values()):
         raise ProfileError(
             [f"profile {path.name}: expected notebook names, each with 'parameter: value' lines"]
         )
-    return {str(name): part or {} for name, part in content.items()}
+    return {
+        str(book): {str(name): value for name, value in (part or {}).items()}
+        for book, part in content.items()
+    }
 
 
 def resolve(profile: dict, settings: list[str], data: dict[str, str]) -> dict[str, dict]:
@@ -135,7 +142,7 @@ def resolve(profile: dict, settings: list[str], data: dict[str, str]) -> dict[st
         target = next((book for book in notebooks if target and book.startswith(target)), target or "common")
         try:
             give(target, name, yaml.safe_load(text), f"--set {setting}")
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):
             give(target, name, text, f"--set {setting}")
     problems += [
         f"{book}.{name}: {problem}"
@@ -207,7 +214,11 @@ def spec_problem(spec: str) -> str:
     if not separator or kind not in SOURCES:
         return f"'{spec}': expected KIND:PATH with KIND one of {', '.join(SOURCES)}{_nearest(kind, SOURCES)}"
     path = spec_path(spec)
-    return f"'{spec}': {path} is not there" if path is not None and not path.exists() else ""
+    try:
+        there = path is None or path.exists()
+    except (OSError, ValueError):  # too long, or no name at all
+        there = False
+    return "" if there else f"'{spec}': {path} is not there"
 
 
 def _typed(value: object, parameter: Parameter) -> object:

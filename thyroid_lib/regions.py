@@ -51,8 +51,10 @@ class Recipe:
         if not 0 < self.threshold < 255:
             raise ValueError(f"Recipe.threshold: expected 1 to 254 grey levels, came {self.threshold!r}.")
         for name in ("closing", "opening", "margin", "min_area"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"Recipe.{name}: expected 0 or more, came {getattr(self, name)!r}.")
+            if not 0 <= getattr(self, name) <= REFERENCE_SIDE:
+                raise ValueError(
+                    f"Recipe.{name}: expected 0 to {REFERENCE_SIDE}, came {getattr(self, name)!r}."
+                )
 
 
 RECIPE = Recipe()

@@ -128,8 +128,12 @@ def _place(spec: Spec, module) -> Path:
     handle = getattr(module, "KAGGLE", None)
     if spec.location == "kaggle" and handle:
         return _fetch(handle)
-    place = Path(spec.location).expanduser()
-    if not place.exists():
+    try:
+        place = Path(spec.location).expanduser()
+        there = place.exists()
+    except (OSError, ValueError, RuntimeError):  # too long, not a name, the home of nobody
+        place, there = Path(spec.location), False
+    if not there:
         fetch = f" {spec.source}:kaggle fetches the set." if handle else ""
         # The path is the user's own words here, so it may be repeated, except for DICOM.
         shown = "the given place" if spec.source == "dicom" else str(place)

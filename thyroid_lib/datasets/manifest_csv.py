@@ -43,8 +43,12 @@ def read(root: Path, *, classes: str = "", title: str = "") -> pd.DataFrame:
     """
     path = root / "manifest.csv" if root.is_dir() else root
     if not path.is_file():
-        there = ", ".join(sorted(entry.name for entry in root.iterdir())[:12]) or "nothing"
-        raise contract.DatasetError(f"manifest: expected {path}; the folder holds {there}.")
+        entries = (
+            sorted(entry.name for entry in root.iterdir())[:12] if root.is_dir() else ["nothing: it is none"]
+        )
+        raise contract.DatasetError(
+            f"manifest: expected {path}; the folder holds {', '.join(entries) or 'nothing'}."
+        )
     header, lines = _lines(path)
     lacking = [column for column in ("image", "label") if column not in header]
     if lacking:

@@ -49,7 +49,12 @@ def read(
         DatasetError: an unknown source, or an option that is no number.
     """
     values = {}
-    for name, text, least in (("patients", patients, 1), ("seed", seed, 0), ("answer", answer, 0)):
+    for name, text, least in (
+        ("patients", patients, 1),
+        ("seed", seed, 0),
+        ("answer", answer, 0),
+        ("jobs", jobs, -1),
+    ):
         try:
             values[name] = int(text)
         except ValueError:
