@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Every check of the project: style, unit tests, the notebooks as stored (nbval), one smoke run and its reports.
-# ./run_tests.sh [--slow]     with THYROID_DATA=FOLDER the tests on real images run too
+# ./run_tests.sh [--slow]     --slow runs the long tests too and fails under 90 % coverage; with THYROID_DATA=FOLDER the tests on real images run too
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 . .ci/bootstrap.sh
@@ -19,7 +19,9 @@ echo "== style"
 "$PYTHON" -m ruff format --check .
 
 echo "== unit tests"
-OMP_NUM_THREADS=1 "$PYTHON" -m pytest -n 2 --dist loadscope --ignore tests/test_reports.py "$@"
+cover=()
+case " $* " in *" --slow "*) cover=(--cov=thyroid_lib --cov-report=term:skip-covered --cov-fail-under=90) ;; esac
+OMP_NUM_THREADS=1 "$PYTHON" -m pytest -n 2 --dist loadscope --ignore tests/test_reports.py ${cover[@]+"${cover[@]}"} "$@"
 
 echo "== notebooks as stored"
 THYROID_RUN="$scratch/stored" "$PYTHON" -m pytest -p no:cacheprovider --nbval-lax notebooks
