@@ -363,7 +363,12 @@ def test_ddti_grades_become_groups_and_outlines_masks(tmp_path):
         "3_1.jpg": "",
         "4_1.jpg": "",
     }
-    assert data.loc["1_1.jpg", ["age", "sex", "margins", "tirads"]].tolist() == [48, "F", "ill-defined", "4a"]
+    assert data.loc["1_1.jpg", ["age", "sex", "sign_margins", "tirads"]].tolist() == [
+        48,
+        "F",
+        "ill-defined",
+        "4a",
+    ]
     found = datasets.load_mask(data.loc["1_1.jpg"], (80, 100))
     assert found.sum() == 21 * 21 + 11 * 11 and found[30, 30] and found[25, 65] and not found[2, 2]
     assert (data.loc[["1_2.jpg", "2_1.jpg", "4_1.jpg"], "mask"] == "").all()

@@ -57,7 +57,8 @@ class Augmentation:
         seed: int,
         epoch: int,
         occurrences: np.ndarray | None = None,
-    ) -> torch.Tensor:
+        masks: torch.Tensor | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Changes a batch.
 
         Args:
@@ -67,10 +68,11 @@ class Augmentation:
             epoch: counted from 0.
             occurrences: int (N,), how often each sample came before in this epoch (balanced sampling
                 draws some twice); None is never.
+            masks: uint8 (N, S, S) of 0 and 1, to be moved as the images are; or None.
 
         Returns:
             uint8 (N, S, S) on the same device: the changed images are 8-bit images again and go the same
-            way as unchanged ones.
+            way as unchanged ones. With masks, these too: float32 (N, S, S) in 0..1.
         """
         if images.dtype != torch.uint8 or images.ndim != 3:
             raise ValueError(f"expected uint8 (N, S, S), {images.dtype} {tuple(images.shape)} came")
@@ -78,27 +80,28 @@ class Augmentation:
         draws = uniforms(seed, epoch, samples, occurrences, _DRAWS)
         u = torch.from_numpy(draws.astype(np.float32)).to(images.device, non_blocking=True)
         offsets = torch.from_numpy((draws[:, 10:12] * _TILE).astype(np.int64))
-        x = images.to(torch.float32) / 255
-        x = self._move(x, u)
+        grid = self._grid(u, images.shape[-1])
+        x = _sampled(images.to(torch.float32) / 255, grid)
         x = self._cast_shadow(x, u)
         x = x.clamp_(1e-6, 1) ** self._spread(u[:, 4], self.gamma).exp()[:, None, None]
         x *= 1 + self._spread(u[:, 3], self.gain)[:, None, None]
         x *= 1 + (u[:, 5] * self.speckle)[:, None, None] * _speckle(offsets.to(x.device), x.shape[-1])
-        return x.mul_(255).round_().clamp_(0, 255).to(torch.uint8)
+        changed = x.mul_(255).round_().clamp_(0, 255).to(torch.uint8)
+        return changed if masks is None else (changed, _sampled(masks.to(torch.float32), grid))
 
     @staticmethod
     def _spread(u: torch.Tensor, limit: float) -> torch.Tensor:
         return (2 * u - 1) * limit
 
-    def _move(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-        side = x.shape[-1]
+    def _grid(self, u: torch.Tensor, side: int) -> torch.Tensor:
+        """Where each pixel of the moved images comes from: float32 (N, side, side, 2), as `grid_sample` takes it."""
         zoom = self._spread(u[:, 2], self.scale).exp()
         mirror = torch.where(u[:, 9] < self.flip, -1.0, 1.0)
-        axis = (torch.arange(side, device=x.device, dtype=torch.float32) * 2 + 1) / side - 1
+        axis = (torch.arange(side, device=u.device, dtype=torch.float32) * 2 + 1) / side - 1
         across = axis[None] * (zoom * mirror)[:, None] + 2 * self._spread(u[:, 0], self.shift)[:, None]
         down = axis[None] * zoom[:, None] + 2 * self._spread(u[:, 1], self.shift)[:, None]
-        grid = torch.stack((across[:, None].expand_as(x), down[:, :, None].expand_as(x)), 3)
-        return grid_sample(x[:, None], grid, padding_mode="zeros", align_corners=False)[:, 0]
+        square = (len(u), side, side)
+        return torch.stack((across[:, None].expand(square), down[:, :, None].expand(square)), 3)
 
     def _cast_shadow(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
         axis = torch.linspace(0, 1, x.shape[-1], device=x.device)
@@ -136,6 +139,10 @@ def _mix(z: np.ndarray) -> np.ndarray:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
+
+
+def _sampled(x: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+    return grid_sample(x[:, None], grid, padding_mode="zeros", align_corners=False)[:, 0]
 
 
 _fields: dict[torch.device, torch.Tensor] = {}

@@ -13,6 +13,7 @@ CODE = (
     "pointwise.py",
     "losses.py",
     "augmentation.py",
+    "auxiliary.py",
     "settings.py",
     "calibration.py",
     "training.py",

@@ -7,7 +7,8 @@ Rules that a reader will ask for:
 * `lr` is meant for a global batch of 32; another batch size B uses lr * sqrt(B / 32), the rule for Adam of
   Malladi et al. 2022 (arXiv 2205.10287). It rises linearly over `warmup_epochs`, then falls on a cosine to 0.
 * The best epoch has the highest validation macro AUROC (`monitor="auroc"`), between equals the lower
-  validation loss, then the earlier epoch; `monitor="loss"` takes the lowest validation loss. With `patience`
+  validation loss, then the earlier epoch; `monitor="loss"` takes the lowest validation loss, `monitor="last"` the
+  last epoch whatever it scores: where the validation part is small, its best epoch is mostly luck. With `patience`
   p > 0, training stops after p epochs in a row without a new best one.
 * Weight decay acts on convolution and linear weights, not on biases and BatchNorm.
 """
@@ -45,7 +46,9 @@ class Settings:
         augment: strength of `Augmentation`; 0 is none.
         clip: largest gradient norm; 0 is none.
         patience: epochs without improvement until training stops; 0 is never.
-        monitor: "auroc" or "loss", of the validation part.
+        monitor: "auroc" or "loss", of the validation part, or "last".
+        mask_weight: of the auxiliary loss that asks where the nodule is; 0 does not ask.
+        sign_weight: of the auxiliary loss that asks for the described signs; 0 does not ask.
         seed: of everything random.
         devices: processes that share each batch.
         precision: "auto" (probed), "32" or "bf16".
@@ -72,6 +75,8 @@ class Settings:
     clip: float = 1.0
     patience: int = 0
     monitor: str = "auroc"
+    mask_weight: float = 0.0
+    sign_weight: float = 0.0
     seed: int = 0
     devices: int = 1
     precision: str = "auto"
@@ -82,7 +87,7 @@ class Settings:
         choices = {
             "loss": ("mixed", "ce", "focal"),
             "sampling": ("plain", "balanced"),
-            "monitor": ("auroc", "loss"),
+            "monitor": ("auroc", "loss", "last"),
             "precision": PRECISIONS,
         }
         for name, allowed in choices.items():
@@ -97,6 +102,7 @@ class Settings:
             "patience": 0,
         }
         at_least |= {"warmup_epochs": 0, "clip": 0, "ema": 0, "weight_decay": 0}
+        at_least |= {"mask_weight": 0, "sign_weight": 0}
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected at least {least}, {getattr(self, name)!r} came")

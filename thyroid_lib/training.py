@@ -24,6 +24,7 @@ from torch.nn.functional import cross_entropy
 
 from thyroid_lib import checkpoint, losses, network
 from thyroid_lib.augmentation import Augmentation, uniforms
+from thyroid_lib.auxiliary import Questions
 from thyroid_lib.calibration import fit_temperature, macro_auroc, operating_points
 from thyroid_lib.engine import gathered, open_fabric
 from thyroid_lib.identity import identity_of, put_aside
@@ -202,6 +203,9 @@ class Training:
         self.finished = bool(self.state.get("finished"))
         if self.finished:
             return
+        self.questions = None
+        if settings.mask_weight or settings.sign_weight:
+            self.questions = Questions(crops, train, settings.mask_weight, settings.sign_weight)
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)
             self.model = network.build(settings.model)
@@ -229,8 +233,14 @@ class Training:
         self.model.to(device, memory_format=torch.channels_last)
         if device.type == "cuda" and self.fabric.world_size > 1:
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
-        decayed = [p for p in self.model.parameters() if p.ndim > 1]
-        plain = [p for p in self.model.parameters() if p.ndim <= 1]
+        self.learner = self.model
+        if self.questions:
+            with torch.random.fork_rng():
+                torch.manual_seed(settings.seed)
+                self.learner = self.questions.pupil(self.model)
+            self.learner.to(device, memory_format=torch.channels_last)
+        decayed = [p for p in self.learner.parameters() if p.ndim > 1]
+        plain = [p for p in self.learner.parameters() if p.ndim <= 1]
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": decayed, "weight_decay": settings.weight_decay},
@@ -261,9 +271,11 @@ class Training:
                 f"{row['train_loss']}, validation {row['val_loss']}). The checkpoint of epoch {number} is "
                 f"kept; start again with a lower lr than {self.settings.lr} or with clip > 0."
             )
-        score = (
-            [row["val_auroc"], -row["val_loss"]] if self.settings.monitor == "auroc" else [-row["val_loss"]]
-        )
+        score = {
+            "auroc": [row["val_auroc"], -row["val_loss"]],
+            "loss": [-row["val_loss"]],
+            "last": [float(row["epoch"])],
+        }[self.settings.monitor]
         score = [x if math.isfinite(x) else -math.inf for x in score]
         row["best"] = not self.state["history"] or score > self.state["score"]
         self._commit(row, score, time.perf_counter() - begin)
@@ -275,14 +287,14 @@ class Training:
         self.phase = phase
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(phase == "all" or name.startswith("fc."))
-        module = torch.compile(self.model) if self.settings.compile else self.model
+        module = torch.compile(self.learner) if self.settings.compile else self.learner
         self.wrapped = self.fabric.setup_module(module)
         self.stepper = self.fabric.setup_optimizers(self.optimizer)
 
     def learn(self, epoch: int) -> tuple[dict[str, float], float]:
         settings, fabric = self.settings, self.fabric
         rows, occurrences = epoch_order(settings, self.labels, self.train, epoch)
-        learning = [p for p in self.model.parameters() if p.requires_grad]
+        learning = [p for p in self.learner.parameters() if p.requires_grad]
         totals = torch.zeros(3, dtype=torch.float64, device=fabric.device)
         self.wrapped.train()
         for module in self.model.modules():
@@ -295,12 +307,17 @@ class Training:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             mine = np.array_split(part, fabric.world_size)[fabric.global_rank]
-            x, y = self.batch(rows[mine], occurrences[mine], epoch)
+            x, y, masks = self.batch(rows[mine], occurrences[mine], epoch)
             # Ranks' gradients are averaged: a rank's share of the global mean is taken times their number.
             whole = float(self.weight[self.labels[rows[part]]].sum()) / fabric.world_size
-            logits = self.wrapped(x).float()
+            logits, *answers = self.wrapped(x) if self.questions else (self.wrapped(x),)
+            logits = logits.float()
             loss = self.loss(logits, y).sum() / whole
-            fabric.backward(loss)
+            objective = loss
+            if answers:
+                asked = self.questions.loss(*answers, masks, rows[mine], rows[part])
+                objective = loss + asked * fabric.world_size
+            fabric.backward(objective)
             if settings.clip:
                 nn.utils.clip_grad_norm_(learning, settings.clip, foreach=True)
             self.stepper.step()
@@ -322,15 +339,18 @@ class Training:
 
     def batch(
         self, rows: np.ndarray, occurrences: np.ndarray, epoch: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         device = self.fabric.device
-        images = self.reader.tensor(rows, device)
+        images, masks = self.reader.tensor(rows, device), None
+        if self.questions and self.questions.masks:
+            masks = self.questions.masks.tensor(rows, device)
         if self.augmentation:
             images = self.augmentation(
-                images, rows, seed=self.settings.seed, epoch=epoch, occurrences=occurrences
+                images, rows, seed=self.settings.seed, epoch=epoch, occurrences=occurrences, masks=masks
             )
+            images, masks = images if masks is not None else (images, None)
         labels = torch.from_numpy(self.labels[rows]).to(device, non_blocking=True)
-        return _input(images, self.model), labels
+        return _input(images, self.model), labels, None if masks is None else masks.float()
 
     @torch.no_grad()
     def _follow(self, step: int) -> None:
@@ -392,6 +412,9 @@ class Training:
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        if self.questions:
+            heads = self.learner.state_dict().items()
+            tensors |= {f"heads.{name}": value for name, value in heads if not name.startswith("model.")}
         if self.average is not None:
             tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
         for i, slots in self.optimizer.state_dict()["state"].items():
@@ -400,11 +423,13 @@ class Training:
 
     def _restore(self) -> None:
         tensors = checkpoint.load_state_tensors(self.folder, self.state)
-        part = {key: {} for key in ("model", "average", "optimizer")}
+        part = {key: {} for key in ("model", "heads", "average", "optimizer")}
         for name, value in tensors.items():
             kind, rest = name.split(".", 1)
             part[kind][rest] = value
         self.model.load_state_dict(part["model"])
+        if self.questions:
+            self.learner.load_state_dict(part["heads"], strict=False)
         if self.average is not None:
             self.average.load_state_dict(part["average"])
         saved = self.optimizer.state_dict()

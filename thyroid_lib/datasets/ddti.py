@@ -20,6 +20,13 @@ KAGGLE = "dasmehdixtr/ddti-thyroid-ultrasound-images"
 GROUPS = {"2": "2-3", "3": "2-3", "4a": "4a", "4b": "4b", "4c": "4c-5", "5": "4c-5"}
 TWO = {grade: "2-3" if group == "2-3" else "4a-5" for grade, group in GROUPS.items()}
 SIGNS = ("composition", "echogenicity", "margins", "calcifications")
+WORDS = {  # the set's own spellings of one value
+    "non": "none",
+    "ill defined": "ill-defined",
+    "well defined smooth": "well defined",
+    "microcalcification": "microcalcifications",
+    "macrocalcification": "macrocalcifications",
+}
 
 
 def read(root: Path, *, labels: str = "groups") -> pd.DataFrame:
@@ -30,7 +37,7 @@ def read(root: Path, *, labels: str = "groups") -> pd.DataFrame:
         labels: "groups" (2-3, 4a, 4b, 4c-5) or "two" (2-3, 4a-5).
 
     Returns:
-        Manifest with `mask` (polygons), `age`, `sex`, `tirads`, the four described signs, and `text` where
+        Manifest with `mask` (polygons), `age`, `sex`, `tirads`, the four described signs (`sign_*`), and `text` where
         the notes lie beside. Frames without a grade have the label "".
 
     Raises:
@@ -81,7 +88,7 @@ def read(root: Path, *, labels: str = "groups") -> pd.DataFrame:
                     "age": pd.to_numeric(_text(tree, "age"), errors="coerce"),
                     "sex": {"f": "F", "m": "M"}.get(_text(tree, "sex").lower(), ""),
                     "tirads": grade,
-                    **{sign: re.sub(r"\s*-\s*", "-", _text(tree, sign)) for sign in SIGNS},
+                    **{f"sign_{sign}": _sign(tree, sign) for sign in SIGNS},
                     "text": about.get("burned_in_text", ""),
                 }
             )
@@ -102,6 +109,11 @@ def read(root: Path, *, labels: str = "groups") -> pd.DataFrame:
         excluded=excluded,
         notes=notes,
     )
+
+
+def _sign(tree, name: str) -> str:
+    value = re.sub(r"\s*-\s*", "-", _text(tree, name))
+    return WORDS.get(value, value)
 
 
 def _outlines(tree, case: str, notes: list) -> dict[str, list]:
