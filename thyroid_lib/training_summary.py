@@ -8,6 +8,7 @@ import pandas as pd
 
 from thyroid_lib import LESION_TYPES, checkpoint, comparison, evaluation, hardware, network, task
 from thyroid_lib.crossvalidation import FINETUNED, SCRATCH, SIGNS, TEXTURE, FoldResult
+from thyroid_lib.runfolder import PROJECT, read_json
 from thyroid_lib.training import Fit
 
 PARTS = ("entry_flow", "middle_flow", "exit_flow", "transition1", "transition2", "project1", "project2", "fc")
@@ -237,6 +238,44 @@ def fixed(results: list[FoldResult]) -> dict:
             for result in results
         }
     }
+
+
+def recipe_table(path: str | Path) -> pd.DataFrame:
+    """Every way of training that was tried on the data before this one was taken, the failed ones too.
+
+    Args:
+        path: what `benchmarks/recipes.py` wrote, relative to the project.
+
+    Returns:
+        One row per recipe in the order tried: what it is, side of the crops in px, epochs of pre-training and
+        fine-tuning, mean macro AUROC and AUROC of the first class against the rest over the folds' validation
+        parts, minutes, and whether it was taken.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    file = PROJECT / path
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"recipes: expected a JSON file of benchmarks/recipes.py, there is none at {path}; "
+            'set recipes="" to leave the table out'
+        )
+    content = read_json(file)
+    return pd.DataFrame(
+        [
+            {
+                "recipe": name,
+                "what it is": row["what"],
+                "px": row["size"],
+                "epochs": f"{(row['pretrain'] or {}).get('epochs', 0)} + {row['finetune']['epochs']}",
+                "macro AUROC, validation": row["validation_macro_auroc"],
+                "first class against the rest": row["validation_first_against_rest"],
+                "minutes": row["seconds"] / 60,
+                "taken": "taken" if name == content["taken"] else "",
+            }
+            for name, row in content["recipes"].items()
+        ]
+    )
 
 
 def folder_table(folder: Path) -> pd.DataFrame:

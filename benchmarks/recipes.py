@@ -1,0 +1,146 @@
+"""Which way of training serves a small real set best? Every recipe tried, scored on validation parts only.
+
+    python benchmarks/recipes.py --pretrain-data busi:PATH --finetune-data ddti:PATH             # hours on two cores
+    python benchmarks/recipes.py --pretrain-data ... --finetune-data ... --only plain signs --jobs 2
+
+Each fold is held out and never looked at: of the other four, a fifth of the groups is the validation part, the rest
+is learnt from. A recipe's score is the mean over folds of the validation part's macro AUROC (and of its AUROC of
+the first class against the rest) after the last epoch; nothing is chosen by epoch. Interrupted, it goes on. Writes
+benchmarks/results/recipes.json, which the report of a run with `recipes` set shows whole, failed recipes included.
+"""
+
+import argparse
+import hashlib
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+from joblib import Parallel, delayed
+from scipy.special import softmax
+from sklearn.metrics import roc_auc_score
+
+from thyroid_lib import audit, crops, crossvalidation, pretraining, training
+from thyroid_lib.calibration import macro_auroc
+from thyroid_lib.runfolder import read_json, write_json
+
+RESULTS = Path(__file__).parent / "results" / "recipes.json"
+TAKEN = "plain"  # what the profile does
+MODEL = {"name": "optimized_xception", "width": 1.0, "middle_blocks": 8}
+PRETRAIN = {"epochs": 12, "batch_size": 32, "lr": 1e-3, "ema": 0.98}
+FINETUNE = {"epochs": 25, "batch_size": 16, "lr": 1e-3, "ema": 0.98}
+RECIPES = {
+    "scratch": {"what": "no pre-training", "pretrain": None},
+    "plain": {"what": "pre-trained on BUSI"},
+}
+"""Name -> `what` it changes, in words, `size` (px), `folds`, settings of `pretrain` (None: none) and `finetune`."""
+
+
+def main() -> None:
+    options = _options()
+    for name in options.only or RECIPES:
+        recipe = RECIPES[name]
+        done = {"taken": TAKEN, "recipes": {}} | read_json(options.out)
+        size, folds = recipe.get("size", 128), list(range(recipe.get("folds", 5)))
+        begin = time.perf_counter()
+        initial = pretrained(recipe, size, options)
+        jobs = [delayed(fold_scores)(recipe, size, fold, initial, options) for fold in folds]
+        scores = Parallel(n_jobs=options.jobs, pre_dispatch="all")(jobs)
+        row = done["recipes"][name] = {
+            "what": recipe["what"],
+            "size": size,
+            "pretrain": None if initial is None else PRETRAIN | recipe.get("pretrain", {}),
+            "finetune": FINETUNE | recipe.get("finetune", {}),
+            "validation_macro_auroc": float(np.mean([score["macro_auroc"] for score in scores])),
+            "validation_first_against_rest": float(np.mean([score["first"] for score in scores])),
+            "by_fold": scores,
+            "images": sum(score["images"] for score in scores),
+            "seconds": round(time.perf_counter() - begin, 1),
+        }
+        write_json(options.out, done)
+        print(f"{name:<24} macro AUROC {row['validation_macro_auroc']:.3f}", end="  ")
+        print(f"first class against rest {row['validation_first_against_rest']:.3f}", flush=True)
+
+
+def pretrained(recipe: dict, size: int, options) -> Path | None:
+    """Weights of the recipe's pre-training, trained now or before; None where it has none."""
+    if recipe.get("pretrain", {}) is None:
+        return None
+    data = cropped("pretrain", options.pretrain_data, size, options)
+    settings = training.Settings(
+        model=pretraining.model_config(data, **MODEL),
+        loss="ce",
+        monitor="last",
+        **PRETRAIN | recipe.get("pretrain", {}),
+    )
+    rows = crossvalidation.parts(data, None, 0.15, settings.seed)
+    folder = options.work / f"pretrain-{_name(settings)}-{size}"
+    fit = training.fit(settings, data, rows["train"], rows["validation"], folder, set_aside=True)
+    return fit.weights
+
+
+def fold_scores(recipe: dict, size: int, fold: int, initial: Path | None, options) -> dict:
+    """Trains on a fold's training part and scores the last epoch on its validation part."""
+    data = cropped("finetune", options.finetune_data, size, options)
+    settings = training.Settings(
+        model=pretraining.model_config(data, **MODEL),
+        monitor="last",
+        **FINETUNE | recipe.get("finetune", {}),
+    )
+    rows = crossvalidation.parts(data, fold, 0.2, settings.seed)
+    start = "none" if initial is None else initial.parent.name
+    folder = options.work / f"finetune-{_name(settings)}-{size}-{start}" / f"fold{fold}"
+    fit = training.fit(
+        settings, data, rows["train"], rows["validation"], folder, initial=initial, set_aside=True
+    )
+    logits = training.predict(fit.model(), data.images, rows["validation"])
+    probabilities, truth = softmax(logits, axis=1), data.labels[rows["validation"]]
+    return {
+        "fold": fold,
+        "images": len(truth),
+        "macro_auroc": macro_auroc(probabilities, truth),
+        "first": float(roc_auc_score(truth == 0, probabilities[:, 0])),
+    }
+
+
+def cropped(role: str, spec: str, size: int, options) -> crops.Crops:
+    """The role's crops, cut now or before."""
+    folder = options.work / f"{role}-{size}"
+    if not (folder / "crops.json").is_file():
+        prepared = audit.prepare({role: spec}, folds=5, seed=0, jobs=options.jobs)
+        crops.build(prepared[role].clean, folder, size=size, jobs=options.jobs)
+    return crops.Crops.open(folder)
+
+
+def _name(settings: training.Settings) -> str:
+    return hashlib.sha256(json.dumps(settings.identity(), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pretrain-data", required=True, metavar="SPEC")
+    parser.add_argument("--finetune-data", required=True, metavar="SPEC")
+    parser.add_argument("--only", nargs="+", choices=list(RECIPES), help="recipes to run; all without it")
+    parser.add_argument("--jobs", type=int, default=1, help="folds at a time, each on its share of the cores")
+    parser.add_argument(
+        "--work", type=Path, default=Path("reports/recipes"), help="crops and checkpoints, kept"
+    )
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument(
+        "--smoke", action="store_true", help="a tiny network for one epoch, to test this script"
+    )
+    options = parser.parse_args()
+    if options.smoke:
+        MODEL.update(width=0.125, middle_blocks=1)
+        for recipe in RECIPES.values():
+            recipe.update(size=32, folds=2)
+            for stage in ("pretrain", "finetune"):
+                if recipe.get(stage, {}) is not None:
+                    recipe[stage] = recipe.get(stage, {}) | {"epochs": 1, "precision": "32"}
+    return options
+
+
+if __name__ == "__main__":
+    main()
