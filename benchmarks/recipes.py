@@ -25,15 +25,54 @@ from thyroid_lib.calibration import macro_auroc
 from thyroid_lib.runfolder import read_json, write_json
 
 RESULTS = Path(__file__).parent / "results" / "recipes.json"
-TAKEN = "plain"  # what the profile does
-MODEL = {"name": "optimized_xception", "width": 1.0, "middle_blocks": 8}
-PRETRAIN = {"epochs": 12, "batch_size": 32, "lr": 1e-3, "ema": 0.98}
-FINETUNE = {"epochs": 25, "batch_size": 16, "lr": 1e-3, "ema": 0.98}
+MODEL = {"name": "optimized_xception", "width": 0.5, "middle_blocks": 8}
+PRETRAIN = {"epochs": 20, "batch_size": 32, "lr": 1e-3, "ema": 0.98, "mask_weight": 1.0}
+FINETUNE = {"epochs": 12, "batch_size": 16, "lr": 3e-4, "ema": 0.98, "augment": 2.0}
+QUESTIONS = {"mask_weight": 1.0, "sign_weight": 0.5}
+PLAIN = {"lr": 1e-3, "epochs": 25, "augment": 1.0}
 RECIPES = {
-    "scratch": {"what": "no pre-training", "pretrain": None},
-    "plain": {"what": "pre-trained on BUSI"},
+    "plain": {
+        "what": "BUSI without masks, then 25 epochs at learning rate 1e-3, ordinary augmentation",
+        "pretrain": {"mask_weight": 0.0},
+        "finetune": PLAIN,
+    },
+    "scratch": {"what": "as plain, without pre-training", "pretrain": None, "finetune": PLAIN},
+    "gentle": {
+        "what": "12 epochs at 3e-4, augmentation twice as strong",
+        "pretrain": {"mask_weight": 0.0},
+    },
+    "questions": {
+        "what": "as gentle, and asked for masks in both stages and for the signs",
+        "finetune": QUESTIONS,
+    },
+    "signs only": {"what": "as questions, the mask asked for on BUSI only", "finetune": {"sign_weight": 0.5}},
+    "mirror": {
+        "what": "as questions, and the mirror image predicted too",
+        "finetune": QUESTIONS,
+        "mirror": True,
+    },
+    "longer": {
+        "what": "as mirror, 24 epochs, augmentation three times as strong",
+        "finetune": QUESTIONS | {"epochs": 24, "augment": 3.0},
+        "mirror": True,
+    },
+    "phantoms": {
+        "what": "as mirror, pre-trained on simulated frames, asked for their signs too, instead of BUSI",
+        "pretrain_data": "phantom:clinic?patients=600",
+        "pretrain": {"sign_weight": 0.5},
+        "finetune": QUESTIONS,
+        "mirror": True,
+    },
+    "larger": {
+        "what": "as mirror, at 192 px",
+        "size": 192,
+        "finetune": QUESTIONS,
+        "mirror": True,
+    },
 }
-"""Name -> `what` it changes, in words, `size` (px), `folds`, settings of `pretrain` (None: none) and `finetune`."""
+"""Name -> `what` it is, in words, `size` (px), `mirror`, `pretrain_data`, and settings of `pretrain` (None: none) and
+`finetune` beside `PRETRAIN` and `FINETUNE`."""
+TAKEN = "mirror"  # what the profile does
 
 
 def main() -> None:
@@ -51,6 +90,7 @@ def main() -> None:
             "size": size,
             "pretrain": None if initial is None else PRETRAIN | recipe.get("pretrain", {}),
             "finetune": FINETUNE | recipe.get("finetune", {}),
+            "mirror": recipe.get("mirror", False),
             "validation_macro_auroc": float(np.mean([score["macro_auroc"] for score in scores])),
             "validation_first_against_rest": float(np.mean([score["first"] for score in scores])),
             "by_fold": scores,
@@ -66,7 +106,7 @@ def pretrained(recipe: dict, size: int, options) -> Path | None:
     """Weights of the recipe's pre-training, trained now or before; None where it has none."""
     if recipe.get("pretrain", {}) is None:
         return None
-    data = cropped("pretrain", options.pretrain_data, size, options)
+    data = cropped("pretrain", recipe.get("pretrain_data", options.pretrain_data), size, options)
     settings = training.Settings(
         model=pretraining.model_config(data, **MODEL),
         loss="ce",
@@ -74,7 +114,7 @@ def pretrained(recipe: dict, size: int, options) -> Path | None:
         **PRETRAIN | recipe.get("pretrain", {}),
     )
     rows = crossvalidation.parts(data, None, 0.15, settings.seed)
-    folder = options.work / f"pretrain-{_name(settings)}-{size}"
+    folder = options.work / f"pretrain-{_name(settings)}-{size}-{data.hash[:8]}"
     fit = training.fit(settings, data, rows["train"], rows["validation"], folder, set_aside=True)
     return fit.weights
 
@@ -93,7 +133,11 @@ def fold_scores(recipe: dict, size: int, fold: int, initial: Path | None, option
     fit = training.fit(
         settings, data, rows["train"], rows["validation"], folder, initial=initial, set_aside=True
     )
-    logits = training.predict(fit.model(), data.images, rows["validation"])
+    network = fit.model()
+    network.config["mirror"] = recipe.get(
+        "mirror", False
+    )  # concerns predictions only, so nothing is trained anew
+    logits = training.predict(network, data.images, rows["validation"])
     probabilities, truth = softmax(logits, axis=1), data.labels[rows["validation"]]
     return {
         "fold": fold,
@@ -105,7 +149,8 @@ def fold_scores(recipe: dict, size: int, fold: int, initial: Path | None, option
 
 def cropped(role: str, spec: str, size: int, options) -> crops.Crops:
     """The role's crops, cut now or before."""
-    folder = options.work / f"{role}-{size}"
+    name = "phantom-" if spec.startswith("phantom") and role == "pretrain" else ""
+    folder = options.work / f"{name}{role}-{size}"
     if not (folder / "crops.json").is_file():
         prepared = audit.prepare({role: spec}, folds=5, seed=0, jobs=options.jobs)
         crops.build(prepared[role].clean, folder, size=size, jobs=options.jobs)
@@ -123,7 +168,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--pretrain-data", required=True, metavar="SPEC")
     parser.add_argument("--finetune-data", required=True, metavar="SPEC")
     parser.add_argument("--only", nargs="+", choices=list(RECIPES), help="recipes to run; all without it")
-    parser.add_argument("--jobs", type=int, default=1, help="folds at a time, each on its share of the cores")
+    parser.add_argument("--jobs", type=int, default=2, help="folds at a time, each on its share of the cores")
     parser.add_argument(
         "--work", type=Path, default=Path("reports/recipes"), help="crops and checkpoints, kept"
     )

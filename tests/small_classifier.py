@@ -33,13 +33,15 @@ def crops_of(seeds) -> np.ndarray:
     return np.stack([regions.extract(sector_frame(seed), SIZE, regions.RECIPE)[0] for seed in seeds])
 
 
-def make(folder, members: int = 2, **changes):
+def make(folder, members: int = 2, mirror: bool = False, **changes):
     """Writes a classifier of small random networks whose BatchNorm has seen crops, and gives its folder."""
     states = []
     train = crops_of(range(60))
     for seed in range(members):
         torch.manual_seed(seed)
-        model = network.optimized_xception(len(CLASSES), 1, width=0.0625, middle_blocks=1).train()
+        model = network.optimized_xception(
+            len(CLASSES), 1, width=0.0625, middle_blocks=1, mirror=mirror
+        ).train()
         torch.nn.init.normal_(model.fc.weight, std=2.0)
         with torch.no_grad():
             for _ in range(6):

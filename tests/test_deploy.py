@@ -69,6 +69,22 @@ def test_every_backend_gives_pytorchs_answer_at_any_batch_size(run, name, precis
     assert (one.box, one.lesion_type, one.warnings) == (other.box, other.lesion_type, other.warnings)
 
 
+def test_a_classifier_that_mirrors_does_so_in_every_backend(tmp_path):
+    small.make(tmp_path / "plain")
+    small.make(tmp_path / "mirror", mirror=True)
+    crops = small.crops_of(range(50, 53))
+    plain = Classifier.load(tmp_path / "plain", backend="torch").backend
+    (straight, _, maps), (mirrored, _, _) = plain.run(crops), plain.run(crops[:, :, ::-1])
+    assert classify_command.export_main([str(tmp_path / "mirror")]) == 0
+    for name in ("torch", "onnxruntime", *["openvino"] * HAS_OPENVINO):
+        found = Classifier.load(tmp_path / "mirror", backend=name).backend.run(crops)
+        np.testing.assert_allclose(found.logits, (straight + mirrored) / 2, atol=2e-3)
+        # the map of an image and that of its mirror image, turned back, are one map
+        other = Classifier.load(tmp_path / "mirror", backend=name).backend.run(crops[:, :, ::-1])
+        np.testing.assert_allclose(found.maps, other.maps[..., ::-1], atol=2e-3)
+    assert np.abs(straight - mirrored).max() > 0.01 and np.isfinite(maps).all()
+
+
 @pytest.mark.parametrize("name", ["onnxruntime"] + ["openvino"] * HAS_OPENVINO)
 def test_classifying_without_torch_or_pandas_with_the_deploy_extra(run, tmp_path, name):
     Image.fromarray(small.sector_frame(1)).save(tmp_path / "f.png")

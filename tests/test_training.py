@@ -249,6 +249,17 @@ def test_predictions_do_not_depend_on_company_and_leave_the_mode(undisturbed):
     assert np.array_equal(together, training.predict(model, images))
 
 
+def test_a_mirroring_network_predicts_the_mean_over_an_image_and_its_mirror_image(undisturbed):
+    model, images = undisturbed.model(), spots().images
+    straight = training.predict(model, images)
+    mirrored = training.predict(model, np.ascontiguousarray(images[:, :, ::-1]))
+    model.config["mirror"] = True
+    both = training.predict(model, images)
+    np.testing.assert_allclose(both, (straight + mirrored) / 2, atol=1e-5)
+    assert np.abs(both - straight).max() > 1e-3
+    np.testing.assert_allclose(both, training.predict(model, images[:, :, ::-1]), atol=1e-5)
+
+
 def test_rows_are_read_from_disk_as_they_are_in_memory(tmp_path):
     images = spots().images
     np.save(tmp_path / "crops.npy", images)

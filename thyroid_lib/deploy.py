@@ -263,11 +263,13 @@ def ensemble(members: list):
             x = network.normalize(crops, self.members[0].config["in_chans"])
             x = x.contiguous(memory_format=torch.channels_last)
             for member in self.members:
-                found = member.forward_features(x)
-                logits.append(member.forward_head(found))
-                features = found.mean((2, 3)) if features is None else features
-                weight = member.fc.weight[:, :, None, None].to(found.dtype)
-                maps = maps + torch.nn.functional.conv2d(found, weight) / len(self.members)
+                found = [member.forward_features(view) for view in network.views(x, member.config)]
+                logits.append(sum(member.forward_head(each) for each in found) / len(found))
+                features = found[0].mean((2, 3)) if features is None else features
+                weight = member.fc.weight[:, :, None, None].to(found[0].dtype)
+                seen = [torch.nn.functional.conv2d(each, weight) for each in found]
+                straight = [seen[0], *(each.flip(3) for each in seen[1:])]
+                maps = maps + sum(straight) / (len(found) * len(self.members))
             return torch.stack(logits), features, maps
 
     return Ensemble().eval()

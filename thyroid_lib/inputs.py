@@ -14,6 +14,7 @@ CHOICES = {
     "transition_pooling": ("average", "max"),
     "transition_order": ("conv_first", "norm_first"),
     "transition2_stride": (1, 2),
+    "mirror": (True, False),
 }
 
 

@@ -214,6 +214,8 @@ class Xception(nn.Module):
         drop_rate: of the dropout before the fully connected layer, 0 to 1.
         zero_init_residual: start the middle flow's blocks as identities (Goyal et al. 2017, arXiv 1706.02677,
             section 5.1), which steadies short trainings from random weights.
+        mirror: a prediction is the mean of the logits of an image and its mirror image; `forward` itself, what
+            is trained and explained, sees one image. See `views`.
 
     Attributes:
         config: dict of plain values from which `build` makes the same network again.
@@ -242,6 +244,7 @@ class Xception(nn.Module):
         middle_blocks: int = 8,
         drop_rate: float = 0.0,
         zero_init_residual: bool = False,
+        mirror: bool = False,
     ):
         super().__init__()
         arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
@@ -321,6 +324,11 @@ class Xception(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
+
+
+def views(x: Tensor, config: dict) -> list[Tensor]:
+    """What a prediction averages over: images (N, C, H, W), and their mirror images where `config` says so."""
+    return [x, x.flip(3)] if config.get("mirror") else [x]
 
 
 def xception(num_classes: int, in_chans: int = 3, **switches) -> Xception:

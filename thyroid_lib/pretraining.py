@@ -31,9 +31,9 @@ def open_data(folder: Path) -> Crops:
     return crops
 
 
-def model_config(crops: Crops, name: str, width: float, middle_blocks: int) -> dict:
+def model_config(crops: Crops, name: str, width: float, middle_blocks: int, mirror: bool = False) -> dict:
     """Configuration of a grey-scale network for the classes of the crops, complete, for `network.build`."""
-    short = {"name": name, "num_classes": len(crops.classes), "in_chans": 1, "width": width}
+    short = {"name": name, "num_classes": len(crops.classes), "in_chans": 1, "width": width, "mirror": mirror}
     with torch.device("meta"):
         return network.build(short | {"middle_blocks": middle_blocks, "zero_init_residual": True}).config
 

@@ -156,7 +156,7 @@ def predict(
     batch_size: int = 64,
     precision: str = "32",
 ) -> np.ndarray:
-    """Logits of crops, in eval mode, the model left in the mode it came in.
+    """Logits of crops, the mean over the network's `views`, in eval mode, the model left in the mode it came in.
 
     Args:
         model: of `network.build`.
@@ -176,7 +176,8 @@ def predict(
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             for begin in range(0, len(rows), batch_size):
                 x = reader.tensor(rows[begin : begin + batch_size], device)
-                parts.append(model(_input(x, model)).float().cpu())
+                logits = [model(view).float() for view in network.views(_input(x, model), model.config)]
+                parts.append(torch.stack(logits).mean(0).cpu())
     finally:
         model.train(mode)
     return torch.cat(parts).numpy() if parts else np.zeros((0, model.config["num_classes"]), np.float32)
