@@ -25,6 +25,15 @@ def test_weights_come_back_bit_for_bit_with_their_metadata(tmp_path):
     assert torch.equal(load_file(tmp_path / "w.safetensors")["a"], weights["a"])  # any safetensors reader
 
 
+def test_equal_weights_make_equal_files(tmp_path):
+    about = {name: f'{name}: "é"\n\x1f' for name in "fedcba"}
+    for number in range(8):
+        checkpoint.save_weights(tmp_path / f"{number}", {"a": torch.arange(5), "b": torch.ones(2)}, about)
+    assert len({(tmp_path / f"{number}").read_bytes() for number in range(8)}) == 1
+    tensors, metadata = checkpoint.load_weights(tmp_path / "0")
+    assert metadata == about and tensors["a"].tolist() == [0, 1, 2, 3, 4]
+
+
 def test_a_state_replaces_the_older_one_and_leaves_no_other_file(tmp_path):
     for epoch in (1, 2):
         checkpoint.save_state(tmp_path, {"x": torch.full((2,), float(epoch))}, {"epoch": epoch})

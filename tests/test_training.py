@@ -1,13 +1,7 @@
 """Training: exactly resumable, the same on any number of processes, every rule as stated."""
 
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -324,40 +318,3 @@ def test_macro_auroc_is_scikit_learns():
     expected = roc_auc_score(labels, scores, multi_class="ovr", average="macro")
     assert training.macro_auroc(scores, labels) == pytest.approx(expected)
     assert math.isnan(training.macro_auroc(scores[:3], np.zeros(3, int)))
-
-
-KILLED = """
-import sys
-sys.path.insert(0, sys.argv[1])
-from test_training import TRAIN, VALIDATION, asked, spots, training
-say = lambda _: print("epoch", flush=True)
-training.fit(asked(ema=0.9, epochs=6), spots(), TRAIN, VALIDATION, sys.argv[2], on_epoch=say)
-"""
-
-
-def killed(folder, wait_for: int, delay: float) -> None:
-    """Trains in another process and kills it `delay` seconds after an epoch, in the middle of whatever it does."""
-    command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(folder)]
-    process = subprocess.Popen(
-        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True
-    )
-    for _ in range(wait_for):
-        process.stdout.readline()
-    time.sleep(delay)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
-
-
-@pytest.mark.parametrize("times", [1, pytest.param(10, marks=pytest.mark.slow)])
-def test_killed_at_any_moment_and_started_again_it_ends_with_the_same_bits(tmp_path, times):
-    whole = trained(tmp_path / "whole", ema=0.9, epochs=6)
-    random = np.random.default_rng(0)
-    for i in range(times):
-        killed(tmp_path / "killed", wait_for=int(i % 3 != 2), delay=random.uniform(0, 0.3))
-    fit = trained(tmp_path / "killed", ema=0.9, epochs=6)
-    assert same_weights(fit, whole)
-    pd.testing.assert_frame_equal(fit.history, whole.history, check_exact=True)
-    images = spots().images
-    assert np.array_equal(training.predict(fit.model(), images), training.predict(whole.model(), images))
-    assert not list((tmp_path / "killed").glob(".*.part"))

@@ -45,7 +45,8 @@ def save_weights(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapp
     Args:
         path: the file; replaced atomically if it is there.
         tensors: name -> tensor, of any device and memory format.
-        metadata: plain JSON values, kept in the header under their own names.
+        metadata: plain JSON values, kept in the header under their own names, sorted: equal weights and
+            metadata make equal files.
 
     Raises:
         CheckpointError: the disk is full or the folder cannot be written; the old file is untouched.
@@ -53,7 +54,12 @@ def save_weights(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapp
     plain = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     text = {name: json.dumps(value, sort_keys=True) for name, value in metadata.items()}
     size = sum(tensor.numel() * tensor.element_size() for tensor in plain.values())
-    _replace(path, lambda temporary: save_file(plain, temporary, metadata=text), size)
+
+    def write(temporary: str) -> None:
+        save_file(plain, temporary, metadata=text)
+        _sort_metadata(temporary)
+
+    _replace(path, write, size)
 
 
 def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -234,6 +240,18 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     for name, inner in value.items():
         flat |= _flat(inner, f"{prefix}.{name}" if prefix else str(name))
     return flat
+
+
+def _sort_metadata(path: str) -> None:
+    """Puts the metadata of a safetensors file in order: the library writes them in another one each time."""
+    with open(path, "rb+") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(header["__metadata__"]) > 1 and len(text) <= length:
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 def _replace(path: Path, write: Callable[[str], object], size: int) -> None:
