@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sk
 
-from thyroid_lib import comparison, evaluation, findings, results, selective
+from thyroid_lib import comparison, evaluation, findings, profiles, results, selective, training_summary
 from thyroid_lib.bootstrap import Clusters, delong, estimate, rank_statistics
 from thyroid_lib.predictions import covariates_of
 
@@ -252,7 +252,7 @@ def test_one_patient_is_too_few_however_many_images():
     found = evaluation.evaluate(table, draws=100)
     assert found["accuracy"] == {
         "value": None, "low": None, "high": None, "n_images": 100, "n_patients": 1,
-        "reason": "too few: 1 patients, at least 5 needed",
+        "reason": "too few: 1 patient, at least 5 needed",
     }  # fmt: skip
 
 
@@ -451,6 +451,29 @@ def test_the_summary_of_a_run_is_complete_plain_and_repeatable():
     assert (
         f"{one['internal']['finetuned']['image']['macro_auroc']['value']:.2f}" in text and "simulated" in text
     )
+
+
+def test_fine_tuning_and_evaluation_state_the_same_intervals():
+    tables = [study(), study(model="scratch", signal=0.8), study(place="external", signal=1.0, folds=1)]
+    whole, options = pd.concat(tables, ignore_index=True), {"draws": 100, "seed": 3}
+    evaluated = results.summarize(whole, **options)
+    for place, models in training_summary.scores(whole, **options).items():
+        for model, metric in models.items():
+            assert metric == evaluated[place][model]["image"]["macro_auroc"]
+    effect = training_summary.effect_of_pretraining(whole, **options)
+    assert effect == evaluated["difference"]["internal"]["scratch"]["macro_auroc"]
+
+
+@pytest.mark.parametrize("profile", sorted(path.stem for path in profiles.PROFILES.glob("*.yaml")))
+def test_every_profile_gives_both_notebooks_the_same_draws(profile):
+    asked = profiles.load(profile)
+
+    def given(book: str, name: str):
+        stored = profiles.declared(profiles.NOTEBOOKS / f"{book}.ipynb")[name].default
+        return asked.get(book, {}).get(name, asked.get("common", {}).get(name, stored))
+
+    for name in ("draws", "seed"):
+        assert given("04_finetune", name) == given("05_evaluate", name)
 
 
 def test_a_number_without_interval_or_reason_is_noticed():

@@ -1,6 +1,8 @@
 """Kills: a fine-tuning brought down with SIGKILL at random moments ends with the bits of an undisturbed one."""
 
+import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -18,11 +20,13 @@ from thyroid_lib.runfolder import PROJECT
 
 FITS = ("finetuned/fold0", "scratch/fold0")
 CHILD = """
-import sys
+import os, sys
 cells, run_dir = open(sys.argv[1]).read().split("# --- parameters end here\\n"), sys.argv[2]
 space = {}
 exec(cells[0], space)
 space["run_dir"] = run_dir
+print("ready", file=sys.__stdout__, flush=True)
+sys.stdout = open(os.devnull, "w")
 exec(cells[1], space)
 """
 
@@ -59,11 +63,14 @@ def ready(tmp_path_factory) -> Path:
 
 
 def start(script: Path, run: Path) -> subprocess.Popen:
+    """Starts it, and returns when everything is imported and the run is about to be opened."""
     command = [sys.executable, "-c", CHILD, str(script), str(run)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
-    return subprocess.Popen(
-        command, cwd=PROJECT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    process = subprocess.Popen(
+        command, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+    assert process.stdout.readline() == "ready\n", process.communicate()[1]
+    return process
 
 
 def copy(ready: Path, to: Path) -> Path:
@@ -75,49 +82,54 @@ def copy(ready: Path, to: Path) -> Path:
 
 
 def epochs_done(run: Path) -> int:
-    """Epochs of both trainings that are safe on disk; -1 before the first has begun."""
-    folders = [run / "checkpoints" / name for name in FITS]
-    if not folders[0].is_dir():
-        return -1
-    return sum((checkpoint.read_state(folder) or {"epoch": 0})["epoch"] for folder in folders)
+    """Epochs of both trainings that are safe on disk."""
+    states = [checkpoint.read_state(run / "checkpoints" / name) for name in FITS]
+    return sum(state["epoch"] for state in states if state)
 
 
-def processor_time(process: psutil.Process) -> float:
-    """Seconds that it has computed: a busy machine does not change them."""
-    times = process.cpu_times()
-    return times.user + times.system
+def spent(process: psutil.Process) -> float:
+    """Seconds that it has computed, which a busy machine changes little; inf when it has ended."""
+    with contextlib.suppress(psutil.Error):
+        if process.status() != psutil.STATUS_ZOMBIE:
+            times = process.cpu_times()
+            return times.user + times.system
+    return math.inf
 
 
 def undisturbed(script: Path, run: Path) -> tuple[float, dict[int, float]]:
     """Runs it once.
 
     Returns:
-        Its processor time, and of epochs done (0: training begins) -> the processor time at which they were.
+        Its processor time in seconds, and of epochs done -> the processor time at which they were; 0 epochs: 0 s.
     """
-    process, reached, spent = start(script, run), {}, 0.0
+    process = start(script, run)
     watched = psutil.Process(process.pid)
-    while process.poll() is None:
-        try:
-            spent = max(spent, processor_time(watched))
-        except psutil.Error:
-            break
-        if (done := epochs_done(run)) >= 0:
-            reached.setdefault(done, spent)
+    begin = seconds = spent(watched)
+    reached = {0: 0.0}
+    while (now := spent(watched)) < math.inf:
+        seconds = now - begin
+        reached.setdefault(epochs_done(run), seconds)
         time.sleep(0.005)
     _, said = process.communicate()
     assert process.returncode == 0, said
-    return spent, reached
+    return seconds, reached
 
 
-def killed(script: Path, run: Path, at: float) -> None:
-    """Starts it and kills it when it has computed for so many seconds, in the middle of whatever it does."""
+def killed(script: Path, run: Path, after: float) -> bool:
+    """Starts it and kills it when it has computed for so many seconds, in the middle of whatever it does.
+
+    Returns:
+        Whether it was killed: it may have ended before.
+    """
     process = start(script, run)
     watched = psutil.Process(process.pid)
-    while process.poll() is None and processor_time(watched) < at:
+    begin = spent(watched)
+    while spent(watched) - begin < after:
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     _, said = process.communicate()
-    assert process.returncode == -signal.SIGKILL, f"it had ended before it was killed: {said}"
+    assert process.returncode in (0, -signal.SIGKILL), said
+    return process.returncode != 0
 
 
 def files(run: Path) -> dict[str, bytes]:
@@ -126,9 +138,8 @@ def files(run: Path) -> dict[str, bytes]:
     content = {name: path.read_bytes() for name, path in found.items() if name != "run.json"}
     for name in [name for name in content if name.endswith("state.json")]:
         state = json.loads(content[name])
-        content[name] = json.dumps(
-            {k: v for k, v in state.items() if k not in ("seconds", "trained")}
-        ).encode()
+        kept = {key: value for key, value in state.items() if key not in ("seconds", "trained")}
+        content[name] = json.dumps(kept, sort_keys=True).encode()
     return content
 
 
@@ -138,13 +149,15 @@ def test_a_fine_tuning_killed_at_random_moments_ends_with_the_same_bits(
 ):
     whole, broken = copy(ready, tmp_path / "whole"), copy(ready, tmp_path / "broken")
     seconds, reached = undisturbed(script, whole)
-    begin, random, log = reached[0], np.random.default_rng(times), []
-    for number in range(times):  # one in each equal part of the undisturbed course, from the first batch on
-        moment = begin + 0.95 * (seconds - begin) * (number + random.random()) / times
-        done = max(0, epochs_done(broken))
-        killed(script, broken, at=moment - reached[done] + begin)
-        log.append(f"{moment - begin:.2f} s: {max(0, epochs_done(broken))} epochs kept")
-    print(f"{seconds - begin:.2f} s undisturbed; killed at", "; ".join(log))
+    random, log = np.random.default_rng(times), []
+    for number in range(times):  # one in each equal part of the undisturbed course
+        moment = seconds * (number + random.random()) / times
+        kept = max(at for epochs, at in reached.items() if epochs <= epochs_done(broken))
+        after = max(0.0, moment - kept)  # it goes on from there
+        while not killed(script, broken, after):
+            after *= 0.8  # this time it was faster than the undisturbed one
+        log.append(f"{moment:.2f} s ({epochs_done(broken)} epochs kept)")
+    print(f"{seconds:.2f} s of processor time undisturbed; killed at {', '.join(log)}")
     process = start(script, broken)
     _, said = process.communicate()
     assert process.returncode == 0, said

@@ -6,8 +6,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from scipy.special import softmax
+from sklearn.metrics import roc_auc_score
 
-from thyroid_lib import audits, checklists, crops, datasets, network, robustness, shortcuts, tested
+from thyroid_lib import audits, checklists, crops, datasets, network, robustness, shortcuts, tested, training
 from thyroid_lib.bootstrap import Clusters
 from thyroid_lib.facts import NOT_DONE, REPORTED, Facts
 
@@ -123,6 +126,31 @@ def test_the_probe_reads_features_that_tell_and_only_the_tested_fold(people, mod
     assert found["crop"]["probe"]["auroc"]["value"] > 0.9
     assert found["crop"]["probe"]["auroc"]["n_images"] == (folds == 2).sum()
     assert found["crop"]["pixels"]["auroc"]["n_images"] == len(labels)
+
+
+def test_the_crops_score_is_the_one_that_the_predictions_state(people, model):
+    labels, patients, folds = people
+    images, own = sectors(len(labels)), folds == 2
+    stated = np.random.default_rng(3).dirichlet(np.ones(4) / 2, own.sum()) + 0.3 * np.eye(4)[labels[own]]
+    views = {"crop": images, "border only": shortcuts.border_only(images)}
+    options = {"draws": 100, "temperature": 2.5}
+    found, without = (
+        shortcuts.shortcut_audit(model, views, labels, patients, folds, 2, 4, known=known, **options)
+        for known in (stated, None)
+    )
+    crop, plain = found["crop"]["classifier"], without["crop"]["classifier"]
+    expected = roc_auc_score(labels[own], stated / stated.sum(1, keepdims=True), multi_class="ovr")
+    assert crop["auroc"]["value"] == pytest.approx(expected) and crop["auroc"] != plain["auroc"]
+    assert crop["read here"] == plain["auroc"] and "read here" not in plain
+    assert (
+        found["border only"] == without["border only"]
+    )  # differences are between images that were both read here
+    with torch.no_grad():
+        logits = training.predict(model.eval(), images[own]).astype(float)
+    read = softmax(logits / 2.5, axis=1)
+    assert plain["auroc"]["value"] == pytest.approx(
+        roc_auc_score(labels[own], read, multi_class="ovr"), abs=1e-3
+    )
 
 
 def test_the_source_is_told_where_it_shows_and_not_where_it_does_not():
@@ -244,6 +272,34 @@ def test_a_reader_of_brightness_suffers_from_gain_and_not_from_shift(people):
     assert found["gain"]["1"]["balanced_accuracy"]["value"] == 1.0
     assert found["gain"]["2.2"]["balanced_accuracy"]["high"] < 0.8
     assert found["shift"]["0.04"]["balanced_accuracy"]["value"] == 1.0
+
+
+def test_robustness_starts_at_the_score_that_the_predictions_state(people):
+    labels, patients, _ = people
+    images = sectors(len(labels))
+    stated, read = np.random.default_rng(0).dirichlet(np.ones(4), (2, len(labels)))
+    found = robustness.curves(
+        lambda seen: read, images, labels, patients, draws=100, known=stated,
+        strengths={"gain": (1.0, 1.3)},
+    )  # fmt: skip
+    first, changed = found["gain"]["1"], found["gain"]["1.3"]
+    assert first["macro_auroc"]["value"] == pytest.approx(roc_auc_score(labels, stated, multi_class="ovr"))
+    assert first["read here"]["value"] == pytest.approx(roc_auc_score(labels, read, multi_class="ovr"))
+    assert changed["macro_auroc"] == first["read here"]
+    assert first["loss"]["value"] == changed["loss"]["value"] == 0  # the reading changed, not the images
+
+
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+def test_a_report_says_how_changed_images_were_read(precision):
+    metric = {"value": 0.8236, "low": 0.7, "high": 0.9}
+    looked = tested.Tested(None, np.arange(2), pd.DataFrame(), {0: None, 1: None}, {}, precision)
+    views = audits.views_caption(looked, {"views": {"crop": {"classifier": {"read here": metric}}}})
+    curves = audits.robustness_caption(looked, {"gain": {"1": {"read here": metric}}})
+    assert "fold 0, one of the 2 tested" in views
+    for text in (views, curves):
+        assert ("bfloat16, in which the unchanged crops score 0.824 (0.700 to 0.900)." in text) == (
+            precision == "bf16"
+        )
 
 
 # tested images
