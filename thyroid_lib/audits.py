@@ -132,6 +132,7 @@ def audit(
     if len(train) > most:
         train = train[(np.arange(most) * len(train) / most).astype(int)]
     rows = np.sort(np.concatenate([train, own.rows]))
+    assert np.array_equal(rows[clinic.index["fold"].to_numpy()[rows] == fold], own.rows)
     views = _views(clinic, rows, answer)
     model, index = tested.members[fold], clinic.index.iloc[rows]
     status("shortcut audit")
@@ -145,6 +146,8 @@ def audit(
         len(clinic.classes),
         against={"full frame, answer printed": "full frame"},
         precision=tested.precision,
+        temperature=tested.temperature[fold],
+        known=own.stated,
         **options,
     )
     text = shortcuts.text_audit(clinic, **options) if not clinic.simulated else {"reason": "simulated frames"}
@@ -197,13 +200,48 @@ def robust(tested: Tested, *, draws: int = 2000, seed: int = 0, minimum: int = 5
     Args:
         tested: the tested images;  draws, seed, minimum: of the bootstrap.
     """
-    result = {}
+    result, plain = {}, tested.probabilities(tested.images)
     for kind, strengths in progress(robustness.STRENGTHS.items(), "robustness", len(robustness.STRENGTHS)):
         result |= robustness.curves(
             tested.probabilities, tested.images, tested.labels, tested.patients, strengths={kind: strengths},
-            draws=draws, seed=seed, minimum=minimum,
+            plain=plain, known=tested.stated, draws=draws, seed=seed, minimum=minimum,
         )  # fmt: skip
     return result
+
+
+def views_caption(tested: Tested, audited: dict) -> str:
+    """Caption of the audit's figure: which images each reader was scored on, and how they were read.
+
+    Args:
+        tested: the tested images;  audited: of :func:`audit`.
+    """
+    fold, of = next(iter(tested.members)), len(tested.members)
+    own = "the tested images" if of == 1 else f"the images of fold {fold}, one of the {of} tested"
+    return (
+        f"What each reader can tell from each view; dotted: chance. Classifier and probe: {own}; pixels: these and the "
+        f"probe's training images, across the folds.{_arithmetic(tested, audited['views']['crop']['classifier'])}"
+    )
+
+
+def robustness_caption(tested: Tested, found: dict) -> str:
+    """Caption of the robustness curves.
+
+    Args:
+        tested: the tested images;  found: of :func:`robust`.
+    """
+    first = next(iter(next(iter(found.values())).values()))
+    return f"Macro AUROC on changed images, internal testing; dotted: unchanged.{_arithmetic(tested, first)}"
+
+
+def _arithmetic(tested: Tested, unchanged: dict) -> str:
+    if tested.precision == "32":
+        return ""
+    here = unchanged["read here"]
+    score = f", in which the unchanged crops score {say(here, 3)}" * (here["value"] is not None)
+    return (
+        f" The unchanged crops' score is that of predictions.csv, read in float32; all else is read in bfloat16{score}"
+        ". Rises and falls are between images that were both read so."
+    )
 
 
 def worst(tested: Tested, count: int) -> tuple[np.ndarray, pd.DataFrame]:

@@ -79,6 +79,8 @@ def curves(
     patients,
     *,
     strengths: dict | None = None,
+    plain: np.ndarray | None = None,
+    known: np.ndarray | None = None,
     draws: int = 2000,
     seed: int = 0,
     minimum: int = MINIMUM_PATIENTS,
@@ -90,14 +92,19 @@ def curves(
         images: uint8 (n, S, S), the tested crops.
         labels: int (n,);  patients: n identifiers.
         strengths: in place of ``STRENGTHS``.
+        plain: float (n, C), what ``classify`` gives for the unchanged images, where that is known already.
+        known: float (n, C), the probabilities that the study states for the unchanged images: their scores are
+            then the study's own, and "read here" beside them is the macro AUROC of ``plain``, which other
+            arithmetic moves a little. ``plain`` where there are none.
         draws, seed, minimum: of the bootstrap; all strengths share the draws.
 
     Returns:
         kind -> {strength as text: {"macro_auroc": metric, "balanced_accuracy": metric, "loss": paired fall of
-        the macro AUROC from the unchanged images}}.
+        the macro AUROC from the unchanged images, both read by ``classify``}}.
     """
-    clusters, result, whole = Clusters(patients, draws, seed), {}, None
-    plain = np.asarray(classify(images))
+    clusters, result = Clusters(patients, draws, seed), {}
+    plain = np.asarray(classify(images) if plain is None else plain)
+    whole, known = macro_auroc(plain, labels, clusters), plain if known is None else np.asarray(known)
     is_class = labels[:, None] == np.arange(plain.shape[1])
     sides = [len(np.unique(np.asarray(patients)[side])) for k in is_class.T for side in (k, ~k)]
     common = {
@@ -107,17 +114,18 @@ def curves(
         result[kind] = {}
         for strength in levels:
             changed = strength != STRENGTHS[kind][0]
-            p = np.asarray(classify(change(images, kind, strength, seed=seed))) if changed else plain
+            p = np.asarray(classify(change(images, kind, strength, seed=seed))) if changed else known
             auroc = macro_auroc(p, labels, clusters)
-            whole = auroc if whole is None else whole
             right = is_class & (p.argmax(1) == labels)[:, None]
             sums = clusters.sums(np.hstack([right, is_class]))
             recall = ratio(sums[:, : p.shape[1]], sums[:, p.shape[1] :]).mean(axis=1)
             result[kind][f"{strength:g}"] = {
                 "macro_auroc": estimate(auroc, bounds=(0.0, 1.0), **common),
                 "balanced_accuracy": estimate(recall, bounds=(0.0, 1.0), **common),
-                "loss": estimate(whole - auroc, **common),
+                "loss": estimate(whole - (auroc if changed else whole), **common),
             }
+            if not changed:
+                result[kind][f"{strength:g}"]["read here"] = estimate(whole, bounds=(0.0, 1.0), **common)
     return result
 
 

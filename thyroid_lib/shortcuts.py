@@ -182,6 +182,8 @@ def shortcut_audit(
     *,
     against: dict[str, str] | None = None,
     precision: str = "32",
+    temperature: float = 1.0,
+    known: np.ndarray | None = None,
     draws: int = 2000,
     seed: int = 0,
     minimum: int = MINIMUM_PATIENTS,
@@ -196,12 +198,16 @@ def shortcut_audit(
         classes: C.
         against: view -> the earlier view that it is compared with; the first view when not stated.
         precision: "32" or "bf16", of the features.
+        temperature: of the classifier's probabilities. A type's AUROC against the rest depends on it a little.
+        known: float (k, C), the probabilities that the study states for the tested fold's images in the first view,
+            in their order: the classifier's score of that view is then the study's own, and "read here" beside it
+            is the score of the same images as they are read here, which other arithmetic moves a little.
         draws, seed, minimum: of the bootstrap; every view sees the same draws.
 
     Returns:
         view -> reader -> {"auroc": metric, "difference": paired difference from the view it is compared
         with, "from": that view}, where a metric is {"value", "low", "high", "n_images", "n_patients"}. AUROC
-        is the macro average.
+        is the macro average. Both sides of a difference are read here.
     """
     patients, test = np.asarray(patients), np.asarray(folds) == fold
     tested = _sample(patients[test], labels[test], classes, draws, seed, minimum)
@@ -211,7 +217,7 @@ def shortcut_audit(
         vectors = features(model, images, precision=precision)
         with explanation.restored(model), torch.inference_mode():
             maps = torch.from_numpy(vectors[test])[:, :, None, None].to(next(model.parameters()).device)
-            head = torch.softmax(model.forward_head(maps).double(), 1).cpu().numpy()
+            head = torch.softmax(model.forward_head(maps).double() / temperature, 1).cpu().numpy()
         read = {
             "classifier": (head, labels[test], *tested),
             "probe": (probe(vectors[~test], labels[~test], vectors[test], classes), labels[test], *tested),
@@ -221,6 +227,9 @@ def shortcut_audit(
         for reader, (probabilities, truth, clusters, n) in read.items():
             score = scores[name, reader] = macro_auroc(probabilities, truth, clusters)
             result[name][reader] = {"auroc": estimate(score, bounds=(0.0, 1.0), **n)}
+            if known is not None and reader == "classifier" and name == next(iter(views)):
+                stated = estimate(macro_auroc(known, truth, clusters), bounds=(0.0, 1.0), **n)
+                result[name][reader] = {"auroc": stated, "read here": result[name][reader]["auroc"]}
             base = (against or {}).get(name, next(iter(views)))
             if base != name:
                 difference = estimate(score - scores[base, reader], **n)

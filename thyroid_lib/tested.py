@@ -64,6 +64,11 @@ class Tested:
             .to_numpy(np.int64)
         )
 
+    @property
+    def stated(self) -> np.ndarray:
+        """float64 (n, C), the calibrated probabilities in predictions.csv."""
+        return self.table[["p_" + key for key in self.crops.classes]].to_numpy(np.float64)
+
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """Calibrated probabilities of (changed) tested images, each by its own fold's member.
 
