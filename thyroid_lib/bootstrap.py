@@ -171,7 +171,8 @@ def estimate(
     }
     value, draws = samples[0], samples[1:]
     if effective < minimum:
-        who = "patients" if effective == n_patients else "patients with the scarcest type"
+        who = "patient" + "s" * (effective != 1)
+        who += " with the scarcest type" * (effective != n_patients)
         return result | {"reason": f"too few: {effective} {who}, at least {minimum} needed"}
     if not np.isfinite(value):
         return result | {"reason": "undefined: a class or a denominator is empty"}

@@ -1,5 +1,7 @@
 """The results of a run as tables, rows of figures, captions and sentences; nothing is computed here."""
 
+import re
+
 import pandas as pd
 
 from thyroid_lib import task
@@ -130,13 +132,12 @@ def conformal_caption(result: dict) -> str:
         found = result.get(place, {}).get(OURS, {}).get("conformal", {})
         if "set_size" in found:
             parts.append(
-                f"{place} testing: sets hold {say(found['set_size'])} types, calibrated on "
-                f"{found['calibrated_on']}"
+                f"{place} testing: sets hold {say(found['set_size'])} types, calibrated on the "
+                f"{found['calibrated_on'].removeprefix('the ')}"
             )
     wanted = result.get("internal", {}).get(OURS, {}).get("conformal", {}).get("confidence", 0.9)
-    return f"Share of prediction sets that hold the right type; wanted (dotted): {wanted:.0%}. " + "; ".join(
-        parts
-    )
+    head = f"Share of prediction sets that hold the right type; wanted (dotted): {wanted:.0%}."
+    return " ".join([head, *(f"{part[0].upper()}{part[1:]}." for part in parts)])
 
 
 def subgroup_rows(found: dict, metric: str = "macro_auroc") -> list[tuple[str, str, dict]]:
@@ -147,7 +148,9 @@ def subgroup_rows(found: dict, metric: str = "macro_auroc") -> list[tuple[str, s
     """
     rows = [("", "all", found["image"][metric])]
     for covariate, groups in found["subgroups"].items():
-        rows += [(covariate.replace("_", " "), level, values[metric]) for level, values in groups.items()]
+        words = {"0": "no", "1": "yes"} if {*groups} <= {"0", "1"} else {}
+        name = re.sub(r" (mm|px)$", r", \1", covariate.replace("_", " "))
+        rows += [(name, words.get(level, level), values[metric]) for level, values in groups.items()]
     return rows
 
 

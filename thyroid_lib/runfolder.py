@@ -209,7 +209,6 @@ class Run:
         from itertools import cycle
 
         from IPython.display import HTML, display
-        from pandas.api.types import is_numeric_dtype
 
         frame = frame if frame.index.name is None else frame.reset_index()
         body = frame.to_html(
@@ -219,10 +218,25 @@ class Run:
             na_rep="–",
             float_format=lambda value: f"{value:.{digits}f}",
         )
-        numeric = cycle([is_numeric_dtype(kind) for kind in frame.dtypes])
+        numeric = cycle([_is_number(frame.iloc[:, k]) for k in range(frame.shape[1])])
         body = re.sub(r"<t[dh](?=>)", lambda cell: cell[0] + ' class="number"' * next(numeric), body)
+        body = re.sub(r"(?<=>)[^<]+(?=</td>)", lambda text: _breaking_well(text[0]), body)
         body = re.sub(r"(<table[^>]*>)", rf"\1<caption>{escape(caption)}</caption>", body, count=1)
         display(HTML(f'<div class="table">{body}</div>'))
+
+
+def _is_number(column) -> bool:
+    """Whether a table's column is set as numbers: it holds some, or their digits."""
+    from pandas.api.types import is_numeric_dtype
+
+    return is_numeric_dtype(column) or bool(column.astype(str).str.fullmatch(r"[-−]?[\d,.]+").all())
+
+
+def _breaking_well(text: str) -> str:
+    """A table cell's text: an interval stays on one line, a long name may break after _, / or -."""
+    interval, name = r"\([-−+\d.]+ to [-−+\d.]+\)", r"(?<![<\w&\"])[\w./-]{18,}(?![\w;])"
+    text = re.sub(interval, lambda found: f'<span class="whole">{found[0]}</span>', text)
+    return re.sub(name, lambda found: re.sub(r"(?<=[_/-])(?=\w)", "<wbr>", found[0]), text)
 
 
 def open_run(run_dir: str | os.PathLike = "") -> Run:

@@ -18,10 +18,12 @@ def part_table(crops, rows: Mapping[str, np.ndarray]) -> pd.DataFrame:
     """Images / patients of each class in each part.
 
     Args:
-        crops: `crops.Crops`. rows: part -> int (n,).
+        crops: `crops.Crops`. rows: part -> int (n,); an empty part gets no column.
     """
     table = {}
     for name, chosen in rows.items():
+        if not len(chosen):  # pre-training tests nothing
+            continue
         index = crops.index.iloc[chosen]
         counts = [index[index["label"] == key] for key in crops.classes]
         table[name] = [f"{len(of)} / {of['patient'].nunique()}" for of in counts]
@@ -51,7 +53,7 @@ def carry_over(fit: Fit, classes: list[str]) -> tuple[network.LoadReport, pd.Dat
                 {
                     "part": part,
                     "entries": len(entries),
-                    "values": sum(value.numel() for value in entries.values()),
+                    "values": f"{sum(value.numel() for value in entries.values()):,}",
                     "carried over": len(taken),
                     "starts anew": len(entries) - len(taken),
                 }
@@ -74,15 +76,23 @@ def cost(fits: Mapping[str, Fit]) -> pd.DataFrame:
             {
                 "training": name,
                 "epochs": len(fit.history),
-                "minutes": fit.seconds / 60,
-                "images/s": fit.images_per_second,
-                "processor hours": fit.seconds / 3600 * fit.choices["threads"] * fit.choices["processes"],
+                "time": duration(fit.seconds),
+                "images/s": f"{fit.images_per_second:,.1f}",
+                "processor time": duration(fit.seconds * fit.choices["threads"] * fit.choices["processes"]),
                 "precision": fit.choices["precision"],
                 "ended": fit.stopped,
             }
             for name, fit in fits.items()
         ]
     )
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that it is counted in: 4.2 s, 12.5 min, 3.1 h."""
+    for unit, name in ((3600, "h"), (60, "min")):
+        if seconds >= unit:
+            return f"{seconds / unit:.1f} {name}"
+    return f"{seconds:.1f} s"
 
 
 def choices(fit: Fit) -> pd.DataFrame:
@@ -173,7 +183,7 @@ def pretraining_found(fit: Fit, crops, report: network.LoadReport) -> str:
         "learnt from. These "
         "numbers chose the epoch, so they flatter it a little; they are no test.\n\n"
         f"{len(report.loaded)} of {len(report.loaded) + len(report.kept)} entries carry over to the clinical task; the "
-        f"fully connected layer starts anew. Training took {fit.seconds / 60:.1f} minutes at "
+        f"fully connected layer starts anew. Training took {duration(fit.seconds)} at "
         f"{fit.images_per_second:.0f} images/s."
     )
     return text
@@ -185,9 +195,10 @@ def finetuning_found(
     """What notebook 04 found, in Markdown."""
     simulated = "**simulated** " if crops.simulated else ""
     internal, folds = found["internal"], len([r for r in results if r.model == FINETUNED])
+    held_out, classes = "held out in turn" if folds > 1 else "held out", task.of(crops.names).plural
     lines = [
-        f"{_count(folds, 'fold')} of {simulated}data ({crops.title}) held out in turn: macro AUROC of the "
-        f"{len(crops.classes)} {task.of(crops.names).plural} on patients never seen, {_say(internal[FINETUNED])}."
+        f"{_count(folds, 'fold')} of {simulated}data ({crops.title}) {held_out}: macro AUROC of the "
+        f"{len(crops.classes)} {classes} on patients never seen, {_say(internal[FINETUNED])}."
     ]
     beside = {
         TEXTURE: "logistic regression on texture and shape of the true mask",
@@ -200,9 +211,9 @@ def finetuning_found(
         )
     if FINETUNED in found.get("external", {}):
         lines.append(f"* external testing, everything frozen: {_say(found['external'][FINETUNED])}")
+    made = f"{folds} networks" if folds > 1 else "network"
     lines.append(
-        f"\nThe {_count(folds, 'network')} became the classifier in `{classifier.name}/` (C12). Notebook 05 "
-        "examines these predictions."
+        f"\nThe {made} became the classifier in `{classifier.name}/` (C12). Notebook 05 examines these predictions."
     )
     return "\n".join([lines[0], "", *lines[1:]])
 
@@ -282,5 +293,8 @@ def folder_table(folder: Path) -> pd.DataFrame:
     """Files of a folder and their sizes."""
     files = sorted(path for path in Path(folder).iterdir() if path.is_file())
     return pd.DataFrame(
-        {"file": [path.name for path in files], "KiB": [path.stat().st_size / 1024 for path in files]}
+        {
+            "file": [path.name for path in files],
+            "KiB": [f"{path.stat().st_size / 1024:,.1f}" for path in files],
+        }
     )

@@ -3,10 +3,12 @@
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from .style import CYCLE, GRID, INK, MUTED, SEQUENTIAL, WIDTH, colour
 
+PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # under words that stand on lines
 METRIC_NAMES = {
     "macro_auroc": "macro AUROC",
     "balanced_accuracy": "balanced accuracy",
@@ -25,7 +27,10 @@ def say(metric: dict | None, digits: int = 2) -> str:
     if not metric or metric.get("value") is None:
         reason = (metric or {}).get("reason", "")
         return next((word for word in ("too few", "undefined") if reason.startswith(word)), "not done")
-    return f"{metric['value']:.{digits}f} ({metric['low']:.{digits}f} to {metric['high']:.{digits}f})"
+    value, low, high = (
+        f"{round(metric[name], digits) + 0.0:.{digits}f}" for name in ("value", "low", "high")
+    )
+    return f"{value} ({low} to {high})"  # + 0.0: never -0.00
 
 
 def english(names: dict, key: str) -> str:
@@ -125,7 +130,8 @@ def reliability(before: dict, after: dict, metrics: dict, classes: list[str], na
                 label=label,
             )
         ax.set_title(english(names, panel).replace(" ", "\n"), fontsize=8)
-        ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xticks=[0, 0.5, 1], xlabel="stated")
+        ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel="stated")
+        ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])  # short: the panels stand close together
     axes[0, 0].set_ylabel("observed frequency")
     axes[0, 0].legend(fontsize=7, loc="upper left", handlelength=1)
     figure.alt = (
@@ -153,7 +159,7 @@ def decision_curves(metrics: dict, classes: list[str], names: dict) -> Figure:
         known = [place for place in places if metrics[place]["value"] is not None]
         everyone = np.array([metrics[place + "/all"] for place in places])
         ax.axhline(0, color=MUTED, lw=0.8)
-        ax.plot(x, everyone, color=MUTED, lw=1, ls="--", label="all")
+        ax.plot(x, everyone, color=MUTED, lw=1, ls="--")
         top = max(float(everyone.max()), 0.05)
         if known:
             value, low, high = (
@@ -161,18 +167,24 @@ def decision_curves(metrics: dict, classes: list[str], names: dict) -> Figure:
             )
             at = np.array([float(place.rpartition("/")[2]) for place in known])
             ax.fill_between(at, low, high, color=colour(key, position), alpha=0.18, lw=0)
-            ax.plot(at, value, color=colour(key, position), lw=1.6, label="classifier")
+            ax.plot(at, value, color=colour(key, position), lw=1.6)
             top = max(top, float(value.max()))
             better = at[low > np.maximum(0, np.interp(at, x, everyone))]
             where = f"from {better.min():.2f} to {better.max():.2f}" if len(better) else "nowhere"
             said.append(f"{english(names, key)}: surely better than acting on all or none {where}")
         else:
-            ax.text(0.5, 0.5, "too few patients", transform=ax.transAxes, ha="center", color=MUTED)
+            ax.text(
+                0.5, 0.5, "too few patients", transform=ax.transAxes, ha="center", color=MUTED, bbox=PAPER
+            )
             said.append(f"{english(names, key)}: too few patients")
         ax.set(ylim=(-0.6 * top, 1.15 * top), xlim=(0, 1), xlabel="threshold probability")
+        ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
         ax.set_title(english(names, key).replace(" ", "\n"), fontsize=8)
     axes[0, 0].set_ylabel("net benefit")
-    axes[0, 0].legend(loc="lower left", fontsize=7)
+    lines = [Line2D([], [], color=INK, lw=1.6), Line2D([], [], color=MUTED, lw=1, ls="--")]
+    figure.legend(
+        lines, ["act on the classifier", "act on all"], loc="outside lower center", ncols=2, fontsize=7
+    )
     figure.alt = "Decision curves with 95 % bands; zero is acting on none. " + "; ".join(said) + "."
     return figure
 
@@ -200,7 +212,7 @@ def forest(
             continue
         if metric["value"] is None:
             ax.text(0.02, y, metric.get("reason", "too few"), transform=ax.get_yaxis_transform(), va="center",
-                    color=MUTED, fontsize=7)  # fmt: skip
+                    color=MUTED, fontsize=7, bbox=PAPER)  # fmt: skip
         else:
             ax.plot([metric["low"], metric["high"]], [y, y], color=CYCLE[0], lw=1.4)
             ax.plot(metric["value"], y, "o", color=CYCLE[0], ms=4)

@@ -1,5 +1,7 @@
 """Figures of class activation maps and of their checks; the raw range stands beside every map."""
 
+from textwrap import wrap
+
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
@@ -22,7 +24,7 @@ def cam_gallery(images, masks, columns: dict, titles: list[str]) -> Figure:
     n, wide = len(images), len(columns) + 1
     side = min(1.75, WIDTH / wide)
     figure, axes = plt.subplots(
-        n, wide, figsize=(side * wide, (side + 0.12) * n + 0.35), layout="constrained", squeeze=False
+        n, wide, figsize=(side * wide, (side + 0.14) * n + 0.45), layout="constrained", squeeze=False
     )
     for i in range(n):
         axes[i, 0].imshow(images[i], cmap="gray", vmin=0, vmax=255)
@@ -30,8 +32,8 @@ def cam_gallery(images, masks, columns: dict, titles: list[str]) -> Figure:
         for ax, (heading, cams) in zip(axes[i, 1:], columns.items()):
             overlay(ax, images[i], cams.maps[i])
             if i == 0:
-                ax.set_title(heading, fontsize=6.5, fontweight="normal")
-            ax.set_xlabel(f"{cams.low[i]:.2g} to {cams.high[i]:.2g}", fontsize=5.5, labelpad=2)
+                ax.set_title(heading.replace(".", "\n."), fontsize=6.5, fontweight="normal")
+            ax.set_xlabel(f"{cams.low[i]:.2g}\nto {cams.high[i]:.2g}", fontsize=6, labelpad=2)
         for ax in axes[i]:
             if masks is not None and np.any(masks[i]):
                 ax.contour(masks[i], levels=[0.5], colors="white", linewidths=0.8)
@@ -121,7 +123,7 @@ def failures(images, cams, rows, classes: list[str], names: dict) -> Figure:
         classes, names: keys in order; key -> (English, Chinese).
     """
     n = len(images)
-    figure, axes = plt.subplots(n, 3, figsize=(WIDTH, 1.55 * n + 0.1), layout="constrained", squeeze=False,
+    figure, axes = plt.subplots(n, 3, figsize=(WIDTH, 1.65 * n + 0.1), layout="constrained", squeeze=False,
                                 width_ratios=[1, 1, 2.4])  # fmt: skip
     said = []
     for i, (_, row) in enumerate(rows.iterrows()):
@@ -139,7 +141,8 @@ def failures(images, cams, rows, classes: list[str], names: dict) -> Figure:
         extra = [
             f"{c} {row[c]}" for c in ("age", "sex", "device", "dataset") if c in row and str(row[c]).strip()
         ]
-        bars.set_title(f"{row['image']}  {', '.join(extra)}", fontsize=7, fontweight="normal", loc="left")
+        known = "\n".join(wrap(f"{row['image']}  {', '.join(extra)}", 58))
+        bars.set_title(known, fontsize=6.5, fontweight="normal", loc="left")
         said.append(
             f"{english(names, row['truth'])} taken for {english(names, row['predicted'])} with probability "
             f"{row['p_' + row['predicted']]:.2f}"

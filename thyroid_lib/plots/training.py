@@ -57,7 +57,7 @@ def learning_curves(histories: Mapping[str, pd.DataFrame], loss: str = "loss") -
         histories: name -> `Fit.history`.
         loss: name of the loss for the axis.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 2.9), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.1), layout="constrained")
     said = []
     for position, (name, history) in enumerate(histories.items()):
         ink = CYCLE[position % len(CYCLE)]
@@ -76,7 +76,6 @@ def learning_curves(histories: Mapping[str, pd.DataFrame], loss: str = "loss") -
     left.plot([], [], color=INK, ls=":", lw=1.3, label="training")
     left.plot([], [], color=INK, lw=1.6, label="validation")
     left.plot([], [], "o", color=INK, ms=5, label="best epoch")
-    left.legend()
     left.set(xlabel="epoch", ylabel=loss, title="Loss")
     right.axhline(0.5, color=MUTED, lw=0.8, ls=":")
     right.set(
@@ -85,8 +84,10 @@ def learning_curves(histories: Mapping[str, pd.DataFrame], loss: str = "loss") -
         title="Ranking",
         ylim=(min(0.45, right.get_ylim()[0]), 1.01),
     )
+    handles = left.get_legend_handles_labels()[0]
     if len(histories) > 1:
-        right.legend(loc="lower right")
+        handles += right.get_legend_handles_labels()[0]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)  # beside the curves, never over them
     for ax in (left, right):
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.grid(axis="y", color=GRID, lw=0.6)
@@ -106,7 +107,7 @@ def loss_parts(histories: Sequence[pd.DataFrame], focal_weight: float, gamma: fl
         ("focal", "val_focal", f"Focal loss, γ = {gamma:g}"),
         ("train_loss", "val_loss", f"Mixed, focal share {focal_weight:g}"),
     )
-    figure, axes = plt.subplots(1, 3, figsize=(WIDTH, 2.6), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(WIDTH, 2.8), layout="constrained")
     said = []
     for ax, (train, validation, title) in zip(axes, panels):
         for history in histories:
@@ -124,7 +125,7 @@ def loss_parts(histories: Sequence[pd.DataFrame], focal_weight: float, gamma: fl
     axes[0].set_ylabel("nats per image")
     axes[0].plot([], [], color=CYCLE[0], ls=":", lw=1.2, label="training")
     axes[0].plot([], [], color=CYCLE[0], lw=1.5, label="validation")
-    axes[0].legend()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     figure.alt = f"Losses by epoch, {len(histories)} fold(s): " + "; ".join(said) + "."
     return figure
 
@@ -154,7 +155,7 @@ def models(metrics: Mapping[str, Mapping[str, dict]], metric: str = "macro AUROC
                 continue
             label = MODELS[name].replace("\n", " ")
             if found["value"] is None:
-                ax.text(0.5, row, "too few patients", ha="left", va="center", color=MUTED, fontsize=8)
+                ax.text(0.52, row, "too few patients", ha="left", va="center", color=MUTED, fontsize=8)
                 said.append(f"{place}, {label}: too few patients")
                 continue
             ax.plot(
