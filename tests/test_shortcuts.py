@@ -128,8 +128,11 @@ def test_the_probe_reads_features_that_tell_and_only_the_tested_fold(people, mod
     assert found["crop"]["pixels"]["auroc"]["n_images"] == len(labels)
 
 
-def test_the_crops_score_is_the_one_that_the_predictions_state(people, model):
+@pytest.mark.parametrize("mirror", [False, True])
+def test_the_crops_score_is_the_one_that_the_predictions_state(people, mirror):
     labels, patients, folds = people
+    torch.manual_seed(0)
+    model = network.xception(4, in_chans=1, width=0.125, middle_blocks=1, mirror=mirror)
     images, own = sectors(len(labels)), folds == 2
     stated = np.random.default_rng(3).dirichlet(np.ones(4) / 2, own.sum()) + 0.3 * np.eye(4)[labels[own]]
     views = {"crop": images, "border only": shortcuts.border_only(images)}

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from thyroid_lib import explanation
+from thyroid_lib import explanation, network
 from thyroid_lib.bootstrap import MINIMUM_PATIENTS, Clusters, estimate, rank_statistics
 
 VIEWS = ("crop", "border only", "nodule hidden", "full frame", "full frame, answer printed")
@@ -89,7 +89,7 @@ def _cover(seen: np.ndarray, hidden: np.ndarray, x: int, y: int, width: int, hei
 
 
 def features(model: nn.Module, images: np.ndarray, batch_size: int = 64, precision: str = "32") -> np.ndarray:
-    """The frozen network's last feature map, averaged over pixels.
+    """The frozen network's last feature map, averaged over pixels, and over what a prediction averages over.
 
     Args:
         model: of ``network.build``;  images: uint8 (n, S, S);  batch_size: images per pass;  precision: "32"
@@ -103,8 +103,9 @@ def features(model: nn.Module, images: np.ndarray, batch_size: int = 64, precisi
     with explanation.restored(model), torch.inference_mode(), low:
         for start in range(0, len(images), batch_size):
             x = explanation.model_input(model, np.asarray(images[start : start + batch_size]))
-            maps = model.forward_features(x.contiguous(memory_format=torch.channels_last))
-            parts.append(maps.float().mean((2, 3)).cpu().numpy())
+            seen = network.views(x.contiguous(memory_format=torch.channels_last), model.config)
+            maps = [model.forward_features(view).float().mean((2, 3)) for view in seen]
+            parts.append((sum(maps) / len(maps)).cpu().numpy())
     return np.concatenate(parts)
 
 
