@@ -64,6 +64,15 @@ def test_regions_are_those_of_scipy(connectivity):
     assert {region.box for region in found} == expected
 
 
+@pytest.mark.parametrize("connectivity, areas", [(4, [400, 300]), (8, [700])])
+def test_parts_that_touch_at_a_corner_are_one_region_only_with_eight_neighbours(connectivity, areas):
+    image = np.zeros((60, 80), np.uint8)
+    image[10:30, 10:30] = image[30:45, 30:50] = 120
+    found = regions.connected_regions(image, Recipe(**{**PLAIN.__dict__, "connectivity": connectivity}))
+    assert [region.area for region in found] == areas
+    assert [np.count_nonzero(region.mask) for region in found] == areas
+
+
 def test_the_sector_is_found_and_what_is_printed_around_it_stays_behind():
     box = (100, 20, 340, 280)
     x, y, width, height = regions.largest_region(scanner_frame(box)).box

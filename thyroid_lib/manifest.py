@@ -178,13 +178,18 @@ def partition(
     random = np.random.default_rng([seed, 0 if test_fold is None else 1 + int(test_fold)])
     shuffled = random.permutation(sorted(set(rest["group"])))
     counts = rest.groupby(["group", "label"]).size().unstack(fill_value=0).loc[shuffled]
+    held = counts > 0
+    left = held.sum()  # groups of each class that stay in training
     chosen: set[str] = set()
     for key in counts.sum().sort_values(kind="stable").index:  # the rarest class chooses first
         own = counts[key][counts[key] > 0]
         have, free = own[own.index.isin(chosen)].sum(), [g for g in own.index if g not in chosen]
-        for group in free[:-1]:
+        for group in free:
             if have and have + own[group] / 2 > validation * own.sum():
                 break
+            if (left[held.loc[group]] == 1).any():
+                continue  # the last of a class, this one or another that the patient has too
+            left -= held.loc[group]
             chosen.add(group)
             have += own[group]
     part[manifest["group"].isin(chosen) & (part == "train")] = "validation"
