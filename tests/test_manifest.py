@@ -242,7 +242,9 @@ def test_patients_with_two_classes_still_give_every_class_to_every_fold(seed):
 def test_split_refuses_what_no_cut_between_patients_can_give():
     pairs = {"a": ("x", "y"), "b": ("x", "z"), "c": ("y", "z")}  # of two folds, one has a patient alone
     data = frames_of({patient: dict.fromkeys(labels, 4) for patient, labels in pairs.items()})
-    with pytest.raises(manifest.ManifestError, match="No split into 2 folds puts every class into every fold"):
+    with pytest.raises(
+        manifest.ManifestError, match="No split into 2 folds puts every class into every fold"
+    ):
         manifest.split(data, folds=2)
 
 
@@ -279,7 +281,9 @@ def test_partition_shares_no_group_and_validates_on_every_class(collection, test
 @pytest.mark.parametrize("validation", [0.1, 0.15, 0.3, 0.5])
 @pytest.mark.parametrize("size", [1, 3])
 def test_validation_takes_the_stated_share_of_each_class_to_half_a_patient(validation, size):
-    patients = {f"{label}{n}": {label: size} for label, count in (("x", 40), ("y", 100)) for n in range(count)}
+    patients = {
+        f"{label}{n}": {label: size} for label, count in (("x", 40), ("y", 100)) for n in range(count)
+    }
     data = frames_of(patients)
     taken = data[manifest.partition(data, None, validation=validation, seed=5) == "validation"]
     for label, count in (("x", 40), ("y", 100)):

@@ -49,6 +49,14 @@ def test_regions_come_largest_first_with_their_boxes_areas_and_pixels():
     assert regions.largest_region(image, PLAIN).box == order[0]
 
 
+@pytest.mark.parametrize("threshold", [1, 6, 40, 200])
+def test_a_pixel_counts_from_one_grey_level_above_the_threshold(threshold):
+    image = np.zeros((60, 80), np.uint8)
+    image[10:30, 10:30], image[30:50, 40:70] = threshold, threshold + 1
+    found = regions.connected_regions(image, Recipe(**{**PLAIN.__dict__, "threshold": threshold}))
+    assert [region.box for region in found] == [(40, 30, 30, 20)]
+
+
 @pytest.mark.parametrize("connectivity", [4, 8])
 def test_regions_are_those_of_scipy(connectivity):
     image = (ndimage.gaussian_filter(np.random.default_rng(0).random((180, 240)), 4) > 0.503).astype(np.uint8)
