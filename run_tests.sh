@@ -21,7 +21,7 @@ echo "== style"
 echo "== unit tests"
 cover=()
 case " $* " in *" --slow "*) cover=(--cov=thyroid_lib --cov-report=term:skip-covered --cov-fail-under=90) ;; esac
-OMP_NUM_THREADS=1 "$PYTHON" -m pytest -n 2 --dist loadscope --ignore tests/test_reports.py ${cover[@]+"${cover[@]}"} "$@"
+THYROID_SUMMARY="$scratch/summary" OMP_NUM_THREADS=1 "$PYTHON" -m pytest -n 2 --dist loadscope --ignore tests/test_reports.py ${cover[@]+"${cover[@]}"} "$@"
 
 echo "== notebooks as stored"
 THYROID_RUN="$scratch/stored" "$PYTHON" -m pytest -p no:cacheprovider --nbval-lax notebooks
@@ -29,3 +29,6 @@ THYROID_RUN="$scratch/stored" "$PYTHON" -m pytest -p no:cacheprovider --nbval-la
 echo "== smoke run and its reports"
 "$PYTHON" -m thyroid_lib run --profile smoke
 THYROID_STORED_RUN="$scratch/stored" "$PYTHON" -m pytest tests/test_reports.py
+
+echo "== all passed"
+cat "$scratch/summary"

@@ -62,12 +62,18 @@ def page() -> str:
     return "\n".join(lines)
 
 
-def summary(reports) -> list[str]:
-    """One line each for faults, inputs and leaks, from what the tests that passed have counted."""
+def summary(passed, failed=()) -> list[str]:
+    """One line each for faults, inputs and leaks, from what the tests have counted, in all processes together.
+
+    A test that failed has survived nothing, but what it saw leaking is told.
+    """
     counted = {}
-    for report in reports:
+    for report, names in [
+        *((report, ("faults", "inputs", "planted", "searched", "leaked")) for report in passed),
+        *((report, ("planted", "searched", "leaked")) for report in failed),
+    ]:
         for name, value in report.user_properties:
-            if name in ("faults", "inputs", "planted", "searched", "leaked"):
+            if name in names:
                 before = counted.get(name, 0)
                 counted[name] = max(before, value) if name == "planted" else before + value
     lines = []

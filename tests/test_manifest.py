@@ -221,6 +221,33 @@ def test_groups_of_very_different_size_still_give_every_class_to_every_fold():
         assert done.groupby("label")["fold"].nunique().eq(5).all()
 
 
+def frames_of(patients):
+    """A manifest of what each patient has: {"p1": {"benign": 3}} is one patient with three benign frames."""
+    rows = [
+        (f"{patient}/{label}{n}", label, patient)
+        for patient, counts in patients.items()
+        for label, count in counts.items()
+        for n in range(count)
+    ]
+    return pd.DataFrame(rows, columns=["image", "label", "group"])
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_patients_with_two_classes_still_give_every_class_to_every_fold(seed):
+    data = frames_of({"a": {"benign": 3, "malignant": 1}, "b": {"benign": 2}, "c": {"malignant": 10}})
+    done = manifest.split(data, folds=2, seed=seed)  # only a against b and c does it
+    assert done.groupby("fold")["group"].agg(set).tolist() in ([{"a"}, {"b", "c"}], [{"b", "c"}, {"a"}])
+
+
+def test_split_refuses_what_no_cut_between_patients_can_give():
+    pairs = {"a": ("x", "y"), "b": ("x", "z"), "c": ("y", "z")}  # of two folds, one has a patient alone
+    data = frames_of({patient: dict.fromkeys(labels, 4) for patient, labels in pairs.items()})
+    with pytest.raises(
+        manifest.ManifestError, match="No split into 2 folds puts every class into every fold"
+    ):
+        manifest.split(data, folds=2)
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 9), min_size=12, max_size=40),
@@ -249,6 +276,36 @@ def test_partition_shares_no_group_and_validates_on_every_class(collection, test
     assert done.groupby(part)["label"].nunique().eq(2).all()
     share = (part == "validation").sum() / (part != "test").sum()
     assert 0.1 <= share <= 0.25
+
+
+@pytest.mark.parametrize("validation", [0.1, 0.15, 0.3, 0.5])
+@pytest.mark.parametrize("size", [1, 3])
+def test_validation_takes_the_stated_share_of_each_class_to_half_a_patient(validation, size):
+    patients = {
+        f"{label}{n}": {label: size} for label, count in (("x", 40), ("y", 100)) for n in range(count)
+    }
+    data = frames_of(patients)
+    taken = data[manifest.partition(data, None, validation=validation, seed=5) == "validation"]
+    for label, count in (("x", 40), ("y", 100)):
+        assert abs(taken.loc[taken["label"] == label, "group"].nunique() - validation * count) <= 0.5
+
+
+@pytest.mark.parametrize("validation", [0.15, 0.9])
+@pytest.mark.parametrize("rare", [1, 2])
+def test_validation_never_takes_the_last_patient_of_a_class(validation, rare):
+    data = frames_of({f"x{n}": {"x": 1} for n in range(9)} | {f"y{n}": {"y": 1} for n in range(rare)})
+    for seed in range(5):
+        part = manifest.partition(data, None, validation=validation, seed=seed)
+        assert data["label"][part == "train"].value_counts()["y"] == 1
+        assert (data["label"][part == "validation"] == "y").sum() == rare - 1
+
+
+def test_validation_for_one_class_does_not_take_the_last_patient_of_another():
+    patients = {"r": {"rare": 1}, "both": {"rare": 1, "common": 1}}
+    data = frames_of(patients | {f"c{n}": {"common": 1} for n in range(4)})
+    for seed in range(20):
+        part = manifest.partition(data, None, validation=0.5, seed=seed)
+        assert set(data["label"][part == "train"]) == {"rare", "common"}
 
 
 def test_partition_refuses_a_fold_that_is_not_there(collection):

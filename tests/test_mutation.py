@@ -1,19 +1,29 @@
 """Mutation: small errors put into the five most critical functions are each noticed by the tests that guard them.
 
-A mutant is a copy of the library in which one place of one function is changed; the named test file, run on the copy,
-must fail. Slow: each mutant is a run of tests.
+A mutant is a copy of the library in which one place of one function is changed. A test of the named file must fail on
+it, and the same test must pass on the copy without the change. Slow: every mutant is a run of tests (see mutation.py).
 """
 
+import functools
+import json
 import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
+import mutation
 import pytest
 
 from thyroid_lib.runfolder import PROJECT
 
+SOUND = ("", "")  # nothing is replaced
+FIRST = {  # words of the names of the tests that are tried before the rest of the file
+    "split": ("split", "validation", "partition", "fold"),
+    "largest region": ("region", "inverted", "letterbox", "margin"),
+    "mixed loss": ("mixed", "reductions", "equal", "zero", "gradient", "nan"),
+    "bootstrap": ("draw", "interval", "bound", "few", "narrow"),
+    "checkpoint restore": ("interrupted", "twice", "finished", "refused"),
+}
 MUTANTS = {
     "split": (
         "manifest.py",
@@ -28,7 +38,7 @@ MUTANTS = {
             ("if all(len(set(fold[labels == key])) == folds for key in set(labels)):", "if True:"),
             ("if have and have + own[group] / 2 > validation * own.sum():", "if have:"),
             ('part[manifest["fold"] == test_fold] = "test"', 'part[manifest["fold"] != test_fold] = "test"'),
-            ("for group in free[:-1]:", "for group in free:"),
+            ("if (left[held.loc[group]] == 1).any():", "if False:"),
         ],
     ),
     "largest region": (
@@ -94,14 +104,16 @@ MUTANTS = {
     ),
 }
 CASES = [
-    pytest.param(file, tests, old, new, id=f"{what}-{number}")
-    for what, (file, tests, changes) in MUTANTS.items()
+    pytest.param(what, old, new, id=f"{what}-{number}")
+    for what, (_, _, changes) in MUTANTS.items()
     for number, (old, new) in enumerate(changes)
 ]
 
 
-def copy_of_project(folder: Path) -> Path:
-    """A project whose library is a copy and whose other parts are links."""
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """run(file, (old, new), tests, first): what the tests say of a copy of the project with one place changed."""
+    folder = tmp_path_factory.mktemp("mutation") / "project"
     shutil.copytree(
         PROJECT / "thyroid_lib", folder / "thyroid_lib", ignore=shutil.ignore_patterns("__pycache__")
     )
@@ -115,17 +127,42 @@ def copy_of_project(folder: Path) -> Path:
         "README.md",
     ):
         (folder / name).symlink_to(PROJECT / name)
-    return folder
-
-
-def run_tests(project: Path, tests: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", f"tests/{tests}"]
-    environment = os.environ | {
-        "PYTHONPATH": str(project),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",
+    plain = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("COV", "PYTEST", "THYROID_SUMMARY"))
     }
-    return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=280)
+    environment = plain | {
+        "PYTHONPATH": str(folder),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    server = subprocess.Popen(
+        [sys.executable, mutation.__file__, str(folder)],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+    )
+
+    def run(file, change, tests, first=()):
+        old, new = change
+        asked = {"file": file, "old": old, "new": new, "tests": tests, "first": first}
+        server.stdin.write(json.dumps(asked) + "\n")
+        server.stdin.flush()
+        return json.loads(server.stdout.readline())
+
+    yield run
+    server.terminate()
+    server.wait()
+
+
+@pytest.fixture(scope="module")
+def sound(run):
+    """sound(file, test): what one test says of the unchanged copy; each is asked once."""
+    return functools.cache(lambda file, test: run(file, SOUND, [test]))
 
 
 def test_every_place_to_change_is_there_once():
@@ -137,19 +174,18 @@ def test_every_place_to_change_is_there_once():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file, tests, old, new", CASES)
-def test_a_mutant_is_noticed(tmp_path, file, tests, old, new):
-    project = copy_of_project(tmp_path)
-    path = project / "thyroid_lib" / file
-    path.write_text(path.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
-    done = run_tests(project, tests)
-    assert done.returncode == 1, done.stdout[-800:]
-    assert "thyroid_lib" in done.stdout or "assert" in done.stdout or "Error" in done.stdout
+@pytest.mark.parametrize("what, old, new", CASES)
+def test_a_mutant_is_noticed(run, sound, what, old, new):
+    file, tests, _ = MUTANTS[what]
+    mutant = run(file, (old, new), [f"tests/{tests}"], FIRST[what])
+    assert mutant["status"] == pytest.ExitCode.TESTS_FAILED, mutant["output"]
+    unchanged = sound(file, mutant["failed"])
+    assert unchanged["status"] == pytest.ExitCode.OK, unchanged["output"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tests", sorted({tests for _, tests, _ in MUTANTS.values()}))
-def test_the_unchanged_copy_passes(tmp_path, tests):
-    done = run_tests(copy_of_project(tmp_path), tests)
-    assert done.returncode == 0, done.stdout[-800:]
-    assert str(tmp_path) not in done.stderr
+def test_what_cannot_even_be_imported_is_not_called_noticed(run):
+    broken = run(
+        "losses.py", ("import torch\n", "import torch, nothing_of_this_name\n"), ["tests/test_losses.py"]
+    )
+    assert broken["status"] == pytest.ExitCode.INTERRUPTED and "nothing_of_this_name" in broken["output"]

@@ -65,7 +65,7 @@ def search(count, *texts: str) -> None:
     """Asserts that no planted word is in the texts, and counts what was searched."""
     found = {word for text in texts for word in leaks(text)}
     size = sum(len(text.encode("utf-8", "replace")) for text in texts)
-    count(planted=len(PLANTED), searched=size, leaked=sum(map(len, found)))
+    count(planted=len(PLANTED), searched=size, leaked=sum(len(word.encode()) for word in found))
     assert size > 100 and not found
 
 

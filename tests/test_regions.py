@@ -49,6 +49,14 @@ def test_regions_come_largest_first_with_their_boxes_areas_and_pixels():
     assert regions.largest_region(image, PLAIN).box == order[0]
 
 
+@pytest.mark.parametrize("threshold", [1, 6, 40, 200])
+def test_a_pixel_counts_from_one_grey_level_above_the_threshold(threshold):
+    image = np.zeros((60, 80), np.uint8)
+    image[10:30, 10:30], image[30:50, 40:70] = threshold, threshold + 1
+    found = regions.connected_regions(image, Recipe(**{**PLAIN.__dict__, "threshold": threshold}))
+    assert [region.box for region in found] == [(40, 30, 30, 20)]
+
+
 @pytest.mark.parametrize("connectivity", [4, 8])
 def test_regions_are_those_of_scipy(connectivity):
     image = (ndimage.gaussian_filter(np.random.default_rng(0).random((180, 240)), 4) > 0.503).astype(np.uint8)
@@ -62,6 +70,15 @@ def test_regions_are_those_of_scipy(connectivity):
     slices = ndimage.find_objects(labels)
     expected = {(s[1].start, s[0].start, s[1].stop - s[1].start, s[0].stop - s[0].start) for s in slices}
     assert {region.box for region in found} == expected
+
+
+@pytest.mark.parametrize("connectivity, areas", [(4, [400, 300]), (8, [700])])
+def test_parts_that_touch_at_a_corner_are_one_region_only_with_eight_neighbours(connectivity, areas):
+    image = np.zeros((60, 80), np.uint8)
+    image[10:30, 10:30] = image[30:45, 30:50] = 120
+    found = regions.connected_regions(image, Recipe(**{**PLAIN.__dict__, "connectivity": connectivity}))
+    assert [region.area for region in found] == areas
+    assert [np.count_nonzero(region.mask) for region in found] == areas
 
 
 def test_the_sector_is_found_and_what_is_printed_around_it_stays_behind():

@@ -41,3 +41,11 @@ def test_the_closing_lines_add_up_what_the_tests_counted():
         "bytes leaked: none (5 planted identifiers searched for in 1,500 bytes of output)",
     ]
     assert hardening.summary([]) == []
+
+
+def test_a_leak_is_told_though_its_test_failed():
+    (line,) = hardening.summary(
+        [SimpleNamespace(user_properties=[("planted", 5), ("searched", 1000), ("leaked", 0)])],
+        [SimpleNamespace(user_properties=[("faults", 1), ("planted", 5), ("searched", 500), ("leaked", 7)])],
+    )
+    assert line == "bytes leaked: 7 (5 planted identifiers searched for in 1,500 bytes of output)"

@@ -26,6 +26,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from thyroid_lib.quoting import MORE, NAMES, named, quoted
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -104,9 +106,10 @@ def read_state(folder: Path) -> dict | None:
             f"Expected the state of a training in {path}; it cannot be read ({error}). Delete the folder "
             f"{folder} to train again from the start."
         ) from error
-    if state.get("format") != FORMAT:
+    version = state.get("format") if isinstance(state, dict) else None
+    if version != FORMAT:
         raise CheckpointError(
-            f"Expected a checkpoint of format {FORMAT} in {path}; format {state.get('format')} came, written "
+            f"Expected a checkpoint of format {FORMAT} in {path}; format {quoted(version)} came, written "
             f"by another version. Delete the folder {folder} to train again."
         )
     return state
@@ -193,12 +196,13 @@ def refuse_another(folder: Path, found: Mapping[str, Any], asked: Mapping[str, A
         asked: the identity of the training asked for.
 
     Raises:
-        CheckpointError: they differ; each difference is named with both values.
+        CheckpointError: they differ; the differences are named with both values.
     """
     different = differences(found, asked)
     if different:
+        more = f"; and {len(different) - NAMES} more" if len(different) > NAMES else ""
         raise CheckpointError(
-            f"The checkpoint in {folder} belongs to another training: " + "; ".join(different) + ". Give "
+            f"The checkpoint in {folder} belongs to another training: {'; '.join(different[:NAMES])}{more}. Give "
             "another folder, or delete this one to train again."
         )
 
@@ -210,7 +214,7 @@ def differences(found: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]
     for name in sorted({**first, **second}):
         a, b = first.get(name, "nothing"), second.get(name, "nothing")
         if a != b:
-            lines.append(f"{name}: {a} there, {b} asked for")
+            lines.append(f"{named(name)}: {named(a, MORE)} there, {named(b, MORE)} asked for")
     return lines
 
 

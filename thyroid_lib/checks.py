@@ -14,6 +14,7 @@ from joblib import Parallel, delayed
 from thyroid_lib import duplicates, frames
 from thyroid_lib.datasets import contract
 from thyroid_lib.progress import progress
+from thyroid_lib.quoting import listed, quoted
 
 LEFT_OUT, BLANKED, NOTE = "row left out", "value blanked", "note"
 BATCH = 32  # frames a worker decodes before it reports
@@ -111,8 +112,8 @@ def schema(data: pd.DataFrame, classes: list[str], problems: Problems) -> pd.Dat
     for case in cases:
         index, column = case["index"], case["column"]
         if index is None or pd.isna(index):
-            raise ManifestError(f"Column {column}: {case['check']}; came {case['failure_case']!r}.")
-        came = "" if column in ("image", "path") else f"; came {case['failure_case']!r}"
+            raise ManifestError(f"Column {column}: {case['check']}; came {quoted(case['failure_case'])}.")
+        came = "" if column in ("image", "path") else f"; came {quoted(case['failure_case'])}"
         text = f"{case['check']}{came}"
         if column in REQUIRED:
             bad.add(int(index))
@@ -122,7 +123,7 @@ def schema(data: pd.DataFrame, classes: list[str], problems: Problems) -> pd.Dat
         problems.add(data.loc[int(index)], column, text, action)
     unknown = data.index[~data["label"].isin([*classes, ""])] if classes else []
     for index in unknown:
-        text = f"not one of {', '.join(classes)}; came {data.at[index, 'label']!r}"
+        text = f"not one of {listed(classes)}; came {quoted(data.at[index, 'label'])}"
         problems.add(data.loc[index], "label", text, LEFT_OUT)
     twice = data.index[data["image"].duplicated()]
     for index in twice:
@@ -232,7 +233,7 @@ def joined(data: pd.DataFrame, problems: Problems) -> tuple[pd.DataFrame, pd.Dat
         if people.max() > max(3, GIANT * data["patient"].nunique()):
             where = {"row": pd.NA, "image": ""}
             text = (
-                f"group {people.idxmax()!r} joins {people.max()} of {data['patient'].nunique()} patients by "
+                f"group {quoted(people.idxmax())} joins {people.max()} of {data['patient'].nunique()} patients by "
                 "frames that look alike: look at the duplicates table before trusting it"
             )
             problems.add(where, "group", text, NOTE)
@@ -253,13 +254,11 @@ def contradictions(data: pd.DataFrame, problems: Problems) -> pd.DataFrame:
         bad |= _same_frame_two_labels(labelled)
     aside = data[data["group"].isin(bad)]
     seen = (
-        aside[aside["label"] != ""]
-        .groupby("group")["label"]
-        .agg(lambda column: ", ".join(sorted(set(column))))
+        aside[aside["label"] != ""].groupby("group")["label"].agg(lambda column: listed(sorted(set(column))))
     )
     for row in aside[["row", "image", "group"]].to_dict("records"):
         text = (
-            f"group {row['group']!r} has contradicting labels ({seen[row['group']]}): set aside; if these "
+            f"group {quoted(row['group'])} has contradicting labels ({seen[row['group']]}): set aside; if these "
             "are different nodules of one person, name them in a column nodule"
         )
         problems.add(row, "label", text, LEFT_OUT)

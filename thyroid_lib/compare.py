@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import profiles
+from .quoting import MORE, named
 from .runfolder import PROJECT, read_json, write_text
 
 RELATIVE = 0.01
@@ -203,7 +204,7 @@ def _around(ours: dict, theirs: dict, run: Path, reference: Path) -> dict[str, l
     }
     return {
         part: [
-            f"{key}: {here.get(key)}, reference {there.get(key)}"
+            f"{named(key)}: {named(here.get(key), MORE)}, reference {named(there.get(key), MORE)}"
             for here, there in [[dict(leaves(one)) for one in pair]]
             for key in sorted(here.keys() | there.keys())
             if here.get(key) != there.get(key) and key not in UNTOLD

@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from thyroid_lib import __version__, deploy
+from thyroid_lib.quoting import named, quoted
 from thyroid_lib.runfolder import write_text
 
 NAME = "classifier.json"
@@ -77,7 +78,7 @@ def check(definition, where: str) -> None:
         raise ClassifierError(f"{where}: not the definition of a classifier ('format' must be {FORMAT!r})")
     if definition.get("format_version") != VERSION:
         raise ClassifierError(
-            f"{where}: format version {definition.get('format_version')!r} came, this thyroid_lib "
+            f"{where}: format version {quoted(definition.get('format_version'))} came, this thyroid_lib "
             f"{__version__} reads version {VERSION}; use the release that wrote it, or save it again"
         )
     problems = _problems(definition, SCHEMA, "")
@@ -97,9 +98,9 @@ def _problems(value, schema, at: str) -> list[str]:
         found = [f"{at}{key} is missing" for key in schema if key != "..." and key not in value]
         for key, item in value.items():
             if key in schema or rest:
-                found += _problems(item, schema.get(key, rest), f"{at}{key}.")
+                found += _problems(item, schema.get(key, rest), f"{at}{named(key)}.")
             else:
-                found.append(f"{at}{key} is unknown")
+                found.append(f"{at}{named(key)} is unknown")
         return found
     if isinstance(schema, list):
         if not isinstance(value, list) or not value:
@@ -108,7 +109,7 @@ def _problems(value, schema, at: str) -> list[str]:
     wrong = not isinstance(value, schema) or (isinstance(value, bool) and schema in (int, NUMBER))
     if wrong or (isinstance(value, float) and not math.isfinite(value)):
         names = "number" if schema == NUMBER else schema.__name__
-        return [f"{at.rstrip('.')}: {names} was expected, {value!r:.40} came"]
+        return [f"{at.rstrip('.')}: {names} was expected, {quoted(value)} came"]
     return []
 
 

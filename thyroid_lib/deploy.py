@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from thyroid_lib.quoting import named
+
 WEIGHTS, ONNX, ONNX_RECORD = "model.safetensors", "model.onnx", "model.onnx.json"
 TIE = 0.03  # difference of the two best probabilities under which bfloat16 does not decide
 BACKENDS = ("openvino", "onnxruntime", "torch")  # in the order of preference
@@ -107,7 +109,9 @@ def check_onnx(folder: Path, definition: dict) -> dict:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BackendError(f"{ONNX_RECORD} is missing or damaged; {again}") from error
     if owner != definition["id"]:
-        raise BackendError(f"{ONNX} belongs to classifier {owner}, this is {definition['id']}; {again}")
+        raise BackendError(
+            f"{ONNX} belongs to classifier {named(owner)}, this is {definition['id']}; {again}"
+        )
     if sha256(folder / ONNX) != expected:
         raise BackendError(f"{ONNX} is not the file that was exported (its SHA-256 differs); {again}")
     return record

@@ -13,6 +13,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from thyroid_lib import checks, duplicates
 from thyroid_lib.checks import BLANKED, LEFT_OUT, NOTE, REQUIRED, ManifestError
 from thyroid_lib.datasets import contract
+from thyroid_lib.quoting import listed, named
 
 __all__ = [
     "BLANKED",
@@ -57,7 +58,7 @@ def check(manifest: pd.DataFrame, *, jobs: int = -1, keep_unlabelled: bool = Fal
     if missing:
         raise ManifestError(
             f"A manifest has the columns {', '.join(REQUIRED)}; missing: {', '.join(missing)}; "
-            f"came: {', '.join(map(str, manifest.columns))}."
+            f"came: {listed(manifest.columns)}."
         )
     data = manifest.reset_index(drop=True)
     data.attrs = {}
@@ -97,13 +98,13 @@ def ready(manifest: pd.DataFrame, folds: int = 5) -> list[str]:
     labelled = manifest[manifest["label"] != ""]
     reasons = []
     if labelled["label"].nunique() < 2:
-        came = ", ".join(sorted(set(labelled["label"]))) or "no label at all"
+        came = listed(sorted(set(labelled["label"]))) or "no label at all"
         reasons.append(f"at least two classes are needed; came: {came}")
     for key in classes:
         count = labelled.loc[labelled["label"] == key, "group"].nunique()
         if count < folds:
             reasons.append(
-                f"class {key}: {count} independent groups (patients), {folds} folds need at least {folds}; "
+                f"class {named(key)}: {count} independent groups (patients), {folds} folds need at least {folds}; "
                 "collect more, drop the class, or use fewer folds"
             )
     return reasons
@@ -178,13 +179,18 @@ def partition(
     random = np.random.default_rng([seed, 0 if test_fold is None else 1 + int(test_fold)])
     shuffled = random.permutation(sorted(set(rest["group"])))
     counts = rest.groupby(["group", "label"]).size().unstack(fill_value=0).loc[shuffled]
+    held = counts > 0
+    left = held.sum()  # groups of each class that stay in training
     chosen: set[str] = set()
     for key in counts.sum().sort_values(kind="stable").index:  # the rarest class chooses first
         own = counts[key][counts[key] > 0]
         have, free = own[own.index.isin(chosen)].sum(), [g for g in own.index if g not in chosen]
-        for group in free[:-1]:
+        for group in free:
             if have and have + own[group] / 2 > validation * own.sum():
                 break
+            if (left[held.loc[group]] == 1).any():
+                continue  # the last of a class, this one or another that the patient has too
+            left -= held.loc[group]
             chosen.add(group)
             have += own[group]
     part[manifest["group"].isin(chosen) & (part == "train")] = "validation"

@@ -15,6 +15,8 @@ import numpy as np
 import pandas as pd
 from scipy.special import softmax
 
+from thyroid_lib.quoting import listed, named, quoted
+
 SETS = ("internal", "external", "validation")
 """internal: held-out folds; external: another source, frozen model; validation: thresholds came from it."""
 
@@ -223,7 +225,7 @@ def classes_of(table: pd.DataFrame) -> list[str]:
     if len(keys) < 2:
         raise ValueError(
             "predictions: expected columns p_<key> and raw_<key> for at least two classes, got "
-            f"{list(table.columns)}"
+            f"{listed(table.columns)}"
         )
     return keys
 
@@ -276,30 +278,34 @@ def _check(table: pd.DataFrame, classes: list[str], where: str) -> pd.DataFrame:
     if missing := [column for column in _columns(classes) if column not in table.columns]:
         raise ValueError(f"{where}: expected the columns {_columns(classes)}; missing {missing}")
     if unknown := sorted({*table["set"]} - {*SETS}):
-        raise ValueError(f"{where}: expected set to be one of {SETS}, got {unknown}")
+        raise ValueError(f"{where}: expected set to be one of {SETS}, got {listed(unknown)}")
     if strangers := sorted({*table["truth"]} - {*classes}):
-        raise ValueError(f"{where}: expected every truth to be one of {classes}, got {strangers}")
+        raise ValueError(
+            f"{where}: expected every truth to be one of {listed(classes)}, got {listed(strangers)}"
+        )
     for prefix in ("p_", "raw_"):
         values = table[[prefix + key for key in classes]].to_numpy(np.float64)
         bad = ~(np.isfinite(values).all(1) & (values >= 0).all(1) & (np.abs(values.sum(1) - 1) < 1e-5))
         if bad.any():
             raise ValueError(
                 f"{where}: expected {prefix}<key> to be probabilities that sum to 1; "
-                f"{int(bad.sum())} rows are not, first for image {table['image'][bad].iloc[0]!r}"
+                f"{int(bad.sum())} rows are not, first for image {quoted(table['image'][bad].iloc[0])}"
             )
     if (twice := table.duplicated(["model", "set", "image", "fold"])).any():
         row = table[twice].iloc[0]
         raise ValueError(
-            f"{where}: expected one row per model, set, image and fold; {row['image']!r} stands twice for "
-            f"{row['model']}, {row['set']}, fold {row['fold']}"
+            f"{where}: expected one row per model, set, image and fold; {quoted(row['image'])} stands twice for "
+            f"{named(row['model'])}, {row['set']}, fold {row['fold']}"
         )
     tested = table[table["set"] == "internal"]
     folds = tested.groupby(["model", "group"])["fold"].nunique()
     if (folds > 1).any():
         model, group = folds.index[folds > 1][0]
         raise ValueError(
-            f"{where}: group {group!r} was tested in more than one fold of {model}: the split leaked"
+            f"{where}: group {quoted(group)} was tested in more than one fold of {named(model)}: the split leaked"
         )
     if absolute := [image for image in table["image"] if re.match(r"^(/|[A-Za-z]:[\\/])", image)]:
-        raise ValueError(f"{where}: expected image names relative to their data set, got {absolute[0]!r}")
+        raise ValueError(
+            f"{where}: expected image names relative to their data set, got {quoted(absolute[0])}"
+        )
     return table

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import yaml
 
+from .quoting import named, quoted
 from .runfolder import PROJECT
 
 NOTEBOOKS = PROJECT / "notebooks"
@@ -114,12 +115,12 @@ def resolve(profile: dict, settings: list[str], data: dict[str, str]) -> dict[st
         takers = [book for book in notebooks if name in notebooks[book]] if target == "common" else [target]
         known = {parameter for book in notebooks.values() for parameter in book}
         if target != "common" and target not in notebooks:
-            problems.append(f"{origin}: no notebook '{target}'{_nearest(target, notebooks)}")
+            problems.append(f"{origin}: no notebook '{named(target)}'{_nearest(target, notebooks)}")
         elif target == "common" and not takers:
-            problems.append(f"{origin}: no notebook has a parameter '{name}'{_nearest(name, known)}")
+            problems.append(f"{origin}: no notebook has a parameter '{named(name)}'{_nearest(name, known)}")
         elif target != "common" and name not in notebooks[target]:
             near = _nearest(name, notebooks[target])
-            problems.append(f"{origin}: {target} has no parameter '{name}'{near}")
+            problems.append(f"{origin}: {target} has no parameter '{named(name)}'{near}")
         else:
             for book in takers:
                 try:
@@ -130,7 +131,7 @@ def resolve(profile: dict, settings: list[str], data: dict[str, str]) -> dict[st
 
     for target in sorted(profile, key=lambda name: name != "common"):  # common first, the rest on top
         for name, value in profile[target].items():
-            give(target, name, value, f"profile, {target}.{name}")
+            give(target, name, value, f"profile, {named(target)}.{named(name)}")
     for name, spec in data.items():
         give("common", name, spec, f"--{name.replace('_', '-')}")
     for setting in settings:
@@ -212,13 +213,13 @@ def spec_problem(spec: str) -> str:
     if not spec:
         return ""
     if not separator or kind not in SOURCES:
-        return f"'{spec}': expected KIND:PATH with KIND one of {', '.join(SOURCES)}{_nearest(kind, SOURCES)}"
+        return f"'{named(spec)}': expected KIND:PATH with KIND one of {', '.join(SOURCES)}{_nearest(kind, SOURCES)}"
     path = spec_path(spec)
     try:
         there = path is None or path.exists()
     except (OSError, ValueError):  # too long, or no name at all
         there = False
-    return "" if there else f"'{spec}': {path} is not there"
+    return "" if there else f"'{named(spec)}': {named(str(path))} is not there"
 
 
 def _typed(value: object, parameter: Parameter) -> object:
@@ -234,7 +235,7 @@ def _typed(value: object, parameter: Parameter) -> object:
     if wanted is str and value is None:
         return ""
     if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
-        raise ValueError(f"'{parameter.name}' expects {parameter.kind}, came {value!r}")
+        raise ValueError(f"'{parameter.name}' expects {parameter.kind}, came {quoted(value)}")
     return value
 
 

@@ -13,6 +13,7 @@ from scipy.special import softmax
 from torch import nn
 
 from thyroid_lib import explanation, hardware
+from thyroid_lib.quoting import quoted
 
 
 @dataclass(frozen=True)
@@ -161,8 +162,9 @@ def open_tested(crops, classifier, predictions: pd.DataFrame, precision: str = "
     place = {image: row for row, image in enumerate(crops.index["image"].astype(str))}
     if strangers := [image for image in predictions["image"] if image not in place]:
         raise ValueError(
-            f"open_tested: expected predictions of the images in {Path(crops.folder).name}, got {strangers[0]!r} and "
-            f"{len(strangers) - 1} others that it has not; run notebooks 01 and 04 into the same run"
+            f"open_tested: expected predictions of the images in {Path(crops.folder).name}, got "
+            f"{quoted(strangers[0])} and {len(strangers) - 1} others that it has not; run notebooks 01 "
+            "and 04 into the same run"
         )
     table = predictions.assign(row=predictions["image"].map(place)).sort_values("row", ignore_index=True)
     folds = sorted({int(fold) for fold in table["fold"]})

@@ -29,6 +29,7 @@ from urllib.parse import parse_qsl
 import pandas as pd
 
 from thyroid_lib.datasets.contract import DatasetError, load_frame, load_mask, public
+from thyroid_lib.quoting import listed, quoted
 
 __all__ = ["SOURCES", "DatasetError", "Spec", "load_frame", "load_mask", "parse", "public", "read"]
 
@@ -72,14 +73,14 @@ def parse(spec: str) -> Spec:
     source = source.strip().lower()
     if not colon or source not in SOURCES:
         hint = f" Did you mean folder:{spec}?" if not colon and Path(spec).expanduser().is_dir() else ""
-        came = f"{spec!r} came" if not colon else f"the source {source!r} came"
+        came = f"{quoted(spec)} came" if not colon else f"the source {quoted(source)} came"
         raise DatasetError(
             f"A data SPEC is SOURCE:PATH with a source among {', '.join(SOURCES)}; {came}.{hint}"
         )
     location, query = _options(location.strip())
     if not location:
         where = "phantom:clinic?patients=120" if source == "phantom" else f"{source}:PATH"
-        raise DatasetError(f"The SPEC {spec!r} names no place to read; expected for example {where}.")
+        raise DatasetError(f"The SPEC {quoted(spec)} names no place to read; expected for example {where}.")
     return Spec(source, location, query)
 
 
@@ -107,7 +108,7 @@ def read(spec: str) -> pd.DataFrame:
     unknown = [name for name in parsed.options if name not in known]
     if unknown and not takes_any:
         raise DatasetError(
-            f"{parsed.source}: knows the options {', '.join(known) or '(none)'}; {', '.join(unknown)} came."
+            f"{parsed.source}: knows the options {', '.join(known) or '(none)'}; {listed(unknown)} came."
         )
     if parsed.source == "phantom":
         return module.read(parsed.location, **parsed.options)

@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from thyroid_lib.datasets import contract
+from thyroid_lib.quoting import quoted
 
 KAGGLE = "dasmehdixtr/ddti-thyroid-ultrasound-images"
 GROUPS = {"2": "2-3", "3": "2-3", "4a": "4a", "4b": "4b", "4c": "4c-5", "5": "4c-5"}
@@ -67,7 +68,7 @@ def read(root: Path, *, labels: str = "groups") -> pd.DataFrame:
         outlines = _outlines(tree, case, notes)
         grade = _text(tree, "tirads").lower().replace(" ", "")
         if grade and grade not in key:
-            notes.append((case_file, f"unknown TI-RADS {grade!r}, left unlabelled"))
+            notes.append((case_file, f"unknown TI-RADS {quoted(grade)}, left unlabelled"))
         numbers = {Path(i).stem.rpartition("_")[2] for i in listed if Path(i).stem.rpartition("_")[0] == case}
         for number in sorted(numbers | set(outlines), key=contract.natural):
             names = (f"{case}_{number}{suffix}" for suffix in (".jpg", ".JPG", ".jpeg", ".png"))

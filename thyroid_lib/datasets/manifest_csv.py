@@ -18,6 +18,7 @@ import pandas as pd
 from thyroid_lib import LESION_TYPES
 from thyroid_lib.datasets import contract
 from thyroid_lib.datasets.folder import lesion_type, order
+from thyroid_lib.quoting import listed
 
 MAX_BYTES = 256 * 2**20
 PERSONAL = re.compile(
@@ -54,12 +55,12 @@ def read(root: Path, *, classes: str = "", title: str = "") -> pd.DataFrame:
     if lacking:
         raise contract.DatasetError(
             f"manifest: {path.name} needs the columns image and label; missing: {', '.join(lacking)}; "
-            f"came: {', '.join(header) or 'an empty table'}."
+            f"came: {listed(header) or 'an empty table'}."
         )
     rows, excluded, notes, alone, hidden, people = [], [], [], 0, set(), {}
     personal = [name for name in header if PERSONAL.search(name)]
     if personal:
-        notes.append(("", f"columns that seem to say who a person is are not read: {', '.join(personal)}"))
+        notes.append(("", f"columns that seem to say who a person is are not read: {listed(personal)}"))
     for number, line in lines:
         if len(line) != len(header):
             image = line[0].strip() if line else ""

@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from thyroid_lib.datasets import contract
+from thyroid_lib.quoting import listed
 
 
 def read(root: Path) -> pd.DataFrame:
@@ -78,6 +79,6 @@ def _labels(path: Path) -> dict[str, str]:
         if not {"patient_name", "histo_label"} <= set(reader.fieldnames or []):
             raise contract.DatasetError(
                 f"thyus2path: expected the columns patient_name and histo_label in {path.name}; "
-                f"came: {', '.join(reader.fieldnames or ['nothing'])}."
+                f"came: {listed(reader.fieldnames or ['nothing'])}."
             )
         return {row["patient_name"].strip(): row["histo_label"] for row in reader}
