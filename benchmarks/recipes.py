@@ -32,34 +32,17 @@ QUESTIONS = {"mask_weight": 1.0, "sign_weight": 0.5}
 PLAIN = {"lr": 1e-3, "epochs": 25, "augment": 1.0}
 RECIPES = {
     "plain": {
-        "what": "BUSI without masks, then 25 epochs at learning rate 1e-3, ordinary augmentation",
-        "pretrain": {"mask_weight": 0.0},
+        "what": "pre-trained on BUSI, then 25 epochs at 1e-3, ordinary augmentation",
         "finetune": PLAIN,
     },
     "scratch": {"what": "as plain, without pre-training", "pretrain": None, "finetune": PLAIN},
-    "gentle": {
-        "what": "12 epochs at 3e-4, augmentation twice as strong",
-        "pretrain": {"mask_weight": 0.0},
-    },
+    "gentle": {"what": "as plain, but 12 epochs at 3e-4, augmentation twice as strong"},
     "questions": {
-        "what": "as gentle, and asked for masks in both stages and for the signs",
+        "what": "as gentle, and asked for masks and signs while it learns",
         "finetune": QUESTIONS,
     },
-    "signs only": {"what": "as questions, the mask asked for on BUSI only", "finetune": {"sign_weight": 0.5}},
     "mirror": {
         "what": "as questions, and the mirror image predicted too",
-        "finetune": QUESTIONS,
-        "mirror": True,
-    },
-    "longer": {
-        "what": "as mirror, 24 epochs, augmentation three times as strong",
-        "finetune": QUESTIONS | {"epochs": 24, "augment": 3.0},
-        "mirror": True,
-    },
-    "phantoms": {
-        "what": "as mirror, pre-trained on simulated frames, asked for their signs too, instead of BUSI",
-        "pretrain_data": "phantom:clinic?patients=600",
-        "pretrain": {"sign_weight": 0.5},
         "finetune": QUESTIONS,
         "mirror": True,
     },
@@ -69,10 +52,20 @@ RECIPES = {
         "finetune": QUESTIONS,
         "mirror": True,
     },
+    "longer": {
+        "what": "as questions, but 24 epochs, augmentation three times as strong",
+        "finetune": QUESTIONS | {"epochs": 24, "augment": 3.0},
+    },
+    "phantoms": {
+        "what": "as questions, but pre-trained on simulated frames, asked for their signs too",
+        "pretrain_data": "phantom:clinic?patients=600",
+        "pretrain": {"sign_weight": 0.5},
+        "finetune": QUESTIONS,
+    },
 }
 """Name -> `what` it is, in words, `size` (px), `mirror`, `pretrain_data`, and settings of `pretrain` (None: none) and
 `finetune` beside `PRETRAIN` and `FINETUNE`."""
-TAKEN = "mirror"  # what the profile does
+TAKEN = "questions"  # what the profile does
 
 
 def main() -> None:

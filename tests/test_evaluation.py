@@ -9,7 +9,7 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from thyroid_lib import comparison, evaluation, findings, profiles, results, selective, training_summary
-from thyroid_lib.bootstrap import Clusters, delong, estimate, rank_statistics
+from thyroid_lib.bootstrap import Clusters, delong, estimate, rank_statistics, scarcer_sides
 from thyroid_lib.predictions import covariates_of
 
 KEYS = ["nodular_goiter", "follicular_neoplasm", "papillary_carcinoma", "medullary_carcinoma"]
@@ -335,6 +335,34 @@ def test_the_interval_of_a_mean_is_students():
     found = estimate((clusters.sums(values) / 12)[:, 0], n_images=12, n_patients=12)
     student = stats.t.interval(0.95, 11, values.mean(), stats.sem(values))
     assert (found["low"], found["high"]) == pytest.approx(student, abs=0.06)
+
+
+def test_the_interval_of_a_mean_over_classes_has_the_degrees_of_freedom_of_all_of_them():
+    rng = np.random.default_rng(12)
+    one, two = rng.normal(size=8), rng.normal(size=8)
+    values = np.concatenate([one, two])
+    of = np.repeat([[True, False], [False, True]], 8, axis=0)
+    clusters = Clusters(np.arange(16), 40000, 3)
+    means = clusters.sums(values[:, None] * of) / clusters.sums(of)
+    found = estimate(means.mean(1), n_images=16, n_patients=16, effective=[8, 8])
+    welch = stats.ttest_ind(one, -two, equal_var=True).confidence_interval(0.95)
+    # the mean of two means is half the difference of one to the other's negative; 14 degrees of freedom
+    assert found["value"] == pytest.approx((one.mean() + two.mean()) / 2)
+    assert found["high"] - found["low"] == pytest.approx((welch.high - welch.low) / 2, rel=0.08)
+    scarcest = estimate(means.mean(1), n_images=16, n_patients=16, effective=8)
+    assert scarcest["high"] - scarcest["low"] > 1.05 * (found["high"] - found["low"])
+
+
+def test_the_scarcest_class_still_decides_what_is_too_few():
+    found = estimate(np.linspace(0, 1, 50), n_images=90, n_patients=60, effective=[40, 16, 4])
+    assert found["value"] is None and found["reason"].startswith("too few: 4 patients with the scarcest type")
+
+
+def test_two_classes_have_one_scarcer_side():
+    patients = np.array(["a", "a", "b", "c", "d"])
+    labels = np.array([0, 0, 0, 1, 1])
+    assert scarcer_sides(patients, labels[:, None] == np.arange(2)) == [2]
+    assert scarcer_sides(patients, np.array([0, 0, 1, 1, 2])[:, None] == np.arange(3)) == [1, 2, 1]
 
 
 def test_an_interval_between_bounds_is_students_on_the_logit_scale():

@@ -9,10 +9,11 @@ A number between two bounds (an AUROC, a sensitivity) gets a Student interval on
 bootstrap's standard error: it stays inside the bounds, and near them it is not too narrow, as percentiles
 are with few patients. A number without bounds (a difference, a net benefit) gets the expanded percentile
 interval of Hesterberg (2015, Am Stat 69:371, section 4.3). Degrees of freedom come from the patients of the
-scarcer side. ``benchmarks/bootstrap_coverage.py`` measures the coverage.
+scarcer side; for a mean over classes, from those of every class (Satterthwaite 1946, Biometrics 2:110).
+``benchmarks/bootstrap_coverage.py`` measures the coverage.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from scipy import special, stats
@@ -122,6 +123,19 @@ def rank_statistics(scores: np.ndarray, positive: np.ndarray, clusters: Clusters
     return auroc, precision
 
 
+def scarcer_sides(patients: np.ndarray, is_class: np.ndarray) -> list[int]:
+    """Patients on the scarcer side of each class against the rest: what the precision of a mean over classes rests on.
+
+    Args:
+        patients: (N,), who each image is of. is_class: bool (N, C).
+
+    Returns:
+        C numbers; for two classes one, for both have the same sides.
+    """
+    sides = [min(len(np.unique(patients[k])), len(np.unique(patients[~k]))) for k in is_class.T]
+    return sides[:1] if len(sides) == 2 else sides
+
+
 def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     """Division that is NaN, without a warning, where the denominator is 0.
 
@@ -141,7 +155,7 @@ def estimate(
     *,
     n_images: int,
     n_patients: int,
-    effective: int | None = None,
+    effective: int | Sequence[int] | None = None,
     bounds: tuple[float, float] = UNBOUNDED,
     minimum: int = MINIMUM_PATIENTS,
 ) -> dict:
@@ -151,8 +165,8 @@ def estimate(
         samples: float (draws + 1,), the value first, then the draws; NaN where undefined.
         n_images: images behind the number.
         n_patients: patients behind the number.
-        effective: patients of the scarcer side (for example with the lesion type), which limits precision;
-            ``n_patients`` when not given.
+        effective: patients of the scarcer side (for example with the lesion type), which limits precision; for a
+            mean over classes, those of each class; ``n_patients`` when not given.
         bounds: smallest and largest possible value; both infinite for a difference.
         minimum: fewer effective patients than this give no value.
 
@@ -161,7 +175,8 @@ def estimate(
         At a bound (a perfect score) every draw is the same and the bootstrap knows no uncertainty: the exact
         binomial bound over the effective patients takes its place (Clopper & Pearson 1934).
     """
-    effective = n_patients if effective is None else effective
+    counts = np.atleast_1d(n_patients if effective is None else effective)
+    effective = int(counts.min())
     result = {
         "value": None,
         "low": None,
@@ -179,11 +194,20 @@ def estimate(
     defined = draws[np.isfinite(draws)]
     if len(defined) < max(1, _DEFINED_SHARE * len(draws)):
         return result | {"reason": f"too few: defined in only {len(defined)} of {len(draws)} draws"}
-    low, high = _interval(float(value), defined, max(2, effective), bounds)
+    low, high = _interval(float(value), defined, _whole_sample(counts), bounds)
     return result | {"value": _plain(value), "low": _plain(low), "high": _plain(high)}
 
 
-def _interval(value: float, draws: np.ndarray, n: int, bounds: tuple[float, float]) -> tuple[float, float]:
+def _whole_sample(counts: np.ndarray) -> float:
+    """The size of one sample with as many degrees of freedom as the mean over samples of these sizes.
+
+    Each class adds a variance of 1 / count, known with count - 1 degrees of freedom (Satterthwaite 1946).
+    """
+    counts = np.maximum(2, counts)
+    return float((1 / counts).sum() ** 2 / (1 / (counts**2 * (counts - 1))).sum() + 1)
+
+
+def _interval(value: float, draws: np.ndarray, n: float, bounds: tuple[float, float]) -> tuple[float, float]:
     (least, most), tail = bounds, (1 - LEVEL) / 2
     reach = np.sqrt(n / (n - 1)) * stats.t.isf(tail, n - 1)
     if np.isfinite(most) and np.isclose(value, bounds, rtol=0, atol=1e-12).any():

@@ -85,10 +85,10 @@ def compare(
         table.attrs["classes"] = classes
     a, b = (Sample(table, draws=draws, seed=seed, minimum=minimum) for table in (one, two))
     b.clusters = a.clusters
-    scarcest = min(a.scarcer(k) for k in range(len(classes)))
+    scarcer = a.scarcer_sides()
     left, right = samples(a), samples(b)
     result = {
-        name: a.estimate(left[name] - right[name], effective=scarcest, bounds=UNBOUNDED) for name in left
+        name: a.estimate(left[name] - right[name], effective=scarcer, bounds=UNBOUNDED) for name in left
     }
     for k, key in enumerate(classes):
         scores = np.column_stack([b.probabilities[:, k], a.probabilities[:, k]])
@@ -112,14 +112,14 @@ def drop(
     a = Sample(internal, draws=draws, seed=seed, minimum=minimum)
     b = Sample(external, draws=draws, seed=seed + 1, minimum=minimum)
     here, there = samples(a), samples(b)
-    scarcest = min(s.scarcer(k) for s in (a, b) for k in range(len(a.classes)))
+    scarcer = [*a.scarcer_sides(), *b.scarcer_sides()]
     patients = a.clusters.patients + b.clusters.patients
     return {
         name: estimate(
             here[name] - there[name],
             n_images=len(internal) + len(external),
             n_patients=patients,
-            effective=scarcest,
+            effective=scarcer,
             minimum=minimum,
         )
         for name in here
@@ -180,13 +180,13 @@ def subgroups(
         names = levels(predictions[covariate])
         for level in _in_order(names):
             part = Sample(predictions[names == level], draws=draws, seed=seed, minimum=minimum)
-            scarcest = min(part.scarcer(k) for k in range(len(part.classes)))
+            scarcer = part.scarcer_sides()
             effective = {"brier": part.clusters.patients}
             found = samples(part)
             result.setdefault(covariate, {})[level] = {
                 name: part.estimate(
                     found[name],
-                    effective=effective.get(name, scarcest),
+                    effective=effective.get(name, scarcer),
                     bounds=(0.0, 2.0 if name == "brier" else 1.0),
                 )
                 for name in COMPARED

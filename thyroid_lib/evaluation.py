@@ -17,6 +17,7 @@ from thyroid_lib.bootstrap import (
     estimate,
     rank_statistics,
     ratio,
+    scarcer_sides,
 )
 from thyroid_lib.predictions import (  # noqa: F401
     classes_of,
@@ -139,6 +140,10 @@ class Sample:
         """Patients on the scarcer side of class k against the rest."""
         return min(self.patients_with(self.is_class[:, k]), self.patients_with(~self.is_class[:, k]))
 
+    def scarcer_sides(self) -> list[int]:
+        """:func:`bootstrap.scarcer_sides` of the images."""
+        return scarcer_sides(self.patients, self.is_class)
+
 
 def by_patient(predictions: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """One row per patient: probabilities averaged over images, verdict positive when at least half are.
@@ -174,9 +179,8 @@ def _discrimination(sample: Sample) -> dict:
         metrics[f"auroc/{key}"] = sample.estimate(auroc, effective=sample.scarcer(k))
         metrics[f"average_precision/{key}"] = sample.estimate(precision, effective=sample.scarcer(k))
         metrics[f"delong/{key}"] = delong(sample.probabilities[:, k], positive, sample.patients)
-    scarcest = min(sample.scarcer(k) for k in range(len(sample.classes)))
     for name, draws in zip(("macro_auroc", "macro_average_precision"), zip(*every)):
-        metrics[name] = sample.estimate(np.mean(draws, axis=0), effective=scarcest)
+        metrics[name] = sample.estimate(np.mean(draws, axis=0), effective=sample.scarcer_sides())
     return metrics
 
 
@@ -191,10 +195,10 @@ def _decisions(sample: Sample, ordered: bool) -> dict:
     spread = (total**2 - (of_truth**2).sum(1)) * (total**2 - (of_predicted**2).sum(1))
     # Gorodkin 2004; 0 for a constant prediction, as scikit-learn has it
     mcc = np.nan_to_num(ratio(hits * total - (of_truth * of_predicted).sum(1), np.sqrt(spread)))
-    scarcest = min(sample.patients_with(chosen) for chosen in sample.is_class.T)
+    of_class = [sample.patients_with(chosen) for chosen in sample.is_class.T]
     metrics = {
         "accuracy": sample.estimate(ratio(hits, total)),
-        "balanced_accuracy": sample.estimate(recall.mean(1), effective=scarcest),
+        "balanced_accuracy": sample.estimate(recall.mean(1), effective=of_class),
         "mcc": sample.estimate(mcc, bounds=(-1.0, 1.0)),
     }
     if ordered:

@@ -8,7 +8,7 @@ small or down-sampled image.
 import cv2
 import numpy as np
 
-from thyroid_lib.bootstrap import MINIMUM_PATIENTS, Clusters, estimate, ratio
+from thyroid_lib.bootstrap import MINIMUM_PATIENTS, Clusters, estimate, ratio, scarcer_sides
 from thyroid_lib.shortcuts import macro_auroc
 
 STRENGTHS = {
@@ -106,9 +106,9 @@ def curves(
     plain = np.asarray(classify(images) if plain is None else plain)
     whole, known = macro_auroc(plain, labels, clusters), plain if known is None else np.asarray(known)
     is_class = labels[:, None] == np.arange(plain.shape[1])
-    sides = [len(np.unique(np.asarray(patients)[side])) for k in is_class.T for side in (k, ~k)]
+    sides = scarcer_sides(np.asarray(patients), is_class)
     common = {
-        "n_images": len(labels), "n_patients": clusters.patients, "effective": min(sides), "minimum": minimum,
+        "n_images": len(labels), "n_patients": clusters.patients, "effective": sides, "minimum": minimum,
     }  # fmt: skip
     for kind, levels in (strengths or STRENGTHS).items():
         result[kind] = {}

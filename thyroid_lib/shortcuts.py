@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from thyroid_lib import explanation, network
-from thyroid_lib.bootstrap import MINIMUM_PATIENTS, Clusters, estimate, rank_statistics
+from thyroid_lib.bootstrap import MINIMUM_PATIENTS, Clusters, estimate, rank_statistics, scarcer_sides
 
 VIEWS = ("crop", "border only", "nodule hidden", "full frame", "full frame, answer printed")
 READERS = ("classifier", "probe", "pixels")
@@ -385,11 +385,11 @@ def verdicts(audit: dict, source: dict, text: dict | None = None) -> list[dict]:
 def _sample(patients, labels, classes, draws: int, seed: int, minimum: int):
     clusters = Clusters(patients, draws, seed)
     classes = range(classes) if isinstance(classes, int) else classes
-    sides = [len(np.unique(patients[side])) for k in classes for side in (labels == k, labels != k)]
+    sides = scarcer_sides(np.asarray(patients), labels[:, None] == np.array([*classes]))
     n = {
         "n_images": len(labels),
         "n_patients": clusters.patients,
-        "effective": min(sides),
+        "effective": sides,
         "minimum": minimum,
     }
     return clusters, n
