@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from thyroid_lib import training_summary
+from thyroid_lib import profiles, training_summary
 from thyroid_lib.runfolder import PROJECT
 
 SCRIPT = PROJECT / "benchmarks" / "recipes.py"
@@ -62,3 +62,16 @@ def test_a_missing_file_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(training_summary, "PROJECT", tmp_path)
     with pytest.raises(FileNotFoundError, match=r"there is none at gone\.json"):
         training_summary.recipe_table("gone.json")
+
+
+def test_the_profile_does_what_the_recipe_taken_did():
+    profile = profiles.load("open_data")
+    content = json.loads((PROJECT / profile["04_finetune"]["recipes"]).read_text())
+    taken = content["recipes"][content["taken"]]
+    best = max(row["validation_macro_auroc"] for row in content["recipes"].values())
+    assert taken["validation_macro_auroc"] == best
+    for stage, settings in (("03_pretrain", taken["pretrain"]), ("04_finetune", taken["finetune"])):
+        assert {name: profile[stage][name] for name in settings} == settings
+        assert profile[stage]["monitor"] == "last"
+    assert profile["common"]["size"] == taken["size"]
+    assert profile["04_finetune"].get("mirror", False) == taken["mirror"]
