@@ -1,6 +1,7 @@
 """Statistics on predictions, against scikit-learn, closed forms and hand-made cases with known answers."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -514,3 +515,15 @@ def test_a_number_without_interval_or_reason_is_noticed():
 def test_tirads_groups_are_ordered_and_lesion_types_are_not():
     assert results.is_ordered(["2-3", "4a", "4b", "4c-5"]) and results.is_ordered(["tirads_2", "tirads_4a"])
     assert not results.is_ordered(KEYS) and results.is_ordered(KEYS, "yes")
+
+
+def test_the_coverage_that_the_documentation_states_was_measured_and_holds():
+    project = Path(__file__).parents[1]
+    found = json.loads((project / "benchmarks" / "results" / "bootstrap_coverage.json").read_text())
+    text = (project / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    assert found["studies"] == 500 and found["simulated"]
+    for name, metric in found["metrics"].items():
+        patients, images = metric["patients"]["coverage"], metric["images"]["coverage"]
+        assert 0.92 <= patients <= 0.98 and images < 0.8
+        (row,) = [line for line in text.splitlines() if line.startswith("| ") and f"(`{name}`)" in line]
+        assert f"| {100 * patients:.1f} % (" in row and f"| {100 * images:.1f} % (" in row
