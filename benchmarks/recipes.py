@@ -62,7 +62,7 @@ def main() -> None:
     options = _options()
     for name in options.only or RECIPES:
         recipe = RECIPES[name]
-        done = {"taken": TAKEN, "recipes": {}} | read_json(options.out)
+        done = {"recipes": {}} | read_json(options.out) | {"taken": TAKEN}
         size, folds = recipe.get("size", 128), list(range(recipe.get("folds", 5)))
         begin = time.perf_counter()
         initial = pretrained(recipe, size, options)
@@ -80,7 +80,8 @@ def main() -> None:
             "images": sum(score["images"] for score in scores),
             "seconds": round(time.perf_counter() - begin, 1),
         }
-        write_json(options.out, done)
+        order = {key: done["recipes"][key] for key in RECIPES if key in done["recipes"]}
+        write_json(options.out, done | {"recipes": order})
         print(f"{name:<24} macro AUROC {row['validation_macro_auroc']:.3f}", end="  ")
         print(f"first class against rest {row['validation_first_against_rest']:.3f}", flush=True)
 
