@@ -260,7 +260,7 @@ def recipe_table(path: str | Path) -> pd.DataFrame:
     Returns:
         One row per recipe in the order tried: what it is, side of the crops in px, epochs of pre-training and
         fine-tuning, mean macro AUROC and AUROC of the first class against the rest over the folds' validation
-        parts, minutes, and whether it was taken.
+        parts, minutes of fine-tuning over all folds, and whether it was taken.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -281,7 +281,7 @@ def recipe_table(path: str | Path) -> pd.DataFrame:
                 "epochs": f"{(row['pretrain'] or {}).get('epochs', 0)} + {row['finetune']['epochs']}",
                 "macro AUROC, validation": row["validation_macro_auroc"],
                 "first class against the rest": row["validation_first_against_rest"],
-                "minutes": row["seconds"] / 60,
+                "minutes, fine-tuning": row["seconds"] / 60,
                 "taken": "taken" if name == content["taken"] else "",
             }
             for name, row in content["recipes"].items()
