@@ -106,7 +106,7 @@ def whole(project: Path) -> bool:
     return set(read_json(run / "run.json")["stages"]) == {"01_first", "02_second"}
 
 
-def wait_for(condition, seconds: float = 60) -> bool:
+def wait_for(condition, seconds: float = 600) -> bool:
     """Whether a condition came true in time."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -127,7 +127,7 @@ POINTS = [pytest.param(n, marks=() if n in (5, 9) else pytest.mark.slow) for n i
 )
 def test_killed_at_any_write_the_same_command_ends_with_the_same_numbers(project, capsys, point, sees, count):
     runner = child(project, die_at=point)
-    runner.communicate(timeout=120)
+    runner.communicate(timeout=600)
     assert runner.returncode == -signal.SIGKILL
     assert study.main([]) == 0 and whole(project)
     assert sees in capsys.readouterr().out
@@ -178,7 +178,9 @@ while {hang}:
 def test_a_notebook_that_hangs_is_stopped_with_all_it_started(tmp_path, monkeypatch, capsys, sees, count):
     project = make_project(tmp_path, monkeypatch, second=HANGS.format(hang=True))
     before = set(psutil.Process().children(recursive=True))
-    assert study.main(["--time-limit", "0.3"]) == 1  # a busy machine is slow to start the first
+    assert study.main(["--only", "01"]) == 0  # with all the time that a busy machine needs for it
+    capsys.readouterr()
+    assert study.main(["--time-limit", "0.2"]) == 1
     said = capsys.readouterr().err
     assert sees in said and "02_second failed after" in said and "Traceback" not in said
     left = [
@@ -316,7 +318,7 @@ def test_a_second_run_stops_and_the_first_is_not_disturbed(tmp_path, monkeypatch
     said = capsys.readouterr().err
     assert sees in said and "Nothing was started" in said
     go.touch()
-    first.communicate(timeout=120)
+    first.communicate(timeout=600)
     assert first.returncode == 0 and whole(project)
     count(faults=1)
 
@@ -333,7 +335,7 @@ def test_a_clock_that_jumps_changes_neither_numbers_nor_what_is_skipped(project,
     monkeypatch.setattr(time, "time", jumping)
     assert study.main([]) == 0 and whole(project)
     run = project / "reports" / "quick"
-    assert all(0 < stage["seconds"] < 100 for stage in read_json(run / "run.json")["stages"].values())
+    assert all(0 < stage["seconds"] < 100_000 for stage in read_json(run / "run.json")["stages"].values())
     for path in run.rglob("*"):
         os.utime(path, (2**33, 2**33))  # files from the year 2242
     capsys.readouterr()
@@ -431,12 +433,12 @@ def test_workers_end_when_the_process_that_started_them_is_killed(tmp_path, monk
     monkeypatch.setenv("THYROID_CACHE", str(tmp_path / "cache"))
     code = ORPHANS.replace("MODEL", repr(MODEL | {"num_classes": 4}))
     parent = subprocess.Popen([sys.executable, "-c", code, tmp_path], cwd=PROJECT)
-    assert wait_for((tmp_path / "fit" / "state.json").exists, 120)
+    assert wait_for((tmp_path / "fit" / "state.json").exists)
     family = psutil.Process(parent.pid).children(recursive=True)
     assert len(family) >= 3  # torchrun and its two ranks
     parent.kill()
     parent.wait()
-    assert wait_for(lambda: not any(p.is_running() and p.status() != "zombie" for p in family), 30)
+    assert wait_for(lambda: not any(p.is_running() and p.status() != "zombie" for p in family))
     count(faults=1)
 
 
@@ -453,17 +455,17 @@ def test_killed_in_every_real_stage_the_study_ends_with_the_same_numbers(tmp_pat
         )  # fmt: skip
 
     undisturbed = command("a")
-    _, said = undisturbed.communicate(timeout=900)
+    _, said = undisturbed.communicate(timeout=1800)
     assert undisturbed.returncode == 0, said
     for number, name in enumerate(names):
         runner = command("b")
         partial = tmp_path / "b" / "smoke" / ".work" / f"{name}.ipynb"
-        assert wait_for(lambda path=partial: path.exists(), 600), name
+        assert wait_for(lambda path=partial: path.exists()), name
         time.sleep(1 + 1.5 * (number % 3))
         runner.send_signal(signal.SIGKILL)
         runner.communicate()
     last = command("b")
-    _, said = last.communicate(timeout=900)
+    _, said = last.communicate(timeout=1800)
     assert last.returncode == 0, said
     a, b = (tmp_path / place / "smoke" for place in "ab")
     listed = [{p.relative_to(x).as_posix() for p in x.rglob("*") if p.is_file()} for x in (a, b)]

@@ -163,7 +163,7 @@ def in_a_process(names: list[str], mutations: int, start: int = 0) -> dict:
         capture_output=True,
         text=True,
         cwd=HERE.parent,
-        timeout=1200,
+        timeout=3600,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
     )
     assert done.returncode == 0, done.stderr[-2500:]
@@ -300,7 +300,7 @@ def test_a_coverage_guided_fuzzer_finds_no_crash(tmp_path, part, runs, count):
         "-seed=1",
         "-rss_limit_mb=4096",
         "-max_len=60000",
-        "-timeout=20",
+        "-timeout=200",
         "-verbosity=1",
     ]
     done = subprocess.run(

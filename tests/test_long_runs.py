@@ -18,8 +18,10 @@ from thyroid_lib import training
 def state():
     gc.collect()
     pages = int(open("/proc/self/statm").read().split()[1])
+    shared = sum(str(os.getpid()) in name for name in os.listdir("/dev/shm"))  # others' come and go
+    shared += sum("/dev/shm/" in line for line in open("/proc/self/maps"))
     return {"mib": pages * os.sysconf("SC_PAGE_SIZE") / 2**20, "files": len(os.listdir("/proc/self/fd")),
-            "shared": len(os.listdir("/dev/shm")), "threads": len(os.listdir("/proc/self/task"))}
+            "shared": shared, "threads": len(os.listdir("/proc/self/task"))}
 seen = []
 MODEL = """ + repr(MODEL)
 MANY = (

@@ -21,7 +21,7 @@ FIRST = {  # words of the names of the tests that are tried before the rest of t
     "split": ("split", "validation", "partition", "fold"),
     "largest region": ("region", "inverted", "letterbox", "margin"),
     "mixed loss": ("mixed", "reductions", "equal", "zero", "gradient", "nan"),
-    "bootstrap": ("draw", "interval", "bound", "few", "narrow"),
+    "bootstrap": ("draw", "one_patient", "lower_bound", "every_metric", "students"),
     "checkpoint restore": ("interrupted", "twice", "finished", "refused"),
 }
 MUTANTS = {

@@ -366,7 +366,7 @@ def audit(tmp_path, database: str, **environment):
         env={**os.environ, "THYROID_PYTHON": sys.executable, "AUDIT_DATABASE": database, **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
     )
 
 

@@ -131,7 +131,7 @@ def test_two_nodes_meet_and_train(crops, tmp_path):
         )
         for _ in range(2)
     ]
-    said = [node.communicate(timeout=300)[0] for node in nodes]
+    said = [node.communicate(timeout=900)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], "\n".join(said)
     assert sum("best epoch 1 of 1" in text for text in said) == 1
     assert checkpoint.read_state(tmp_path / "out")["environment"]["processes"] == 2
@@ -178,7 +178,7 @@ def test_workers_end_with_the_process_that_started_them(tmp_path):
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
     )
     try:
-        until = time.monotonic() + 120
+        until = time.monotonic() + 600
         while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < until and parent.poll() is None:
             time.sleep(0.1)
         pids = [int(path.read_text()) for path in tmp_path.iterdir()]
@@ -186,6 +186,7 @@ def test_workers_end_with_the_process_that_started_them(tmp_path):
     finally:
         parent.send_signal(signal.SIGKILL)
         parent.wait()
+    until = time.monotonic() + 120
     while any(map(alive, pids)) and time.monotonic() < until:
         time.sleep(0.1)
     assert not any(map(alive, pids))
@@ -198,7 +199,7 @@ def sleeper(folder, name):
     part = Path(folder).with_name(f"part{name}")
     part.write_text(str(os.getpid()))
     part.rename(Path(folder) / name)
-    time.sleep(300)
+    time.sleep(3000)
 
 
 def alive(pid: int) -> bool:
