@@ -233,9 +233,11 @@ def _is_number(column) -> bool:
 
 
 def _breaking_well(text: str) -> str:
-    """A table cell's text: an interval stays on one line, a long name may break after _, / or -."""
+    """A table cell's text: an interval and a word or two stay on one line, a long name may break after _, / or -."""
+    if len(text) <= 12:
+        return f'<span class="whole">{text}</span>' if " " in text else text
     interval, name = r"(?<=\d )\([-−+\d.]+ to [-−+\d.]+\)", r"(?<![<\w&\"])[\w./-]{18,}(?![\w;])"
-    text = re.sub(interval, lambda found: f'<span class="whole">{found[0]}</span>', text)
+    text = re.sub(interval, lambda found: f'<span class="whole interval">{found[0]}</span>', text)
     return re.sub(name, lambda found: re.sub(r"(?<=[_/-])(?=\w)", "<wbr>", found[0]), text)
 
 

@@ -169,7 +169,7 @@ def _execute(run: Run, stage: Stage, parameters: dict, fingerprint: str, minutes
                     kernel_name="python3",
                     progress_bar=False,
                     cwd=str(profiles.NOTEBOOKS),
-                    extra_arguments=["--IPKernelApp.log_level=40"],  # its start-up notices are no news
+                    extra_arguments=["--IPKernelApp.log_level=50"],  # its notices are no news
                 )
             except papermill.PapermillExecutionError as error:
                 raise StageFailed(_failure(run, stage, partial, error, watch)) from None

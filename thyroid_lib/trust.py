@@ -235,7 +235,9 @@ def verdict_table(checks: dict) -> pd.DataFrame:
     }
     words = {
         name: [
-            f"{row.value:.3f} ({row.low:.3f} to {row.high:.3f})" if row.verdict != "not done" else row.reason
+            say({"value": row.value, "low": row.low, "high": row.high}, 3)
+            if row.verdict != "not done"
+            else row.reason
             for row in frame.itertuples()
         ]
         for name, frame in lines.items()
