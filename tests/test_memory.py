@@ -40,3 +40,14 @@ def test_elsewhere_nothing_is_done(monkeypatch):
 
     monkeypatch.setattr(memory.sys, "platform", "darwin")
     assert memory.keep_memory() is False
+
+
+def test_a_worker_that_joblib_replaces_is_no_news_and_other_warnings_are():
+    code = """
+import warnings
+from thyroid_lib import memory
+warnings.warn("A worker stopped while some jobs were given to the executor. This can be caused by", UserWarning)
+warnings.warn("something else", UserWarning)
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
+    assert "something else" in said and "A worker stopped" not in said

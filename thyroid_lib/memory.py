@@ -2,6 +2,11 @@
 
 import ctypes
 import sys
+import warnings
+
+# A worker process that keeps its memory looks to joblib as if it leaked, and joblib replaces it by a new one between
+# two jobs. No job is lost by that, so it is no news; a job that fails says so itself.
+warnings.filterwarnings("ignore", "A worker stopped while some jobs were given to the executor", UserWarning)
 
 
 def keep_memory() -> bool:
