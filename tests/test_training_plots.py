@@ -34,7 +34,8 @@ def metric(value):
 def test_learning_curves_name_the_best_epoch(history):
     figure = plots.learning_curves({"with": history, "without": history}, "mixed loss")
     assert "with: best epoch 6 of 6, validation AUROC 0.875" in figure.alt
-    assert [text.get_text() for text in figure.axes[1].get_legend().get_texts()] == ["with", "without"]
+    named = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert named == ["training", "validation", "best epoch", "with", "without"]
     plt.close(figure)
 
 

@@ -142,7 +142,7 @@ def files(data: pd.DataFrame, problems: Problems, jobs: int) -> pd.DataFrame:
     batches = [records[start : start + BATCH] for start in range(0, len(records), BATCH)]
     jobs = 1 if len(records) < WORTH_WORKERS else jobs
     work = Parallel(n_jobs=jobs, return_as="generator")(delayed(_inspect)(batch) for batch in batches)
-    results = list(itertools.chain.from_iterable(progress(work, "checking frames", total=len(batches))))
+    results = list(itertools.chain.from_iterable(progress(work, "checking frames", len(records), size=len)))
     data = data.copy()
     for index, row, found in zip(data.index, rows(data), results):
         if found["reason"]:

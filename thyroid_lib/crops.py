@@ -185,9 +185,8 @@ def _write(manifest: pd.DataFrame, folder: Path, size: int, recipe: regions.Reci
     results = Parallel(n_jobs=1 if serial else effective_n_jobs(jobs), return_as="generator")(
         delayed(_chunk)(folder, names, start, rows[start : start + CHUNK], size, recipe) for start in starts
     )
-    found = [
-        fact for chunk in progress(results, f"cropping {len(rows)} frames", len(starts)) for fact in chunk
-    ]
+    parts = progress(results, "cropping frames", len(rows), size=len)
+    found = [fact for part in parts for fact in part]
 
     kept = np.flatnonzero([not fact.get("reason") for fact in found])
     excluded = [(row["image"], fact["reason"]) for row, fact in zip(rows, found) if fact.get("reason")]

@@ -7,7 +7,7 @@ runner shows it, and the report stays silent.
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,35 +15,45 @@ from tqdm.auto import tqdm
 
 T = TypeVar("T")
 _EVERY = 0.2  # seconds between two updates of the status file
+_BAR, _WORDS = "{percentage:3.0f}% {bar} {desc}", "{desc}"
 _line: tqdm | None = None
 _written = 0.0
 
 
-def progress(iterable: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+def progress(
+    iterable: Iterable[T], description: str, total: int | None = None, size: Callable[[T], int] | None = None
+) -> Iterator[T]:
     """Yield the items of ``iterable`` and show how far it is.
 
     Args:
         iterable: what to go through.
         description: what is being done, in a few words ("cropping frames").
         total: number of items where ``iterable`` has no length.
+        size: what an item counts, where items are parts of several; ``total`` is the sum of them.
     """
     if total is None and hasattr(iterable, "__len__"):
         total = len(iterable)
     if "THYROID_STATUS" not in os.environ:
-        yield from tqdm(iterable, desc=description, total=total, leave=False, dynamic_ncols=True)
+        with tqdm(desc=description, total=total, leave=False, dynamic_ncols=True) as bar:
+            for item in iterable:
+                yield item
+                bar.update(size(item) if size else 1)
         return
-    for done, item in enumerate(iterable):
+    done = 0
+    for item in iterable:
         status(f"{description}: {done} of {total}" if total else f"{description}: {done}")
         yield item
+        done += size(item) if size else 1
     status(description + ": done", now=True)
 
 
-def status(text: str, now: bool = False) -> None:
-    """Say what is being done at the moment; an empty text takes the line away.
+def status(text: str, now: bool = False, share: float | None = None) -> None:
+    """Say what is being done at the moment; an empty text takes the line away, as the end of a notebook's cell does.
 
     Args:
         text: one line.
         now: write it even if the last line is younger than a fifth of a second.
+        share: how much of it is done, 0 to 1: a bar is drawn beside the text.
     """
     global _line, _written
     target = os.environ.get("THYROID_STATUS")
@@ -56,10 +66,29 @@ def status(text: str, now: bool = False) -> None:
                 pass  # a status line is never worth a failed run
         return
     if not text:
-        if _line is not None:
-            _line.close()
-            _line = None
+        _take_away()
         return
     if _line is None:
-        _line = tqdm(bar_format="{desc}", leave=False)
+        _line = tqdm(total=1.0, bar_format=_WORDS, leave=False)
+        if shell := _shell():
+            shell.events.register("post_run_cell", _take_away)
+    _line.bar_format, _line.n = (_WORDS, 0) if share is None else (_BAR, share)
+    if hasattr(_line, "container"):  # in a notebook the bar is a widget of its own
+        _line.container.children[1].layout.display = "none" if share is None else ""
     _line.set_description_str(text)
+
+
+def _take_away(*_) -> None:
+    global _line
+    if _line is None:
+        return
+    _line.close()
+    _line = None
+    if shell := _shell():
+        shell.events.unregister("post_run_cell", _take_away)
+
+
+def _shell():
+    from IPython import get_ipython
+
+    return get_ipython()

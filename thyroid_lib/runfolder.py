@@ -20,6 +20,7 @@ REPORTS = PROJECT / "reports"
 _UMASK = os.umask(0o022)
 os.umask(_UMASK)
 FILE_MODE, FOLDER_MODE = 0o666 & ~_UMASK, 0o777 & ~_UMASK  # what any program gives; temporary files get less
+SCREEN = 105  # px that an inch of a figure takes in JupyterLab
 PICTURE = 24  # px: an array of this many a side is a picture, a smaller one a matrix
 
 
@@ -191,6 +192,7 @@ class Run:
             "patient": bool(patient),
             "name": name,
             "share": share,
+            "width": round(share / 100 * WIDTH * SCREEN),  # in JupyterLab; a report goes by the share
         }
         data = {"image/png": base64.b64encode(buffer.getvalue()).decode("ascii"), "text/plain": alt}
         display(data, raw=True, metadata={"image/png": words})
@@ -219,9 +221,10 @@ class Run:
             float_format=lambda value: f"{value:.{digits}f}",
         )
         numeric = cycle([_is_number(frame.iloc[:, k]) for k in range(frame.shape[1])])
-        body = re.sub(r"<t[dh](?=>)", lambda cell: cell[0] + ' class="number"' * next(numeric), body)
+        left, right = ' style="text-align: left"', ' class="number"'  # JupyterLab would set all to the right
+        body = re.sub(r"<t[dh](?=>)", lambda cell: cell[0] + (right if next(numeric) else left), body)
         body = re.sub(r"(?<=>)[^<]+(?=</td>)", lambda text: _breaking_well(text[0]), body)
-        body = re.sub(r"(<table[^>]*>)", rf"\1<caption>{escape(caption)}</caption>", body, count=1)
+        body = re.sub(r"(<table[^>]*>)", rf"\1<caption{left}>{escape(caption)}</caption>", body, count=1)
         display(HTML(f'<div class="table">{body}</div>'))
 
 

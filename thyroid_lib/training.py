@@ -110,7 +110,7 @@ def fit(
             of another number of classes is left out.
         labels: int64 (N,), instead of `crops.labels`.
         title: what the progress line calls it.
-        on_epoch: called with the history after each epoch, for a live curve.
+        on_epoch: called with the history after each epoch, for a live curve; its `attrs` hold the title.
         set_aside: where the folder holds another training, rename it to <folder>.before (one is kept) and start
             anew, instead of refusing; `Fit.choices` then names the differences.
 
@@ -450,10 +450,13 @@ class Training:
             loss = (
                 f", loss {last['train_loss']:.3f}, validation AUROC {last['val_auroc']:.3f}" if last else ""
             )
-            status(f"{self.title}: {done}{loss}")
+            share = (epoch + step / self.steps) / self.settings.epochs
+            status(f"{self.title}: {done}{loss}", share=share)
 
     def history(self) -> pd.DataFrame:
-        return pd.DataFrame(self.state["history"])
+        history = pd.DataFrame(self.state["history"])
+        history.attrs["title"] = self.title
+        return history
 
     def result(self) -> Fit:
         state = self.state

@@ -54,7 +54,7 @@ def fit(
             command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=environment
         )
         try:
-            _follow(process, folder, said, on_epoch)
+            _follow(process, folder, said, on_epoch, title)
         finally:
             if process.poll() is None:
                 process.terminate()
@@ -218,7 +218,7 @@ def _reason(log: Path) -> str:
     return " ".join(said) or f"see {log}, which ends with\n" + "\n".join(lines[-25:])
 
 
-def _follow(process: subprocess.Popen, folder: Path, said: Path, on_epoch) -> None:
+def _follow(process: subprocess.Popen, folder: Path, said: Path, on_epoch, title: str) -> None:
     """Passes on what rank 0 says, and each new epoch, until the processes end."""
     line, epochs = "", 0
     while process.poll() is None:
@@ -229,4 +229,6 @@ def _follow(process: subprocess.Popen, folder: Path, said: Path, on_epoch) -> No
         state = checkpoint.read_state(folder) if on_epoch else None
         if state and state["epoch"] > epochs:
             epochs = state["epoch"]
-            on_epoch(pd.DataFrame(state["history"]))
+            history = pd.DataFrame(state["history"])
+            history.attrs["title"] = title
+            on_epoch(history)

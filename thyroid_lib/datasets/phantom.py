@@ -113,8 +113,8 @@ def _simulate(folder: Path, source: str, values: dict, jobs: int) -> None:
             delayed(_write)(partial, people[start : start + CHUNK], bool(values["answer"]))
             for start in starts
         )
-        results = progress(results, f"simulating {len(people)} patients", len(starts))
-        rows = [row for chunk in results for row in chunk]
+        done = progress(results, "simulating patients", len(people), size=_patients_of)
+        rows = [row for chunk in done for row in chunk]
         pd.DataFrame(rows).to_csv(partial / "table.csv", index=False)
         os.replace(partial, folder)
     except OSError:
@@ -122,6 +122,10 @@ def _simulate(folder: Path, source: str, values: dict, jobs: int) -> None:
             raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _patients_of(rows: list[dict]) -> int:
+    return len({row["patient"] for row in rows})
 
 
 def _write(folder: Path, people: list[phantoms.Patient], answer: bool) -> list[dict]:

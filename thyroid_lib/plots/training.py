@@ -185,7 +185,11 @@ def models(metrics: Mapping[str, Mapping[str, dict]], metric: str = "macro AUROC
 
 
 def live_curve(title: str, loss: str = "loss") -> Callable[[pd.DataFrame], None] | None:
-    """For `fit(on_epoch=...)`: learning curves that redraw in JupyterLab after each epoch.
+    """For `fit(on_epoch=...)`: learning curves that redraw in JupyterLab after each epoch, one line per training.
+
+    Args:
+        title: name of a training whose history brings none in its `attrs`.
+        loss: name of the loss for the axis.
 
     Returns:
         None in a headless run, whose report gets the finished curves, and outside notebooks.
@@ -195,11 +199,12 @@ def live_curve(title: str, loss: str = "loss") -> Callable[[pd.DataFrame], None]
 
     if "THYROID_STATUS" in os.environ or getattr(get_ipython(), "kernel", None) is None:
         return None
-    shown = None
+    shown, histories = None, {}
 
     def draw(history: pd.DataFrame) -> None:
         nonlocal shown
-        figure = learning_curves({title: history}, loss)
+        histories[history.attrs.get("title", title)] = history
+        figure = learning_curves(histories, loss)
         if shown is None:
             shown = display(figure, display_id=True)
         else:
