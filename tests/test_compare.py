@@ -37,6 +37,16 @@ def test_each_number_gets_the_verdict_of_the_stated_rule(tmp_path):
     assert not result.agrees
 
 
+def test_a_stage_that_the_reference_has_not_is_told_and_decides_nothing(tmp_path):
+    reference = folder(tmp_path / "b", {"05_evaluate": {"x": 1.0}})
+    more = folder(tmp_path / "a", {"05_evaluate": {"x": 1.0}, "06_ablation": {"y": 2.0, "z": 3.0}})
+    result = compare.compare(more, reference)
+    assert result.agrees and not result.missing
+    assert result.around["stages"] == ["06_ablation: 2 numbers, not in the reference"]
+    assert "stages (1)" in result.verdict and "06_ablation" in result.report()
+    assert not compare.compare(reference, more).agrees  # the other way round a stage is missing
+
+
 def test_an_interval_must_hold_the_other_value_both_ways(tmp_path):
     wide, narrow = interval(0.9, 0.1, 1.0), interval(0.5, 0.45, 0.55)
     result = compare.compare(folder(tmp_path / "a", {"x": wide}), folder(tmp_path / "b", {"x": narrow}))

@@ -8,6 +8,7 @@ their intervals, and what follows a single training without having one is shown 
 import argparse
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,7 +55,8 @@ class Comparison:
         outside: keys with an interval that do not, within the share that may.
         different, missing: lines about keys that decide against the run.
         noisy: lines about keys that are not judged and differ.
-        around: what differs in "data", "parameters" and "environment", lines by part.
+        around: what differs in "stages", "data", "parameters" and "environment", lines by part. A stage that only
+            the run has, such as an ablation on request, is told there and decides nothing.
     """
 
     identical: list[str] = field(default_factory=list)
@@ -127,7 +129,9 @@ def compare(run: Path, reference: Path) -> Comparison:
             )
     ours, theirs = (dict(leaves(read_json(Path(folder) / "metrics.json"))) for folder in (run, reference))
     result, outside, judged = Comparison(), [], 0
-    for key in sorted(ours.keys() | theirs.keys()):
+    known = {key.partition("/")[0] for key in theirs}
+    beyond = [key for key in ours if key.partition("/")[0] not in known]
+    for key in sorted((ours.keys() | theirs.keys()) - set(beyond)):
         noisy = any(pattern.search(key) for pattern in NOISY)
         interval = all(isinstance(one.get(key), Mapping) for one in (ours, theirs))
         judged += interval and not noisy
@@ -148,6 +152,10 @@ def compare(run: Path, reference: Path) -> Comparison:
             else:
                 result.different.append(line)
     (result.outside if len(outside) <= OUTSIDE * judged else result.different).extend(outside)
+    stages = Counter(key.partition("/")[0] for key in beyond)
+    result.around["stages"] = [
+        f"{named(stage)}: {count} numbers, not in the reference" for stage, count in stages.items()
+    ]
     result.around.update(_around(ours, theirs, run, reference))
     return result
 
