@@ -168,7 +168,8 @@ def test_a_second_run_into_the_same_folder_stops(project, capsys):
 def test_ctrl_c_leaves_nothing_half_written_and_the_run_goes_on(project):
     notebook(project / "notebooks" / "02_second.ipynb", "02", "import time; time.sleep(600)")
     code = (
-        "import pathlib, sys; from thyroid_lib import profiles, study\n"
+        "import pathlib, signal, sys; from thyroid_lib import profiles, study\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job is born deaf to it
         f"books = pathlib.Path({str(project / 'notebooks')!r})\n"
         "profiles.NOTEBOOKS, profiles.PROFILES = books, books / 'profiles'\n"
         "study.STAGES = (study.Stage('01_first'), study.Stage('02_second', ('01_first',)))\n"
