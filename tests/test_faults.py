@@ -40,6 +40,7 @@ from thyroid_lib import profiles, runfolder, study
 books = pathlib.Path(sys.argv[1])
 profiles.NOTEBOOKS, profiles.PROFILES = books, books / "profiles"
 study.STAGES = (study.Stage("01_first"), study.Stage("02_second", ("01_first",)))
+study.against_reference = lambda run, profile: None  # two small notebooks have no reference
 study.provenance.library_hash = lambda: "the library"
 left, replace = int(sys.argv[2]), os.replace
 def dying(source, target):
@@ -65,6 +66,7 @@ def make_project(folder: Path, monkeypatch, first: str = "", second: str = "") -
     notebook(books / "01_first.ipynb", "01", WORK, *([first] if first else []))
     notebook(books / "02_second.ipynb", "02", READ, *([second] if second else []))
     (books / "profiles" / "quick.yaml").write_text("common: {factor: 3}\n")
+    monkeypatch.setattr(study, "against_reference", lambda run, profile: None)
     monkeypatch.setattr(profiles, "NOTEBOOKS", books)
     monkeypatch.setattr(profiles, "PROFILES", books / "profiles")
     monkeypatch.setattr(study, "STAGES", (study.Stage("01_first"), study.Stage("02_second", ("01_first",))))

@@ -96,6 +96,7 @@ from thyroid_lib import profiles, study
 books = pathlib.Path(sys.argv[1])
 profiles.NOTEBOOKS, profiles.PROFILES = books, books / "profiles"
 study.STAGES = (study.Stage("01_first"), study.Stage("02_second", ("01_first",)))
+study.against_reference = lambda run, profile: None  # two small notebooks have no reference
 sys.exit(study.main([]))
 """
 
