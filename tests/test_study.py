@@ -9,7 +9,9 @@ import time
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
+from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from thyroid_lib import profiles, study
@@ -229,3 +231,24 @@ def test_the_index_names_every_source_and_how_many_frames_were_used(project):
 
     page = write_index(run).read_text()
     assert "A &lt;i&gt;hospital&lt;/i&gt;" in page and "7 of 9" in page
+
+
+def test_a_table_keeps_intervals_whole_lets_long_names_break_and_escapes(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda html: shown.append(html.data))
+    rows = pd.DataFrame(
+        {
+            "what": ["<b>", "optimized_xception-4e7c949559f3", "not done"],
+            "AUROC": ["0.81 (0.70 to 0.89)", "-0.02 (-0.03 to -0.01)", "–"],
+            "values": ["30,814", "41", "1,028"],
+        }
+    )
+    study.open_run(tmp_path).table(rows, caption="A & B.")
+    (html,) = shown
+    soup = BeautifulSoup(html, "html.parser")
+    assert [cell.get_text() for cell in soup.select("tbody td")] == [str(v) for v in rows.to_numpy().ravel()]
+    assert soup.caption.get_text() == "A & B." and not soup.select("b")
+    assert [span.get_text() for span in soup.select(".interval")] == ["(0.70 to 0.89)", "(-0.03 to -0.01)"]
+    assert "optimized_<wbr/>xception-<wbr/>4e7c949559f3" in str(soup)
+    assert [span.get_text() for span in soup.select(".whole:not(.interval)")] == ["not done"]
+    assert [cell.get_text() for cell in soup.select("td.number")] == ["30,814", "41", "1,028"]
