@@ -1,11 +1,11 @@
 """How fast a saved classifier answers, by back-end, beside timm's `legacy_xception` in eager fp32.
 
-    python benchmarks/inference.py           # full-width network, 128 and 299 px: about six minutes on two cores
+    python benchmarks/inference.py           # full-width network, 128 and 299 px: about ten minutes on two cores
     python benchmarks/inference.py --smoke   # seconds; its numbers mean nothing
 
-Contestants take turns, round after round, so that a busy machine disturbs all alike; medians count. All get the
-same uint8 crops and give logits; weights are random, which does not change the speed (a
-trained network's close calls are decided again in fp32 and cost bfloat16 a little of its lead).
+Contestants take turns, round after round, so that a busy machine disturbs all alike; medians count. Each has a
+process of its own, as in use. All get the same uint8 crops and give logits; weights are random, which does not change
+the speed (a trained network's close calls are decided again in fp32 and cost bfloat16 a little of its lead).
 
     single, batch    images a second, one at a time and in batches of 16
     parity           from the export: largest difference of a probability, fraction of crops with the same type
@@ -16,6 +16,7 @@ Needs the extras `deploy` and `peers`. Writes benchmarks/results/inference.json.
 """
 
 import argparse
+import contextlib
 import json
 import statistics
 import subprocess
@@ -41,14 +42,10 @@ from thyroid_lib import (
 )
 
 RESULTS = Path(__file__).parent / "results"
-CONTESTANTS = (
-    ("openvino", "bf16"),
-    ("openvino", "fp32"),
-    ("onnxruntime", "fp32"),
-    ("torch", "bf16"),
-    ("torch", "fp32"),
-)
+CONTESTANTS = ("openvino bf16", "openvino fp32", "onnxruntime fp32", "torch bf16", "torch fp32")
+PEER = "timm legacy_xception eager fp32"
 BATCH = 16
+TURN = 0.5  # seconds
 
 
 def main() -> None:
@@ -58,9 +55,15 @@ def main() -> None:
     parser.add_argument(
         "--threads", type=int, default=0, help="CPU threads of every contestant; 0: all cores"
     )
+    parser.add_argument("--contestant", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--turn", type=float, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
+    if options.contestant:
+        contest(options.contestant, options.folder, options.threads, options.turn)
+        return
     rounds, width, blocks = (2, 0.125, 1) if options.smoke else (options.rounds, 1.0, 8)
     frames = [
         phantoms.render(patient).image for patient in phantoms.patients("clinic", 4 if options.smoke else 32)
@@ -74,7 +77,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         for size in (64,) if options.smoke else (128, 299):
             folder = make(Path(place) / str(size), size, width, blocks, frames)
-            result["sizes"][size] = measure(folder, size, frames, rounds, options.threads)
+            result["sizes"][size] = measure(
+                folder, size, frames, rounds, options.threads, 0.0 if options.smoke else TURN
+            )
             if size in (64, 128):
                 result["start"] = start(folder, Path(place), frames[0], rounds)
     print(json.dumps(result, indent=1))
@@ -111,41 +116,82 @@ def make(folder: Path, size: int, width: float, blocks: int, frames) -> Path:
     return folder
 
 
-def measure(folder: Path, size: int, frames, rounds: int, threads: int) -> dict:
-    """Images a second of every contestant and of timm, and how they compare."""
+def measure(folder: Path, size: int, frames, rounds: int, threads: int, turn: float) -> dict:
+    """Images a second of every contestant and of timm, and how they compare; a turn lasts `turn` seconds."""
+    crops = np.stack([regions.extract(frame, size, regions.RECIPE)[0] for frame in frames])
+    np.save(folder / "crops.npy", np.resize(crops, (BATCH, size, size)))
+    options = ["--threads", str(threads), "--folder", str(folder), "--turn", str(turn)]
+    found = {}
+    with contextlib.ExitStack() as stack:
+        workers = {name: stack.enter_context(Worker(name, options)) for name in (*CONTESTANTS, PEER)}
+        for what in ("single", "batch"):
+            times = {name: [] for name in workers}
+            for _ in range(rounds):
+                for name, worker in workers.items():
+                    times[name].append(worker.turn(what))
+            found[what] = {name: round(1 / statistics.median(t), 2) for name, t in times.items()}
+            fastest = max(CONTESTANTS, key=found[what].get)
+            ratios = [peer / ours for peer, ours in zip(times[PEER], times[fastest])]
+            found[f"{what}_fastest"] = {
+                "backend": fastest,
+                "times_timm": round(found[what][fastest] / found[what][PEER], 2),
+                "lowest_and_highest_of_a_round": [round(min(ratios), 2), round(max(ratios), 2)],
+            }
+    found["parity"] = json.loads((folder / deploy.ONNX_RECORD).read_text(encoding="utf-8"))["parity"]
+    return found
+
+
+class Worker:
+    """A contestant in a process of its own, as in use: what others leave in caches and pools is not its fate."""
+
+    def __init__(self, name: str, options: list[str]):
+        command = [sys.executable, __file__, "--contestant", name, *options]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.stdin.close()
+        self.process.wait()
+
+    def turn(self, what: str) -> float:
+        """Seconds per image of a turn, "single" or "batch"."""
+        self.process.stdin.write(what + "\n")
+        self.process.stdin.flush()
+        return float(self.process.stdout.readline())
+
+
+def contest(name: str, folder: Path, threads: int, turn: float) -> None:
+    """What a worker does: a turn for each line it reads, seconds per image for each line it writes."""
+    crops = np.load(folder / "crops.npy")
+    if name == PEER:
+        run = eager()
+    else:
+        backend, precision = name.split()
+        run = deploy.open_backend(backend, folder, definition.read(folder), precision, threads).run
+    for what in map(str.strip, sys.stdin):
+        count = {"single": 1, "batch": BATCH}[what]
+        run(crops[:count])  # warm after the others have had the processor
+        done, began = 0, time.perf_counter()
+        while not done or time.perf_counter() - began < turn:
+            first = done % BATCH
+            run(crops[first : first + count])
+            done += count
+        print((time.perf_counter() - began) / done, flush=True)
+
+
+def eager():
+    """timm's `legacy_xception` as its users run it."""
     import timm
 
-    about = definition.read(folder)
-    crops = np.stack([regions.extract(frame, size, regions.RECIPE)[0] for frame in frames])
-    crops = np.resize(crops, (BATCH, size, size))
-    opened = {f"{n} {p}": deploy.open_backend(n, folder, about, p, threads).run for n, p in CONTESTANTS}
     peer = timm.create_model("legacy_xception", num_classes=len(LESION_TYPES)).eval()
 
-    def eager(images):
+    def run(images):
         with torch.inference_mode():
             return peer(network.normalize(torch.from_numpy(images), 3).contiguous()).numpy()
 
-    opened["timm legacy_xception eager fp32"] = eager
-    found = {}
-    for what, count in (("single", 1), ("batch", BATCH)):
-        times = {name: [] for name in opened}
-        for _ in range(rounds):
-            for name, run in opened.items():
-                run(crops[:count])  # warm after the others have had the caches
-                repeats = max(1, 8 // count)
-                began = time.perf_counter()
-                for i in range(repeats):
-                    run(crops[i : i + 1] if count == 1 else crops)
-                times[name].append((time.perf_counter() - began) / (repeats * count))
-        found[what] = {name: round(1 / statistics.median(t), 2) for name, t in times.items()}
-        reference = found[what]["timm legacy_xception eager fp32"]
-        fastest = max((n for n in found[what] if not n.startswith("timm")), key=found[what].get)
-        found[f"{what}_fastest"] = {
-            "backend": fastest,
-            "times_timm": round(found[what][fastest] / reference, 2),
-        }
-    found["parity"] = json.loads((folder / deploy.ONNX_RECORD).read_text(encoding="utf-8"))["parity"]
-    return found
+    return run
 
 
 def start(folder: Path, place: Path, frame: np.ndarray, rounds: int) -> dict:
