@@ -27,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import turns
 from PIL import Image
 
 from thyroid_lib import (
@@ -123,7 +124,10 @@ def measure(folder: Path, size: int, frames, rounds: int, threads: int, turn: fl
     options = ["--threads", str(threads), "--folder", str(folder), "--turn", str(turn)]
     found = {}
     with contextlib.ExitStack() as stack:
-        workers = {name: stack.enter_context(Worker(name, options)) for name in (*CONTESTANTS, PEER)}
+        workers = {
+            name: stack.enter_context(turns.Contestant(__file__, "--contestant", name, *options))
+            for name in (*CONTESTANTS, PEER)
+        }
         for what in ("single", "batch"):
             times = {name: [] for name in workers}
             for _ in range(rounds):
@@ -141,44 +145,26 @@ def measure(folder: Path, size: int, frames, rounds: int, threads: int, turn: fl
     return found
 
 
-class Worker:
-    """A contestant in a process of its own, as in use: what others leave in caches and pools is not its fate."""
-
-    def __init__(self, name: str, options: list[str]):
-        command = [sys.executable, __file__, "--contestant", name, *options]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.process.stdin.close()
-        self.process.wait()
-
-    def turn(self, what: str) -> float:
-        """Seconds per image of a turn, "single" or "batch"."""
-        self.process.stdin.write(what + "\n")
-        self.process.stdin.flush()
-        return float(self.process.stdout.readline())
-
-
-def contest(name: str, folder: Path, threads: int, turn: float) -> None:
-    """What a worker does: a turn for each line it reads, seconds per image for each line it writes."""
+def contest(name: str, folder: Path, threads: int, seconds: float) -> None:
+    """What a contestant does in its turn, "single" or "batch": images for some seconds; gives seconds per image."""
     crops = np.load(folder / "crops.npy")
     if name == PEER:
         run = eager()
     else:
         backend, precision = name.split()
         run = deploy.open_backend(backend, folder, definition.read(folder), precision, threads).run
-    for what in map(str.strip, sys.stdin):
+
+    def turn(what: str) -> float:
         count = {"single": 1, "batch": BATCH}[what]
         run(crops[:count])  # warm after the others have had the processor
         done, began = 0, time.perf_counter()
-        while not done or time.perf_counter() - began < turn:
+        while not done or time.perf_counter() - began < seconds:
             first = done % BATCH
             run(crops[first : first + count])
             done += count
-        print((time.perf_counter() - began) / done, flush=True)
+        return (time.perf_counter() - began) / done
+
+    turns.serve(turn)
 
 
 def eager():

@@ -28,6 +28,7 @@ MODEL = {"name": "optimized_xception", "width": 0.5, "middle_blocks": 8}
 PRETRAIN = {"epochs": 20, "batch_size": 32, "lr": 1e-3, "ema": 0.98, "mask_weight": 1.0}
 FINETUNE = {"epochs": 12, "batch_size": 16, "lr": 3e-4, "ema": 0.98, "augment": 2.0}
 QUESTIONS = {"mask_weight": 1.0, "sign_weight": 0.5}
+TEXTURE = {"texture_weight": 1.0}
 PLAIN = {"lr": 1e-3, "epochs": 15, "augment": 1.0}
 RECIPES = {
     "plain": {
@@ -51,9 +52,28 @@ RECIPES = {
         "finetune": QUESTIONS,
         "mirror": True,
     },
+    "texture": {
+        "what": "as mirror, and asked for texture and shape under the mask, in both stages",
+        "pretrain": TEXTURE,
+        "finetune": QUESTIONS | TEXTURE,
+        "mirror": True,
+    },
+    "average": {
+        "what": "as mirror, the mean of three networks per fold",
+        "finetune": QUESTIONS,
+        "mirror": True,
+        "members": 3,
+    },
+    "texture average": {
+        "what": "as texture, the mean of three networks per fold",
+        "pretrain": TEXTURE,
+        "finetune": QUESTIONS | TEXTURE,
+        "mirror": True,
+        "members": 3,
+    },
 }
-"""Name -> `what` it is, in words, `size` (px), `mirror`, `pretrain_data`, and settings of `pretrain` (None: none) and
-`finetune` beside `PRETRAIN` and `FINETUNE`."""
+"""Name -> `what` it is, in words, `size` (px), `mirror`, `members` (networks per fold, by seed), `pretrain_data`,
+and settings of `pretrain` (None: none) and `finetune` beside `PRETRAIN` and `FINETUNE`."""
 TAKEN = "questions"  # what the profile does
 
 
@@ -72,6 +92,7 @@ def main() -> None:
             "pretrain": None if initial is None else PRETRAIN | recipe.get("pretrain", {}),
             "finetune": FINETUNE | recipe.get("finetune", {}),
             "mirror": recipe.get("mirror", False),
+            "members": recipe.get("members", 1),
             "validation_macro_auroc": float(np.mean([score["macro_auroc"] for score in scores])),
             "validation_first_against_rest": float(np.mean([score["first"] for score in scores])),
             "by_fold": scores,
@@ -104,29 +125,31 @@ def pretrained(recipe: dict, size: int, options) -> Path | None:
 def fold_scores(recipe: dict, size: int, fold: int, initial: Path | None, options) -> dict:
     """Trains on a fold's training part and scores the last epoch on its validation part."""
     data = cropped("finetune", options.finetune_data, size, options)
-    settings = training.Settings(
-        model=pretraining.model_config(data, **MODEL),
-        monitor="last",
-        **FINETUNE | recipe.get("finetune", {}),
-    )
-    rows = crossvalidation.parts(data, fold, 0.2, settings.seed)
+    rows = crossvalidation.parts(data, fold, 0.2, 0)
     start = "none" if initial is None else initial.parent.name
-    folder = options.work / f"finetune-{_name(settings)}-{size}-{start}" / f"fold{fold}"
-    fit = training.fit(
-        settings, data, rows["train"], rows["validation"], folder, initial=initial, set_aside=True
-    )
-    network = fit.model()
-    network.config["mirror"] = recipe.get(
-        "mirror", False
-    )  # concerns predictions only, so nothing is trained anew
-    logits = training.predict(network, data.images, rows["validation"])
-    probabilities, truth = softmax(logits, axis=1), data.labels[rows["validation"]]
+    probabilities, seconds = [], 0.0
+    for seed in range(recipe.get("members", 1)):
+        settings = training.Settings(
+            model=pretraining.model_config(data, **MODEL),
+            monitor="last",
+            seed=seed,
+            **FINETUNE | recipe.get("finetune", {}),
+        )
+        folder = options.work / f"finetune-{_name(settings)}-{size}-{start}" / f"fold{fold}"
+        fit = training.fit(
+            settings, data, rows["train"], rows["validation"], folder, initial=initial, set_aside=True
+        )
+        network = fit.model()
+        network.config["mirror"] = recipe.get("mirror", False)  # of predictions only: nothing is trained anew
+        probabilities.append(softmax(training.predict(network, data.images, rows["validation"]), axis=1))
+        seconds += fit.seconds
+    probabilities, truth = np.mean(probabilities, axis=0), data.labels[rows["validation"]]
     return {
         "fold": fold,
         "images": len(truth),
         "macro_auroc": macro_auroc(probabilities, truth),
         "first": float(roc_auc_score(truth == 0, probabilities[:, 0])),
-        "seconds": round(fit.seconds, 1),  # of one process on its share of the cores
+        "seconds": round(seconds, 1),  # of one process on its share of the cores
     }
 
 

@@ -4,7 +4,8 @@
     python benchmarks/training.py --size 224 --size 299 # with a GPU
     python benchmarks/training.py --smoke               # seconds; its numbers mean nothing
 
-Contestants take turns, round after round, so that a busy machine disturbs all alike; medians count.
+Contestants take turns, round after round, so that a busy machine disturbs all alike; medians count. Each has a
+process of its own, as in use: our loop's way with memory is not lent to the others.
 
     ours         our loop and the optimized network: crops from one file, augmentation on batches, channels last,
                  the probed precision, clipping, fused optimizer
@@ -17,6 +18,7 @@ Writes benchmarks/results/training-<device>.json.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -30,6 +32,7 @@ import cv2
 import numpy as np
 import psutil
 import torch
+import turns
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -57,7 +60,7 @@ class Crops:
 
 
 class Ours:
-    """Our loop: epochs of `steps` batches; `share` keeps the part of the time that is not the network's."""
+    """Our loop: epochs of `steps` batches; `loop` is the share of the last turn that was not the network's."""
 
     def __init__(self, folder: Path, size: int, batch: int, steps: int, model: dict, precision: str = "auto"):
         crops = Crops(folder, batch * steps + CLASSES, size)
@@ -74,7 +77,7 @@ class Ours:
         self.run.wrapped = _Timed(self.run.wrapped, self.seconds, "forward")
         self.run.fabric.backward = _timed(self.run.fabric.backward, self.seconds, "backward")
         self.run.stepper.step = _timed(self.run.stepper.step, self.seconds, "optimizer")
-        self.images, self.shares, self.epoch = len(train), [], 0
+        self.images, self.loop, self.epoch = len(train), None, 0
 
     def __call__(self) -> float:
         self.seconds.update(dict.fromkeys(self.seconds, 0.0))
@@ -83,7 +86,7 @@ class Ours:
         seconds = time.perf_counter() - begin
         self.epoch += 1
         if self.run.fabric.device.type == "cpu":  # calls return before their work is done elsewhere
-            self.shares.append(1 - sum(self.seconds.values()) / seconds)
+            self.loop = 1 - sum(self.seconds.values()) / seconds
         return seconds / self.images
 
 
@@ -183,37 +186,32 @@ def race(size: int, batch: int, steps: int, rounds: int, width: float, folder: P
     Returns:
         Plain values, ready for JSON.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device()
     model = MODEL | {"width": width}
     precision, why = hardware.choose_precision("auto", device, network.build(model), size)
-    contestants = {
-        "ours": Ours(folder, size, batch, steps, model),
-        "plain": Plain(folder, size, batch, 1, network.build(model), 1, device),
-    }
     macs = {"ours": gmacs(network.build(model), size, 1)}
     macs["plain"] = macs["ours"]
     try:
-        import timm
-
-        def peer():
-            return timm.create_model("legacy_xception", num_classes=CLASSES)
-
-        contestants["timm_plain"] = Plain(folder, size, batch, 1, peer(), 3, device)
-        contestants["timm_best"] = Bare(size, batch, steps, peer(), 3, device, precision)
         macs["timm_plain"] = macs["timm_best"] = gmacs(peer(), size, 3)
     except ImportError:
         print("timm is not installed: its rows are left out", file=sys.stderr)
-    times = {name: [] for name in contestants}
-    rates = []
-    for turn in range(rounds + 1):
-        for name, contestant in contestants.items():
-            seconds = contestant()
-            if turn:
-                times[name].append(seconds)
-        rate = hardware.matrix_rate(size=2048, device=device)
-        if turn:
-            rates.append(rate)
-        print(f"{size} px, round {turn} of {rounds}", file=sys.stderr, flush=True)
+    times, shares, rates = {name: [] for name in macs}, [], []
+    asked = [size, batch, steps, width, precision, str(folder)]
+    with contextlib.ExitStack() as stack:
+        contestants = {
+            name: stack.enter_context(turns.Contestant(__file__, "--contestant", json.dumps([name, *asked])))
+            for name in macs
+        }
+        for number in range(rounds + 1):
+            for name, contestant in contestants.items():
+                found = contestant.turn()
+                if number:  # the first turn warms
+                    times[name].append(found["seconds"])
+                    shares += [found["loop"]] if "loop" in found else []
+            rate = hardware.matrix_rate(size=2048, device=device)
+            if number:
+                rates.append(rate)
+            print(f"{size} px, round {number} of {rounds}", file=sys.stderr, flush=True)
     rate = statistics.median(rates)
     table = {}
     for name, seconds in times.items():
@@ -225,7 +223,6 @@ def race(size: int, batch: int, steps: int, rounds: int, width: float, folder: P
             "images_per_second_times_gmacs": round(per_second * macs[name], 2),
             "share_of_matrix_rate": round(6 * macs[name] * 1e9 * per_second / rate, 4),
         }
-    shares = contestants["ours"].shares[1:]
     return {
         "size": size,
         "batch": batch,
@@ -237,6 +234,39 @@ def race(size: int, batch: int, steps: int, rounds: int, width: float, folder: P
         "ours_over_plain": round(table["ours"]["images_per_second"] / table["plain"]["images_per_second"], 3),
         "loop_overhead": round(statistics.median(shares), 4) if shares else None,
     }
+
+
+def contest(name: str, size: int, batch: int, steps: int, width: float, precision: str, folder: str) -> None:
+    """What a contestant does in its turn; gives seconds per image, and the loop's share where it is known."""
+    device, model = _device(), MODEL | {"width": width}
+    folder = Path(folder) / name
+    folder.mkdir()
+    if name == "ours":
+        contestant = Ours(folder, size, batch, steps, model)
+    elif name == "plain":
+        contestant = Plain(folder, size, batch, 1, network.build(model), 1, device)
+    elif name == "timm_plain":
+        contestant = Plain(folder, size, batch, 1, peer(), 3, device)
+    else:
+        contestant = Bare(size, batch, steps, peer(), 3, device, precision)
+
+    def turn(_: str) -> dict:
+        seconds = contestant()
+        loop = getattr(contestant, "loop", None)
+        return {"seconds": seconds} | ({} if loop is None else {"loop": loop})
+
+    turns.serve(turn)
+
+
+def peer() -> nn.Module:
+    """timm's `legacy_xception`."""
+    import timm
+
+    return timm.create_model("legacy_xception", num_classes=CLASSES)
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def flatness(size: int, batch: int, counts: list[int], folder: Path) -> list[dict]:
@@ -283,7 +313,11 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contestant that count")
     parser.add_argument("--width", type=float, default=1.0, help="of our network")
     parser.add_argument("--smoke", action="store_true", help="a narrow network at 32 px, one round")
+    parser.add_argument("--contestant", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.contestant:
+        contest(*options.contestant)
+        return 0
     cuda = torch.cuda.is_available()
     batch = options.batch or (64 if cuda else 32)
     sizes, steps, rounds, width = options.size or [128], options.steps, options.rounds, options.width

@@ -37,10 +37,10 @@ def described(**columns) -> pd.DataFrame:
     return pd.DataFrame({"image": np.arange(20).astype(str)} | {f"sign_{k}": v for k, v in columns.items()})
 
 
-def questions_of(masks, index, *, mask=1.0, signs=0.0) -> auxiliary.Questions:
-    images = np.zeros((len(index), 8, 8), np.uint8)
+def questions_of(masks, index, *, mask=1.0, signs=0.0, texture=0.0) -> auxiliary.Questions:
+    images = np.random.default_rng(0).integers(0, 255, (len(index), 8, 8), dtype=np.uint8)
     crops = SimpleNamespace(images=images, masks=masks, index=index)
-    return auxiliary.Questions(crops, np.arange(len(index)), mask, signs)
+    return auxiliary.Questions(crops, np.arange(len(index)), mask, signs, texture)
 
 
 def test_masks_are_moved_as_the_images_are():
@@ -73,6 +73,42 @@ def test_a_value_that_only_test_images_show_is_not_learnt_from():
     assert signs.values == {"margins": ["a", "b"]} and set(signs.codes[12:, 0]) == {-1}
 
 
+def test_texture_is_measured_in_the_training_parts_own_spread():
+    random = np.random.default_rng(0)
+    images = random.integers(0, 255, (12, 16, 16), dtype=np.uint8)
+    images[10:] = 255  # brighter than all that is learnt from
+    masks = np.zeros_like(images)
+    for mask in masks[:11]:
+        mask[2 : random.integers(8, 14), 3 : random.integers(8, 14)] = 1
+    crops = SimpleNamespace(images=images, masks=masks)
+    outlined = masks.any((1, 2))
+    texture = auxiliary.measured_texture(crops, np.arange(10), outlined)
+    names = auxiliary.texture_features(images[:10], masks[:10])
+    varied = names.columns[names.std() > 1e-6]
+    assert texture.shape == (12, len(varied)) and texture.dtype == np.float32
+    np.testing.assert_allclose(texture[:10].mean(0), 0, atol=0.2)  # clipping moves a mean a little
+    assert np.abs(texture).max() <= 3 and (texture[11] == 0).all()
+    assert texture[10, list(varied).index("mean")] == 3
+    assert not outlined[11]
+
+
+def test_texture_is_learnt_from_the_image(crops, tmp_path, monkeypatch):
+    pupils = []
+    make = auxiliary.Questions.pupil
+    monkeypatch.setattr(
+        auxiliary.Questions, "pupil", lambda self, model: pupils.append(make(self, model)) or pupils[-1]
+    )
+    settings = asked(epochs=25, lr=4e-3, augment=0, sign_weight=0, mask_weight=0, texture_weight=3.0)
+    training.fit(settings, crops, TRAIN, VALIDATION, tmp_path)
+    outlined = crops.index["mask_inside"].notna().to_numpy()
+    rows = TRAIN[outlined[TRAIN]]
+    with torch.inference_mode():
+        answers = pupils[0].eval()(network.normalize(torch.from_numpy(np.array(crops.images[rows]))))
+    assert answers[1] is None and answers[2] == []
+    truth = auxiliary.measured_texture(crops, TRAIN, outlined)[rows]
+    assert np.corrcoef(answers[3].numpy().ravel(), truth.ravel())[0, 1] > 0.5
+
+
 def test_a_right_mask_costs_nothing_and_a_wrong_one_much():
     truth = torch.zeros(3, 16, 16)
     truth[0, :8] = truth[1, :8] = 1
@@ -93,7 +129,7 @@ def test_frames_without_outline_are_asked_only_where_the_label_says_normal():
     questions = questions_of(masks, index)
     rows = np.array([3, 4, 5])
     mask = torch.tensor([[[3.0]], [[-2.0]], [[1.0]]], requires_grad=True)
-    questions.loss(mask, [], torch.from_numpy(masks[rows]).float(), rows, rows).backward()
+    questions.loss(mask, [], None, torch.from_numpy(masks[rows]).float(), rows, rows).backward()
     assert (mask.grad.flatten() != 0).tolist() == [True, True, False]
 
 
@@ -102,15 +138,16 @@ def test_the_shares_of_two_ranks_add_up_to_the_whole():
     masks[:13, 1:5, 2:6] = 1
     index = described(margins=["a", "b", "", "b"] * 5, form=["x"] * 11 + ["y"] * 9)
     index = index.assign(label="benign", mask_inside=np.where(masks.any((1, 2)), 1.0, np.nan))
-    questions = questions_of(masks, index, signs=0.7)
+    questions = questions_of(masks, index, signs=0.7, texture=0.3)
     random = torch.Generator().manual_seed(0)
     rows = np.arange(3, 20)
     mask = torch.randn(17, 2, 2, generator=random)
     signs = [torch.randn(17, 2, generator=random), torch.randn(17, 2, generator=random)]
     targets = torch.from_numpy(masks[rows]).float()
-    whole = questions.loss(mask, signs, targets, rows, rows)
+    texture = torch.randn(17, questions.texture.shape[1], generator=random)
+    whole = questions.loss(mask, signs, texture, targets, rows, rows)
     shares = [
-        questions.loss(mask[part], [s[part] for s in signs], targets[part], rows[part], rows)
+        questions.loss(mask[part], [s[part] for s in signs], texture[part], targets[part], rows[part], rows)
         for part in (slice(0, 6), slice(6, 17))
     ]
     assert float(sum(shares)) == pytest.approx(float(whole), rel=1e-6)
@@ -122,8 +159,14 @@ def test_the_shares_of_two_ranks_add_up_to_the_whole():
         * (questions.signs.codes[rows, k] >= 0).sum()
         for k, s in enumerate(signs)
     )
-    assert float(whole - questions.loss(mask, [], targets, rows, rows)) == pytest.approx(
+    assert float(whole - questions.loss(mask, [], texture, targets, rows, rows)) == pytest.approx(
         0.7 * float(by_hand / known), rel=1e-5
+    )
+    outlined = masks[rows].any((1, 2))
+    apart = np.abs(texture.numpy() - questions.texture[rows])[outlined]
+    by_hand = np.where(apart < 1, apart**2 / 2, apart - 0.5).mean()
+    assert float(whole - questions.loss(mask, signs, None, targets, rows, rows)) == pytest.approx(
+        0.3 * by_hand, rel=1e-4
     )
 
 
@@ -157,7 +200,7 @@ def test_the_mask_is_found_after_training(crops, tmp_path, monkeypatch):
 
 
 def test_interrupted_with_questions_it_ends_with_the_same_bits(crops, tmp_path):
-    settings = asked(epochs=3, ema=0.9, frozen_epochs=1, monitor="last")
+    settings = asked(epochs=3, ema=0.9, frozen_epochs=1, monitor="last", texture_weight=0.5)
     undisturbed = training.fit(settings, crops, TRAIN, VALIDATION, tmp_path / "undisturbed")
 
     def stop(history):
@@ -172,7 +215,7 @@ def test_interrupted_with_questions_it_ends_with_the_same_bits(crops, tmp_path):
 
 
 def test_two_ranks_ask_the_same_questions_as_one(crops, tmp_path):
-    settings = asked(frozen_batchnorm=True, ema=0.9, epochs=1)
+    settings = asked(frozen_batchnorm=True, ema=0.9, epochs=1, texture_weight=0.5)
     one = training.fit(settings, crops, TRAIN, VALIDATION, tmp_path / "one")
     two = training.fit(
         training.Settings(**{**vars(settings), "devices": 2}), crops, TRAIN, VALIDATION, tmp_path / "two"
@@ -190,6 +233,7 @@ def test_the_last_epoch_is_kept_whatever_it_scores(crops, tmp_path):
     [
         ({"mask_weight": 1.0, "sign_weight": 0.0}, "expected crops with nodule masks"),
         ({"mask_weight": 0.0, "sign_weight": 1.0}, r"columns sign_\*"),
+        ({"mask_weight": 0.0, "sign_weight": 0.0, "texture_weight": 1.0}, "at least two of the training part"),
     ],
 )
 def test_questions_that_the_data_cannot_answer_are_refused(crops, tmp_path, changes, said):

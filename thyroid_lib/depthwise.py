@@ -100,19 +100,28 @@ def lattices(x: Tensor, grad: Tensor, d: int) -> tuple[Tensor, Tensor]:
     n, channels = x.shape[:2]
     like = {"dtype": x.dtype, "memory_format": torch.channels_last}
     steps = [-(-size // d) for size in grad.shape[2:]]
-    inputs = torch.empty((d * d * n, channels, *(2 * j + 1 for j in steps)), **like).zero_()
-    outputs = torch.empty((d * d * n, channels, *steps), **like).zero_()
+    inputs = torch.empty((d * d * n, channels, *(2 * j + 1 for j in steps)), **like)
+    outputs = torch.empty((d * d * n, channels, *steps), **like)
     for lattice in range(d * d):
         rows, columns = divmod(lattice, d)
         batch = slice(lattice * n, (lattice + 1) * n)
-        part = grad[:, :, rows::d, columns::d]
-        outputs[batch, :, : part.shape[2], : part.shape[3]] = part
+        _put(outputs[batch], grad[:, :, rows::d, columns::d], 0, 0)
         (top, skip_y), (left, skip_x) = start(rows, d), start(columns, d)
-        part = x[:, :, top::d, left::d]
-        place = inputs[batch, :, skip_y:, skip_x:]
-        height, width = min(part.shape[2], place.shape[2]), min(part.shape[3], place.shape[3])
-        place[:, :, :height, :width] = part[:, :, :height, :width]
+        _put(inputs[batch], x[:, :, top::d, left::d], skip_y, skip_x)
     return inputs, outputs
+
+
+def _put(place: Tensor, part: Tensor, top: int, left: int) -> None:
+    """Writes `part` into `place` from (top, left) on, as far as it fits, and zeros around it."""
+    height, width = min(part.shape[2], place.shape[2] - top), min(part.shape[3], place.shape[3] - left)
+    place[:, :, top : top + height, left : left + width] = part[:, :, :height, :width]
+    for margin in (
+        place[:, :, :top],
+        place[:, :, top + height :],
+        place[..., :left],
+        place[..., left + width :],
+    ):
+        margin.zero_()
 
 
 def start(r: int, d: int) -> tuple[int, int]:

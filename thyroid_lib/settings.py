@@ -49,6 +49,7 @@ class Settings:
         monitor: "auroc" or "loss", of the validation part, or "last".
         mask_weight: of the auxiliary loss that asks where the nodule is; 0 does not ask.
         sign_weight: of the auxiliary loss that asks for the described signs; 0 does not ask.
+        texture_weight: of the auxiliary loss that asks for texture and shape under the mask; 0 does not ask.
         seed: of everything random.
         devices: processes that share each batch.
         precision: "auto" (probed), "32" or "bf16".
@@ -77,6 +78,7 @@ class Settings:
     monitor: str = "auroc"
     mask_weight: float = 0.0
     sign_weight: float = 0.0
+    texture_weight: float = 0.0
     seed: int = 0
     devices: int = 1
     precision: str = "auto"
@@ -102,7 +104,7 @@ class Settings:
             "patience": 0,
         }
         at_least |= {"warmup_epochs": 0, "clip": 0, "ema": 0, "weight_decay": 0}
-        at_least |= {"mask_weight": 0, "sign_weight": 0}
+        at_least |= {"mask_weight": 0, "sign_weight": 0, "texture_weight": 0}
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected at least {least}, {getattr(self, name)!r} came")

@@ -205,8 +205,9 @@ class Training:
         if self.finished:
             return
         self.questions = None
-        if settings.mask_weight or settings.sign_weight:
-            self.questions = Questions(crops, train, settings.mask_weight, settings.sign_weight)
+        weights = (settings.mask_weight, settings.sign_weight, settings.texture_weight)
+        if any(weights):
+            self.questions = Questions(crops, train, *weights)
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)
             self.model = network.build(settings.model)
