@@ -64,17 +64,17 @@ RECIPES = {
         "mirror": True,
         "members": 3,
     },
-    "texture average": {
-        "what": "as texture, the mean of three networks per fold",
-        "pretrain": TEXTURE,
+    "phantoms": {
+        "what": "as texture, pre-trained on simulated nodules with drawn signs instead of BUSI",
+        "pretrain_data": "phantom:clinic?patients=600",
+        "pretrain": QUESTIONS | TEXTURE,
         "finetune": QUESTIONS | TEXTURE,
         "mirror": True,
-        "members": 3,
     },
 }
 """Name -> `what` it is, in words, `size` (px), `mirror`, `members` (networks per fold, by seed), `pretrain_data`,
 and settings of `pretrain` (None: none) and `finetune` beside `PRETRAIN` and `FINETUNE`."""
-TAKEN = "questions"  # what the profile does
+TAKEN = "texture"  # what the profile does
 
 
 def main() -> None:
