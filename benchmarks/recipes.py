@@ -74,7 +74,7 @@ RECIPES = {
 }
 """Name -> `what` it is, in words, `size` (px), `mirror`, `members` (networks per fold, by seed), `pretrain_data`,
 and settings of `pretrain` (None: none) and `finetune` beside `PRETRAIN` and `FINETUNE`."""
-TAKEN = "texture"  # what the profile does
+TAKEN = "texture"  # what the profile does: the best of those that pre-train on the data asked for
 
 
 def main() -> None:
@@ -89,6 +89,7 @@ def main() -> None:
         row = done["recipes"][name] = {
             "what": recipe["what"],
             "size": size,
+            "pretrain_data": recipe.get("pretrain_data", "").split("?")[0] or "as asked for",
             "pretrain": None if initial is None else PRETRAIN | recipe.get("pretrain", {}),
             "finetune": FINETUNE | recipe.get("finetune", {}),
             "mirror": recipe.get("mirror", False),

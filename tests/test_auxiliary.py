@@ -233,7 +233,10 @@ def test_the_last_epoch_is_kept_whatever_it_scores(crops, tmp_path):
     [
         ({"mask_weight": 1.0, "sign_weight": 0.0}, "expected crops with nodule masks"),
         ({"mask_weight": 0.0, "sign_weight": 1.0}, r"columns sign_\*"),
-        ({"mask_weight": 0.0, "sign_weight": 0.0, "texture_weight": 1.0}, "at least two of the training part"),
+        (
+            {"mask_weight": 0.0, "sign_weight": 0.0, "texture_weight": 1.0},
+            "at least two of the training part",
+        ),
     ],
 )
 def test_questions_that_the_data_cannot_answer_are_refused(crops, tmp_path, changes, said):

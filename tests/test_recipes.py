@@ -68,7 +68,11 @@ def test_the_profile_does_what_the_recipe_taken_did():
     profile = profiles.load("open_data")
     content = json.loads((PROJECT / profile["04_finetune"]["recipes"]).read_text())
     taken = content["recipes"][content["taken"]]
-    best = max(row["validation_macro_auroc"] for row in content["recipes"].values())
+    candidates = [
+        row for row in content["recipes"].values() if row["pretrain_data"] == taken["pretrain_data"]
+    ]
+    best = max(row["validation_macro_auroc"] for row in candidates)
+    assert taken["pretrain_data"] == "as asked for"  # a profile asks for the set, and its command names it
     assert taken["validation_macro_auroc"] == best
     for stage, settings in (("03_pretrain", taken["pretrain"]), ("04_finetune", taken["finetune"])):
         assert {name: profile[stage][name] for name in settings} == settings
