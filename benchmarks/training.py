@@ -12,7 +12,7 @@ process of its own, as in use: our loop's way with memory is not lent to the oth
     plain        the same network as one would write it down: frames decoded one by one, float32, contiguous
     timm_plain   timm's legacy_xception, the same plain way
     timm_best    timm's legacy_xception, channels last and the probed precision, data already on the device
-    matrix       the machine's bfloat16 matrix rate
+    matrix       the machine's bfloat16 matrix rate, measured after every turn: shares are of that one, medians of them
 
 Writes benchmarks/results/training-<device>.json.
 """
@@ -195,7 +195,7 @@ def race(size: int, batch: int, steps: int, rounds: int, width: float, folder: P
         macs["timm_plain"] = macs["timm_best"] = gmacs(peer(), size, 3)
     except ImportError:
         print("timm is not installed: its rows are left out", file=sys.stderr)
-    times, shares, rates = {name: [] for name in macs}, [], []
+    times, rates, shares = {name: [] for name in macs}, {name: [] for name in macs}, []
     asked = [size, batch, steps, width, precision, str(folder)]
     with contextlib.ExitStack() as stack:
         contestants = {
@@ -205,14 +205,12 @@ def race(size: int, batch: int, steps: int, rounds: int, width: float, folder: P
         for number in range(rounds + 1):
             for name, contestant in contestants.items():
                 found = contestant.turn()
+                rate = hardware.matrix_rate(size=2048, device=device)  # at the clock the contestant had
                 if number:  # the first turn warms
                     times[name].append(found["seconds"])
+                    rates[name].append(rate)
                     shares += [found["loop"]] if "loop" in found else []
-            rate = hardware.matrix_rate(size=2048, device=device)
-            if number:
-                rates.append(rate)
             print(f"{size} px, round {number} of {rounds}", file=sys.stderr, flush=True)
-    rate = statistics.median(rates)
     table = {}
     for name, seconds in times.items():
         per_second = 1 / statistics.median(seconds)
@@ -221,7 +219,9 @@ def race(size: int, batch: int, steps: int, rounds: int, width: float, folder: P
             "lowest_and_highest": [round(1 / max(seconds), 2), round(1 / min(seconds), 2)],
             "gmacs_forward": round(macs[name], 3),
             "images_per_second_times_gmacs": round(per_second * macs[name], 2),
-            "share_of_matrix_rate": round(6 * macs[name] * 1e9 * per_second / rate, 4),
+            "share_of_matrix_rate": round(
+                statistics.median(6e9 * macs[name] / s / rate for s, rate in zip(seconds, rates[name])), 4
+            ),
         }
     return {
         "size": size,
@@ -229,7 +229,7 @@ def race(size: int, batch: int, steps: int, rounds: int, width: float, folder: P
         "rounds": rounds,
         "precision": precision,
         "precision_why": why,
-        "matrix_gflops": round(rate / 1e9, 1),
+        "matrix_gflops": round(statistics.median(rate for each in rates.values() for rate in each) / 1e9, 1),
         "contestants": table,
         "ours_over_plain": round(table["ours"]["images_per_second"] / table["plain"]["images_per_second"], 3),
         "loop_overhead": round(statistics.median(shares), 4) if shares else None,
