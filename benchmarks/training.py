@@ -209,7 +209,8 @@ def race(size: int, batch: int, steps: int, rounds: int, width: float, folder: P
                 if number:  # the first turn warms
                     times[name].append(found["seconds"])
                     rates[name].append(rate)
-                    shares += [found["loop"]] if "loop" in found else []
+                    if found["loop"] is not None:
+                        shares.append(found["loop"])
             print(f"{size} px, round {number} of {rounds}", file=sys.stderr, flush=True)
     table = {}
     for name, seconds in times.items():
@@ -237,7 +238,7 @@ def race(size: int, batch: int, steps: int, rounds: int, width: float, folder: P
 
 
 def contest(name: str, size: int, batch: int, steps: int, width: float, precision: str, folder: str) -> None:
-    """What a contestant does in its turn; gives seconds per image, and the loop's share where it is known."""
+    """What a contestant does in its turn; gives seconds per image, and the loop's share or None."""
     device, model = _device(), MODEL | {"width": width}
     folder = Path(folder) / name
     folder.mkdir()
@@ -251,9 +252,7 @@ def contest(name: str, size: int, batch: int, steps: int, width: float, precisio
         contestant = Bare(size, batch, steps, peer(), 3, device, precision)
 
     def turn(_: str) -> dict:
-        seconds = contestant()
-        loop = getattr(contestant, "loop", None)
-        return {"seconds": seconds} | ({} if loop is None else {"loop": loop})
+        return {"seconds": contestant(), "loop": getattr(contestant, "loop", None)}
 
     turns.serve(turn)
 

@@ -73,9 +73,8 @@ def test_the_lock_installs_for_every_python(python, tmp_path):
         PROJECT / "requirements.lock",
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=tmp_path)
-    unreachable = (
-        r"dns error|error sending request|failed to fetch|timed out"  # not "network": networkx is a package
-    )
+    # not "network": networkx is a package
+    unreachable = r"dns error|error sending request|failed to fetch|timed out"
     if done.returncode and re.search(unreachable, done.stderr, re.IGNORECASE):
         pytest.skip("the package index cannot be reached from here")
     assert done.returncode == 0, done.stderr[-1500:]

@@ -124,12 +124,14 @@ class Questions:
     """
 
     def __init__(
-        self, crops, train: np.ndarray, mask_weight: float, sign_weight: float, texture_weight: float = 0.0
+        self, crops, train: np.ndarray, mask_weight: float, sign_weight: float, texture_weight: float
     ):
         self.mask_weight, self.sign_weight, self.texture_weight = mask_weight, sign_weight, texture_weight
-        self.masks, self.texture, nothing = None, None, np.zeros(len(crops.images), bool)
+        self.masks = self.texture = None
         self.signs = Signs({}, np.zeros((len(crops.images), 0), np.int64))
-        self.outlined = nothing if crops.masks is None else crops.index["mask_inside"].notna().to_numpy()
+        self.outlined = np.zeros(len(crops.images), bool)
+        if crops.masks is not None:
+            self.outlined = crops.index["mask_inside"].notna().to_numpy()
         # without an outline, "normal" says that there is no nodule; any other frame's nodule is not known
         self.answered = self.outlined | (crops.index["label"] == "normal").to_numpy()
         if mask_weight:
