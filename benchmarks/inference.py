@@ -72,6 +72,7 @@ def main() -> None:
     result = {
         "machine": hardware.describe(),
         "smoke": options.smoke,
+        "command": " ".join(["python benchmarks/inference.py", *sys.argv[1:]]),
         "versions": definition.versions(),
         "sizes": {},
     }
