@@ -1,6 +1,6 @@
 """How fast training is, beside the plain way of doing it and beside what the machine could do at most.
 
-    python benchmarks/training.py                       # two CPU cores: about ten minutes at 128 px
+    python benchmarks/training.py                       # two CPU cores: three minutes at 128 px
     python benchmarks/training.py --size 224 --size 299 # with a GPU
     python benchmarks/training.py --smoke               # seconds; its numbers mean nothing
 
@@ -206,7 +206,7 @@ def race(size: int, batch: int, steps: int, rounds: int, width: float, folder: P
             for name, contestant in contestants.items():
                 found = contestant.turn()
                 rate = hardware.matrix_rate(size=2048, device=device)  # at the clock the contestant had
-                if number:  # the first turn warms
+                if number:  # before the first, the network is built and memory grows
                     times[name].append(found["seconds"])
                     rates[name].append(rate)
                     if found["loop"] is not None:
@@ -252,6 +252,7 @@ def contest(name: str, size: int, batch: int, steps: int, width: float, precisio
         contestant = Bare(size, batch, steps, peer(), 3, device, precision)
 
     def turn(_: str) -> dict:
+        contestant()  # warm after the others have had the processor
         return {"seconds": contestant(), "loop": getattr(contestant, "loop", None)}
 
     turns.serve(turn)
@@ -309,7 +310,7 @@ def main() -> int:
     parser.add_argument("--size", type=int, action="append", help="px; may be given several times (128)")
     parser.add_argument("--batch", type=int, default=0, help="images of a batch (32; 64 on a GPU)")
     parser.add_argument("--steps", type=int, default=2, help="batches of a turn")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each contestant that count")
+    parser.add_argument("--rounds", type=int, default=9, help="turns of each contestant that count")
     parser.add_argument("--width", type=float, default=1.0, help="of our network")
     parser.add_argument("--smoke", action="store_true", help="a narrow network at 32 px, one round")
     parser.add_argument("--contestant", type=json.loads, help=argparse.SUPPRESS)

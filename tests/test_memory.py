@@ -10,28 +10,29 @@ CODE = """
 import resource, sys
 from thyroid_lib import memory
 kept = memory.keep_memory() if sys.argv[1] == "keep" else False
+size, times = int(sys.argv[2]), int(sys.argv[3])
 def touch():
-    bytearray(b"x") * 40_000_000
-for _ in range(5):
-    touch()
+    for _ in range(times):
+        bytearray(b"x") * size
+touch()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
-    touch()
+touch()
 print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="speaks to Linux's C library")
-def test_memory_that_is_used_again_is_not_asked_of_the_kernel_again():
+@pytest.mark.parametrize("size, times", [(40_000_000, 10), (2_300_000_000, 1)])  # a large batch exceeds 2 GiB
+def test_memory_that_is_used_again_is_not_asked_of_the_kernel_again(size, times):
     def run(word):
-        command = [sys.executable, "-c", CODE, word]
+        command = [sys.executable, "-c", CODE, word, str(size), str(times)]
         kept, faults = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
         return kept == "True", int(faults)
 
     kept, faults = run("keep")
     if not kept:
         pytest.skip("another C library than glibc")
-    pages = 10 * 40_000_000 // resource.getpagesize()
+    pages = times * size // resource.getpagesize()
     assert faults < pages / 100 < pages / 2 < run("as it is")[1]
 
 

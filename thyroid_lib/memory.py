@@ -26,5 +26,6 @@ def keep_memory() -> bool:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return False
-    wanted = ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 64 * 2**20))
+    # -1 is "never"; any other limit is met by larger batches, which then map all their memory anew at every step
+    wanted = ((mmap_max, 0), (trim_threshold, -1), (top_pad, 64 * 2**20))
     return all([mallopt(name, value) == 1 for name, value in wanted])
