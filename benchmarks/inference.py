@@ -131,9 +131,11 @@ def measure(folder: Path, size: int, frames, rounds: int, threads: int, turn: fl
         }
         for what in ("single", "batch"):
             times = {name: [] for name in workers}
-            for _ in range(rounds):
+            for number in range(rounds + 1):
                 for name, worker in workers.items():
-                    times[name].append(worker.turn(what))
+                    seconds = worker.turn(what)
+                    if number:  # in the first round others are still starting
+                        times[name].append(seconds)
             found[what] = {name: round(1 / statistics.median(t), 2) for name, t in times.items()}
             fastest = max(CONTESTANTS, key=found[what].get)
             ratios = [peer / ours for peer, ours in zip(times[PEER], times[fastest])]
