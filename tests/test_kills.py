@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
-from thyroid_lib import checkpoint, crops, crossvalidation, datasets, manifest, pretraining, training
+from thyroid_lib import checkpoint, crops, crossvalidation, datasets, manifest, pretraining, study, training
 from thyroid_lib.runfolder import PROJECT
 
 FITS = ("finetuned/fold0", "scratch/fold0")
@@ -63,7 +63,11 @@ def ready(tmp_path_factory) -> Path:
 
 
 def start(script: Path, run: Path) -> subprocess.Popen:
-    """Starts it, and returns when everything is imported and the run is about to be opened."""
+    """Starts it, and returns when everything is imported and the run is about to be opened.
+
+    Unfinished work of a killed one is swept out before, as the runner does.
+    """
+    study._sweep(run)
     command = [sys.executable, "-c", CHILD, str(script), str(run)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
     process = subprocess.Popen(
