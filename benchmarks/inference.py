@@ -131,11 +131,8 @@ def measure(folder: Path, size: int, frames, rounds: int, threads: int, turn: fl
         }
         for what in ("single", "batch"):
             times = {name: [] for name in workers}
-            for number in range(rounds + 1):
-                for name, worker in workers.items():
-                    seconds = worker.turn(what)
-                    if number:  # in the first round others are still starting
-                        times[name].append(seconds)
+            for name, seconds in turns.take(workers, rounds, what):
+                times[name].append(seconds)
             found[what] = {name: round(1 / statistics.median(t), 2) for name, t in times.items()}
             fastest = max(CONTESTANTS, key=found[what].get)
             ratios = [peer / ours for peer, ours in zip(times[PEER], times[fastest])]

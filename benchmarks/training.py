@@ -202,16 +202,12 @@ def race(size: int, batch: int, steps: int, rounds: int, width: float, folder: P
             name: stack.enter_context(turns.Contestant(__file__, "--contestant", json.dumps([name, *asked])))
             for name in macs
         }
-        for number in range(rounds + 1):
-            for name, contestant in contestants.items():
-                found = contestant.turn()
-                rate = hardware.matrix_rate(size=2048, device=device)  # at the clock the contestant had
-                if number:  # before the first, the network is built and memory grows
-                    times[name].append(found["seconds"])
-                    rates[name].append(rate)
-                    if found["loop"] is not None:
-                        shares.append(found["loop"])
-            print(f"{size} px, round {number} of {rounds}", file=sys.stderr, flush=True)
+        for name, found in turns.take(contestants, rounds):
+            times[name].append(found["seconds"])
+            rate = hardware.matrix_rate(size=2048, device=device)  # at the clock the contestant had
+            rates[name].append(rate)
+            if found["loop"] is not None:
+                shares.append(found["loop"])
     table = {}
     for name, seconds in times.items():
         per_second = 1 / statistics.median(seconds)

@@ -7,7 +7,7 @@ turns, round after round, lets a busy machine disturb all alike.
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 
 class Contestant:
@@ -39,6 +39,22 @@ class Contestant:
                 f"the contestant {' '.join(self.process.args[1:])} ended; its reason stands above"
             )
         return json.loads(line)
+
+
+def take(contestants: dict[str, Contestant], rounds: int, what: str = "") -> Iterator[tuple[str, object]]:
+    """Lets contestants take turns, and gives name and result of each turn that counts.
+
+    A round before the first does not count: others are still starting, networks are built and memory grows.
+
+    Args:
+        contestants: name -> contestant, in the order of a round. rounds: that count. what: as of `Contestant.turn`.
+    """
+    for number in range(rounds + 1):
+        for name, contestant in contestants.items():
+            result = contestant.turn(what)
+            if number:
+                yield name, result
+        print(f"round {number} of {rounds}", file=sys.stderr, flush=True)
 
 
 def serve(turn: Callable[[str], object]) -> None:
