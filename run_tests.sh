@@ -21,14 +21,14 @@ echo "== style"
 echo "== unit tests"
 cover=()
 case " $* " in *" --slow "*) cover=(--cov=thyroid_lib --cov-report=term:skip-covered --cov-fail-under=90) ;; esac
-THYROID_SUMMARY="$scratch/summary" OMP_NUM_THREADS=1 "$PYTHON" -m pytest -n 2 --dist loadscope --ignore tests/test_reports.py ${cover[@]+"${cover[@]}"} "$@"
+THYROID_SUMMARY="$scratch/summary" OMP_NUM_THREADS=1 "$PYTHON" -m pytest -n 2 --dist loadscope --ignore tests/study/test_reports.py ${cover[@]+"${cover[@]}"} "$@"
 
 echo "== notebooks as stored"
 THYROID_RUN="$scratch/stored" "$PYTHON" -m pytest -p no:cacheprovider --nbval-lax notebooks
 
 echo "== smoke run and its reports"
 "$PYTHON" -m thyroid_lib run --profile smoke
-THYROID_STORED_RUN="$scratch/stored" "$PYTHON" -m pytest tests/test_reports.py
+THYROID_STORED_RUN="$scratch/stored" "$PYTHON" -m pytest tests/study/test_reports.py
 
 echo "== all passed"
 cat "$scratch/summary"

@@ -1,10 +1,10 @@
-"""Do the 95 % intervals hold the truth in 95 of 100 studies? The evidence for `thyroid_lib.bootstrap`.
+"""Do the 95 % intervals hold the truth in 95 of 100 studies? The evidence for `thyroid_lib.evaluation.bootstrap`.
 
     OMP_NUM_THREADS=1 python benchmarks/bootstrap_coverage.py            # 500 studies, some minutes on two cores
     OMP_NUM_THREADS=1 python benchmarks/bootstrap_coverage.py --studies 20 --draws 200 --out /tmp/coverage.json
 
 Each simulated study has 80 patients of four lesion types (shares 0.40, 0.25, 0.20, 0.15) with 1 to 8 images.
-The images of a patient share three quarters of the variance of their logits. `evaluation.evaluate` is run as notebook
+The images of a patient share three quarters of the variance of their logits. `metrics.evaluate` is run as notebook
 05 runs it, once with patients resampled and once with images resampled, and the truth comes from a million
 images. Writes benchmarks/results/bootstrap_coverage.json.
 """
@@ -20,8 +20,8 @@ from joblib import Parallel, delayed
 from scipy import stats
 from scipy.special import softmax
 
-from thyroid_lib import evaluation
-from thyroid_lib.progress import progress
+from thyroid_lib.common.progress import progress
+from thyroid_lib.evaluation import metrics
 
 KEYS = ["a", "b", "c", "d"]
 SHARES = np.array([0.40, 0.25, 0.20, 0.15])
@@ -59,7 +59,7 @@ def covered(seed: int, patients: int, draws: int, truth: dict[str, float]) -> di
     """Whether each interval of one study holds the truth, and how wide it is."""
     table, result = study(patients, seed), {}
     for unit, rows in (("patients", table), ("images", table.assign(patient=table["image"]))):
-        found = evaluation.evaluate(rows, draws=draws, seed=seed)
+        found = metrics.evaluate(rows, draws=draws, seed=seed)
         for name in METRICS:
             metric = found[name]
             if metric["value"] is not None:
@@ -80,7 +80,7 @@ def main() -> None:
     options = parser.parse_args()
     started = time.time()
     many = study(222_000, seed=10**6)
-    found = evaluation.evaluate(many.assign(patient=many["image"]), draws=1)
+    found = metrics.evaluate(many.assign(patient=many["image"]), draws=1)
     truth = {name: found[name]["value"] for name in METRICS}
     jobs = Parallel(n_jobs=options.jobs, return_as="generator")(
         delayed(covered)(seed, options.patients, options.draws, truth) for seed in range(options.studies)

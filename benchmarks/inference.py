@@ -30,17 +30,11 @@ import torch
 import turns
 from PIL import Image
 
-from thyroid_lib import (
-    LESION_TYPES,
-    classifier,
-    definition,
-    deploy,
-    export,
-    hardware,
-    network,
-    phantoms,
-    regions,
-)
+from thyroid_lib import LESION_TYPES, classifier, network, regions
+from thyroid_lib.classifier import backends, definition
+from thyroid_lib.deploy import export
+from thyroid_lib.phantoms import frame as phantoms
+from thyroid_lib.training import hardware
 
 RESULTS = Path(__file__).parent / "results"
 CONTESTANTS = ("openvino bf16", "openvino fp32", "onnxruntime fp32", "torch bf16", "torch fp32")
@@ -141,7 +135,7 @@ def measure(folder: Path, size: int, frames, rounds: int, threads: int, turn: fl
                 "times_timm": round(found[what][fastest] / found[what][PEER], 2),
                 "lowest_and_highest_of_a_round": [round(min(ratios), 2), round(max(ratios), 2)],
             }
-    found["parity"] = json.loads((folder / deploy.ONNX_RECORD).read_text(encoding="utf-8"))["parity"]
+    found["parity"] = json.loads((folder / backends.ONNX_RECORD).read_text(encoding="utf-8"))["parity"]
     return found
 
 
@@ -152,7 +146,7 @@ def contest(name: str, folder: Path, threads: int, seconds: float) -> None:
         run = eager()
     else:
         backend, precision = name.split()
-        run = deploy.open_backend(backend, folder, definition.read(folder), precision, threads).run
+        run = backends.open_backend(backend, folder, definition.read(folder), precision, threads).run
 
     def turn(what: str) -> float:
         count = {"single": 1, "batch": BATCH}[what]

@@ -1,4 +1,4 @@
-"""The evidence for `thyroid_lib.duplicates.NEAR`: how many bits differ between frames that do and do not show the same.
+"""The evidence for `datasets.duplicates.NEAR`: how many bits differ between frames that do and do not show the same.
 
     python benchmarks/near_duplicates.py phantom:clinic?patients=400 ddti:PATH busi:PATH
 
@@ -12,8 +12,9 @@ import argparse
 import numpy as np
 from joblib import Parallel, delayed
 
-from thyroid_lib import datasets, duplicates
-from thyroid_lib.progress import progress
+from thyroid_lib import datasets
+from thyroid_lib.common.progress import progress
+from thyroid_lib.datasets import duplicates
 
 
 def distances(phash: list[str]) -> np.ndarray:

@@ -7,7 +7,7 @@
 Contestants take turns, round after round, so that a busy machine disturbs all alike; medians count. All read
 the same 560 x 360 px files and write the same three arrays.
 
-    one_core, two_cores   thyroid_lib.crops.build with one and two processes (and its audit of printed text)
+    one_core, two_cores   thyroid_lib.data.crops.build with one and two processes (and its audit of printed text)
     scikit_image          decode, median, threshold, closing, opening, labels, largest, crop, letterbox; one core
     phantoms              frames simulated a second, one core
     memory_mib            peak of a fresh process that crops few and many frames
@@ -31,7 +31,9 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from thyroid_lib import crops, datasets, manifest, phantoms, regions
+from thyroid_lib import datasets, manifest, regions
+from thyroid_lib.data import crops
+from thyroid_lib.phantoms import frame
 
 RESULTS = Path(__file__).parent / "results"
 SIZE = 128
@@ -123,13 +125,13 @@ def cropping(table: pd.DataFrame, count: int, slow: int, rounds: int, folder: Pa
 def simulating(patients: int, rounds: int) -> dict:
     """Frames of scanner A a second, on one core."""
     cv2.setNumThreads(1)
-    people = phantoms.patients("clinic", patients)
+    people = frame.patients("clinic", patients)
     count = sum(person.frames for person in people)
 
     def work():
         for person in people:
             for number in range(person.frames):
-                phantoms.render(person, number)
+                frame.render(person, number)
 
     work()
     rates = [rate(work, count) for _ in range(rounds)]
@@ -142,7 +144,7 @@ def memory(table: pd.DataFrame, counts: tuple[int, int], folder: Path) -> dict:
     script = """
 import resource, sys
 import pandas as pd
-from thyroid_lib import crops
+from thyroid_lib.data import crops
 table = pd.read_csv(sys.argv[1] + "/table.csv", keep_default_na=False)
 rows = pd.concat([table] * (int(sys.argv[2]) // len(table) + 1), ignore_index=True).iloc[: int(sys.argv[2])]
 crops.build(rows, sys.argv[1] + "/memory", size=128, jobs=1)
@@ -161,7 +163,7 @@ def ten_thousand(frames: int, folder: Path) -> dict:
     people, count = 0, 0
     while count < frames:
         people += 500
-        count = sum(person.frames for person in phantoms.patients("clinic", people))
+        count = sum(person.frames for person in frame.patients("clinic", people))
     seconds, start = {}, time.perf_counter()
 
     def lap(name):

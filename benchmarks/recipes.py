@@ -19,9 +19,11 @@ from joblib import Parallel, delayed
 from scipy.special import softmax
 from sklearn.metrics import roc_auc_score
 
-from thyroid_lib import audit, crops, crossvalidation, pretraining, training
-from thyroid_lib.calibration import macro_auroc
-from thyroid_lib.runfolder import read_json, write_json
+from thyroid_lib.common.files import read_json, write_json
+from thyroid_lib.data import audit, crops
+from thyroid_lib.evaluation.calibration import macro_auroc
+from thyroid_lib.training import folds as crossvalidation
+from thyroid_lib.training import loop, pretraining
 
 RESULTS = Path(__file__).parent / "results" / "recipes.json"
 MODEL = {"name": "optimized_xception", "width": 0.5, "middle_blocks": 8}
@@ -111,7 +113,7 @@ def pretrained(recipe: dict, size: int, options) -> Path | None:
     if recipe.get("pretrain", {}) is None:
         return None
     data = cropped("pretrain", recipe.get("pretrain_data", options.pretrain_data), size, options)
-    settings = training.Settings(
+    settings = loop.Settings(
         model=pretraining.model_config(data, **MODEL),
         loss="ce",
         monitor="last",
@@ -119,7 +121,7 @@ def pretrained(recipe: dict, size: int, options) -> Path | None:
     )
     rows = crossvalidation.parts(data, None, 0.15, settings.seed)
     folder = options.work / f"pretrain-{_name(settings)}-{size}-{data.hash[:8]}"
-    fit = training.fit(settings, data, rows["train"], rows["validation"], folder, set_aside=True)
+    fit = loop.fit(settings, data, rows["train"], rows["validation"], folder, set_aside=True)
     return fit.weights
 
 
@@ -130,19 +132,19 @@ def fold_scores(recipe: dict, size: int, fold: int, initial: Path | None, option
     start = "none" if initial is None else initial.parent.name
     probabilities, seconds = [], 0.0
     for seed in range(recipe.get("members", 1)):
-        settings = training.Settings(
+        settings = loop.Settings(
             model=pretraining.model_config(data, **MODEL),
             monitor="last",
             seed=seed,
             **FINETUNE | recipe.get("finetune", {}),
         )
         folder = options.work / f"finetune-{_name(settings)}-{size}-{start}" / f"fold{fold}"
-        fit = training.fit(
+        fit = loop.fit(
             settings, data, rows["train"], rows["validation"], folder, initial=initial, set_aside=True
         )
         network = fit.model()
         network.config["mirror"] = recipe.get("mirror", False)  # of predictions only: nothing is trained anew
-        probabilities.append(softmax(training.predict(network, data.images, rows["validation"]), axis=1))
+        probabilities.append(softmax(loop.predict(network, data.images, rows["validation"]), axis=1))
         seconds += fit.seconds
     probabilities, truth = np.mean(probabilities, axis=0), data.labels[rows["validation"]]
     return {
@@ -164,7 +166,7 @@ def cropped(role: str, spec: str, size: int, options) -> crops.Crops:
     return crops.Crops.open(folder)
 
 
-def _name(settings: training.Settings) -> str:
+def _name(settings: loop.Settings) -> str:
     return hashlib.sha256(json.dumps(settings.identity(), sort_keys=True).encode()).hexdigest()[:12]
 
 

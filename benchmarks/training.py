@@ -36,8 +36,9 @@ import turns
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from thyroid_lib import hardware, network, training
-from thyroid_lib.identity import identity_of
+from thyroid_lib import network
+from thyroid_lib.training import hardware, loop
+from thyroid_lib.training.identity import identity_of
 
 RESULTS = Path(__file__).parent / "results"
 CLASSES = 4
@@ -65,11 +66,11 @@ class Ours:
     def __init__(self, folder: Path, size: int, batch: int, steps: int, model: dict, precision: str = "auto"):
         crops = Crops(folder, batch * steps + CLASSES, size)
         rows = np.arange(len(crops.labels))
-        settings = training.Settings(model=model, epochs=10_000, batch_size=batch, precision=precision)
+        settings = loop.Settings(model=model, epochs=10_000, batch_size=batch, precision=precision)
         train, validation = rows[:-CLASSES], rows[-CLASSES:]
         identity = identity_of(settings, crops, train, validation, crops.labels, None)
         target = Path(folder) / f"ours-{size}"
-        self.run = training.Training(
+        self.run = loop.Training(
             settings, crops, train, validation, target, None, crops.labels, "benchmark", identity
         )
         self.run.wrap("all")
@@ -275,14 +276,14 @@ def flatness(size: int, batch: int, counts: list[int], folder: Path) -> list[dic
     for count in counts:
         crops = Crops(folder, count, size, sparse=True)
         model = MODEL | {"width": 0.0625, "middle_blocks": 1}
-        settings = training.Settings(model=model, batch_size=batch, precision="32")
+        settings = loop.Settings(model=model, batch_size=batch, precision="32")
         train, validation = np.arange(count - CLASSES), np.arange(count - CLASSES, count)
         identity = identity_of(settings, crops, train, validation, crops.labels, None)
         target = Path(folder) / f"flat-{count}"
-        run = training.Training(
+        run = loop.Training(
             settings, crops, train, validation, target, None, crops.labels, "benchmark", identity
         )
-        order, occurrences = training.epoch_order(settings, crops.labels, train, 0)
+        order, occurrences = loop.epoch_order(settings, crops.labels, train, 0)
         order, occurrences = np.resize(order, 100 * batch), np.resize(occurrences, 100 * batch)
         run.batch(order[:batch], occurrences[:batch], 0)
         before, seconds = process.memory_info().rss, []

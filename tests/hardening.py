@@ -36,7 +36,7 @@ def goes_wrong(failure: str, *, sees: str, do: str):
 def cases() -> dict[str, list[dict]]:
     """Heading -> cases, read from the sources of the tests: title of the module's docstring, then each decorator."""
     found = {}
-    for path in sorted(TESTS.glob("test_*.py")):
+    for path in sorted(TESTS.rglob("test_*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         rows = [
             {"failure": ast.literal_eval(call.args[0])}

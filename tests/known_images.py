@@ -2,7 +2,7 @@
 
 ``known_images.npz`` holds, for every frame of DDTI, BUSI and TG3K, two 256-bit perceptual hashes (of its sector and of
 the frame without its black margins; pHash, Zauner 2010, after the local contrast is made even, as in
-``thyroid_lib.duplicates``) and, for every file, masks too, the first 8 bytes of its SHA-256. Neither can be turned back
+`datasets.duplicates`) and, for every file, masks too, the first 8 bytes of its SHA-256. Neither can be turned back
 into a picture. Written once, where the sets lie:
 
     python tests/known_images.py DATA_FOLDER
@@ -26,7 +26,8 @@ import imagehash
 import numpy as np
 from PIL import Image
 
-from thyroid_lib import duplicates, regions
+from thyroid_lib import regions
+from thyroid_lib.datasets import duplicates
 
 FILE = Path(__file__).parent / "data" / "known_images.npz"
 NEAR = 64

@@ -49,7 +49,7 @@ CONDITIONAL = {
 OPENING = """# Licences of the dependencies
 
 Everything in `requirements.lock`, by what each package says of itself. `python tests/licences.py` writes this page;
-`tests/test_security.py` fails where a licence is not among those allowed, or the page is not current.
+`tests/project/test_security.py` fails where a licence is not among those allowed, or the page is not current.
 
 """
 

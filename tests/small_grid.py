@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from thyroid_lib import ablation, training
+from thyroid_lib.ablation import grid as ablation
 from thyroid_lib.regions import RECIPE
+from thyroid_lib.training import loop
 
 CLASSES = ["nodular_goiter", "follicular_neoplasm", "papillary_carcinoma", "medullary_carcinoma"]
 
@@ -63,5 +64,5 @@ def grid(data: Path, root: Path, arms: list[str], **changes) -> list:
     own |= {name: changes.pop(name) for name in list(changes) if name in (*own, "initial")}
     plain = {"model": {}, "epochs": 2, "batch_size": 8, "precision": "32", "threads": 1, "augment": 0.0}
     return ablation.grid(
-        ablation.chosen(arms), training.Settings(**plain | changes), data=data, folder=root, **own
+        ablation.chosen(arms), loop.Settings(**plain | changes), data=data, folder=root, **own
     )

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from thyroid_lib import datasets, duplicates, manifest
-from thyroid_lib.datasets import contract
+from thyroid_lib import datasets, manifest
+from thyroid_lib.datasets import contract, duplicates
 
 CLASSES = ["benign", "malignant"]
 

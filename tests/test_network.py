@@ -8,7 +8,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from thyroid_lib import inspection, network, probes
+from thyroid_lib import network
+from thyroid_lib.inspection import probes, structure
 
 SMALL = {"width": 0.02, "middle_blocks": 1}  # 8 to 40 channels
 
@@ -46,9 +47,9 @@ def timms():
 
 def test_original_has_the_papers_parameters_and_multiplications():
     model = meta(network.xception, 1000)
-    assert inspection.parameters(model) == 22_855_952
-    assert inspection.gmacs(model, 299) == pytest.approx(8.36, abs=0.01)
-    assert inspection.gmacs(model, 224) == pytest.approx(4.55, abs=0.01)
+    assert structure.parameters(model) == 22_855_952
+    assert structure.gmacs(model, 299) == pytest.approx(8.36, abs=0.01)
+    assert structure.gmacs(model, 224) == pytest.approx(4.55, abs=0.01)
 
 
 @pytest.mark.parametrize("size", [(299, 299), (224, 224), (160, 200)], ids=str)
@@ -122,14 +123,14 @@ class Operations(TorchDispatchMode):
 
 
 def test_optimized_network_has_24_million_parameters():
-    assert inspection.parameters(meta(network.optimized_xception, 4)) == pytest.approx(24.1e6, abs=0.1e6)
-    assert inspection.gmacs(meta(network.optimized_xception, 4), 299) == pytest.approx(9.44, abs=0.02)
+    assert structure.parameters(meta(network.optimized_xception, 4)) == pytest.approx(24.1e6, abs=0.1e6)
+    assert structure.gmacs(meta(network.optimized_xception, 4), 299) == pytest.approx(9.44, abs=0.02)
 
 
 @pytest.mark.parametrize(("kind", "millions"), [("dense", 37.39), ("separable", 24.13), ("depthwise", 22.47)])
 def test_each_replacement_of_pooling_has_the_computed_parameters(kind, millions):
     model = meta(network.optimized_xception, 4, downsampling=kind)
-    assert inspection.parameters(model) / 1e6 == pytest.approx(millions, abs=0.01)
+    assert structure.parameters(model) / 1e6 == pytest.approx(millions, abs=0.01)
 
 
 def test_four_max_poolings_are_replaced_in_place_and_none_is_left():
@@ -344,15 +345,15 @@ def test_receptive_field_is_where_the_gradient_reaches():
     (grad,) = torch.autograd.grad(f1[0, 0, 10, 10], x)
     rows = grad[0, 0].any(1).nonzero()
     extent = int(rows.max() - rows.min()) + 1
-    table = inspection.layer_table(model, 319).set_index("part")
+    table = structure.layer_table(model, 319).set_index("part")
     assert table["receptive field"]["entry_flow.block3"] == extent
 
 
 def test_layer_table_adds_up_to_the_whole_network():
     model = meta(network.optimized_xception, 4, 1)
-    table = inspection.layer_table(model, (128, 160))
-    assert table.parameters.sum() == inspection.parameters(model)
-    assert table.MMACs.sum() / 1e3 == pytest.approx(inspection.gmacs(model, (128, 160)))
+    table = structure.layer_table(model, (128, 160))
+    assert table.parameters.sum() == structure.parameters(model)
+    assert table.MMACs.sum() / 1e3 == pytest.approx(structure.gmacs(model, (128, 160)))
 
 
 # Errors

@@ -4,14 +4,14 @@ import sys
 from importlib import import_module
 
 COMMANDS = {
-    "run": ("study", "main", "run the notebooks into a folder of reports (./run_all.sh)"),
-    "check-data": ("checkdata", "main", "say what a data set holds and what keeps it from being used"),
-    "train": ("train_command", "main", "train outside a notebook, on one process or under torchrun"),
-    "reference": ("reference", "main", "turn a run into a reference to publish: no image of a patient"),
-    "claims": ("claims", "main", "put the numbers of the references into the READMEs"),
-    "compare": ("compare", "main", "hold a run against another one or a reference"),
-    "classify": ("classify_command", "main", "name the lesion type in images, folders, DICOM studies"),
-    "export": ("classify_command", "export_main", "write ONNX beside a classifier's weights"),
+    "run": ("study.runner", "main", "run the notebooks into a folder of reports (./run_all.sh)"),
+    "check-data": ("data.check_data", "main", "say what a data set holds and what keeps it from being used"),
+    "train": ("training.command", "main", "train outside a notebook, on one process or under torchrun"),
+    "reference": ("study.reference", "main", "turn a run into a reference to publish: no image of a patient"),
+    "claims": ("study.claims", "main", "put the numbers of the references into the READMEs"),
+    "compare": ("study.compare", "main", "hold a run against another one or a reference"),
+    "classify": ("deploy.command", "main", "name the lesion type in images, folders, DICOM studies"),
+    "export": ("deploy.command", "export_main", "write ONNX beside a classifier's weights"),
 }
 
 

@@ -10,10 +10,9 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
-from thyroid_lib import checks, duplicates
-from thyroid_lib.checks import BLANKED, LEFT_OUT, NOTE, REQUIRED, ManifestError
-from thyroid_lib.datasets import contract
-from thyroid_lib.quoting import listed, named
+from thyroid_lib.common.messages import listed, named
+from thyroid_lib.datasets import checks, contract, duplicates
+from thyroid_lib.datasets.checks import BLANKED, LEFT_OUT, NOTE, REQUIRED, ManifestError
 
 __all__ = [
     "BLANKED",

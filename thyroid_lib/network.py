@@ -24,10 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from thyroid_lib.depthwise import DepthwiseConv2d
-from thyroid_lib.inputs import DOWNSAMPLINGS, MIN_SIZE, check_images, check_switches, normalize  # noqa: F401
-from thyroid_lib.pointwise import PointwiseConv2d
-from thyroid_lib.weights import LoadReport, load_pretrained_body, load_timm_weights  # noqa: F401
+from thyroid_lib.layers.depthwise import DepthwiseConv2d
+from thyroid_lib.layers.inputs import DOWNSAMPLINGS, MIN_SIZE, check_images, check_switches, normalize  # noqa: F401
+from thyroid_lib.layers.pointwise import PointwiseConv2d
+from thyroid_lib.layers.weights import LoadReport, load_pretrained_body, load_timm_weights  # noqa: F401
 
 STAGES = ("entry_flow", "middle_flow", "exit_flow")
 """Attribute paths of the modules whose outputs Grad-CAM and the walkthrough look at, in order of depth."""
@@ -349,7 +349,7 @@ def build(config: dict) -> nn.Module:
     arguments = dict(config)
     name = arguments.pop("name", None)
     if name == "peer":
-        from thyroid_lib.peers import Peer  # imported only where it is asked for: timm is optional
+        from thyroid_lib.layers.peers import Peer  # imported only where it is asked for: timm is optional
 
         return Peer(**arguments)
     if name not in factories:

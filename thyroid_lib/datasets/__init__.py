@@ -28,8 +28,9 @@ from urllib.parse import parse_qsl
 
 import pandas as pd
 
-from thyroid_lib.datasets.contract import DatasetError, load_frame, load_mask, public
-from thyroid_lib.quoting import listed, quoted
+from thyroid_lib.common.messages import listed, quoted
+from thyroid_lib.datasets.contract import DatasetError, public
+from thyroid_lib.datasets.pixels import load_frame, load_mask
 
 __all__ = ["SOURCES", "DatasetError", "Spec", "load_frame", "load_mask", "parse", "public", "read"]
 

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from thyroid_lib.common.files import natural
+from thyroid_lib.common.messages import quoted
 from thyroid_lib.datasets import contract
-from thyroid_lib.quoting import quoted
 
 KAGGLE = "dasmehdixtr/ddti-thyroid-ultrasound-images"
 GROUPS = {"2": "2-3", "3": "2-3", "4a": "4a", "4b": "4b", "4c": "4c-5", "5": "4c-5"}
@@ -70,7 +71,7 @@ def read(root: Path, *, labels: str = "groups") -> pd.DataFrame:
         if grade and grade not in key:
             notes.append((case_file, f"unknown TI-RADS {quoted(grade)}, left unlabelled"))
         numbers = {Path(i).stem.rpartition("_")[2] for i in listed if Path(i).stem.rpartition("_")[0] == case}
-        for number in sorted(numbers | set(outlines), key=contract.natural):
+        for number in sorted(numbers | set(outlines), key=natural):
             names = (f"{case}_{number}{suffix}" for suffix in (".jpg", ".JPG", ".jpeg", ".png"))
             image = next((name for name in names if name in listed), None)
             if image is None:

@@ -18,11 +18,11 @@ import pydicom
 from joblib import Parallel, delayed
 
 from thyroid_lib import LESION_TYPES, regions
+from thyroid_lib.common.progress import progress
 from thyroid_lib.datasets import contract, dicom_frames
 from thyroid_lib.datasets.folder import lesion_type, order
 from thyroid_lib.datasets.identity import pseudonym
 from thyroid_lib.frames import FrameError, check_content
-from thyroid_lib.progress import progress
 
 AGREE = 0.7  # intersection over union of the scanner's region and our largest one, below which it is reported
 OLDEST = 90  # years; higher ages can tell a person

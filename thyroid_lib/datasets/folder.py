@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from thyroid_lib import LESION_TYPES
+from thyroid_lib.common.files import natural
 from thyroid_lib.datasets import contract
 
 
@@ -57,7 +58,7 @@ def read(root: Path, *, patient: str = "folder", title: str = "") -> pd.DataFram
             "frames of one person may fall on both sides of a split: use <class>/<patient>/<frame> or "
             "?patient=prefix"
         )
-    if several := sorted((p for p in seen if len(seen[p]) > 1), key=contract.natural):
+    if several := sorted((p for p in seen if len(seen[p]) > 1), key=natural):
         # One person with nodules of several types, or numbers that restart in each class: never split either.
         for row in rows:
             row["nodule"] = row["label"] if row["patient"] in several else ""
@@ -88,7 +89,7 @@ def lesion_type(name: str) -> str:
 def order(keys) -> list[str]:
     """Lesion types first in the study's order, other classes after them in natural order."""
     known = [key for key in LESION_TYPES if key in keys]
-    return known + sorted((key for key in keys if key not in LESION_TYPES), key=contract.natural)
+    return known + sorted((key for key in keys if key not in LESION_TYPES), key=natural)
 
 
 def _patient(parts: list[str], rule: str) -> str:

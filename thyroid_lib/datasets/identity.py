@@ -7,7 +7,7 @@ import secrets
 from functools import lru_cache
 from pathlib import Path
 
-from thyroid_lib.cache import cache_folder
+from thyroid_lib.common.files import cache_folder
 from thyroid_lib.datasets.contract import DatasetError
 
 KEY_FILE = "hash_key"

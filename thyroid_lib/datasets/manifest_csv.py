@@ -16,9 +16,9 @@ from pathlib import Path
 import pandas as pd
 
 from thyroid_lib import LESION_TYPES
+from thyroid_lib.common.messages import listed
 from thyroid_lib.datasets import contract
 from thyroid_lib.datasets.folder import lesion_type, order
-from thyroid_lib.quoting import listed
 
 MAX_BYTES = 256 * 2**20
 PERSONAL = re.compile(

@@ -14,10 +14,12 @@ import cv2
 import pandas as pd
 from joblib import Parallel, delayed, effective_n_jobs
 
-from thyroid_lib import LESION_TYPES, phantom_anatomy, phantom_nodule, phantom_scene, phantom_signs, phantoms
-from thyroid_lib.cache import cache_folder
+from thyroid_lib import LESION_TYPES
+from thyroid_lib.common.files import cache_folder
+from thyroid_lib.common.progress import progress
 from thyroid_lib.datasets import contract
-from thyroid_lib.progress import progress
+from thyroid_lib.phantoms import anatomy, nodule, scene, signs
+from thyroid_lib.phantoms import frame as phantoms
 
 CHUNK = 16  # patients handed to a worker at a time
 WORTH_WORKERS = 96  # patients below which starting processes costs more than it saves
@@ -89,7 +91,7 @@ def read(
 
 def _name(source: str, values: dict) -> str:
     digest = hashlib.sha256(cv2.__version__.encode())
-    for module in (phantoms, phantom_anatomy, phantom_nodule, phantom_scene, phantom_signs):
+    for module in (phantoms, anatomy, nodule, scene, signs):
         digest.update(Path(module.__file__).read_bytes())
     words = [
         source,
@@ -153,7 +155,7 @@ def _write(folder: Path, people: list[phantoms.Patient], answer: bool) -> list[d
                     "caliper": frame.caliper,
                     "text": frame.text,
                     **dict(zip(("sector_x", "sector_y", "sector_width", "sector_height"), frame.sector)),
-                    **{f"sign_{sign}": patient.signs[sign] for sign in phantoms.SIGNS},
+                    **{f"sign_{sign}": patient.signs[sign] for sign in signs.SIGNS},
                 }
             )
     cv2.setNumThreads(threads)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from thyroid_lib.common.files import natural
 from thyroid_lib.datasets import contract
 
 FILE, ABOUT = "dataset.hdf5", "metadata.csv"
@@ -74,7 +75,7 @@ def read(root: Path, *, every: str = "1") -> pd.DataFrame:
                     **{c.replace("-", "_"): known[c] for c in about if c.startswith("ti-rads")},
                 }
             )
-    unseen = sorted(set(about.index) - set(nodules), key=contract.natural)
+    unseen = sorted(set(about.index) - set(nodules), key=natural)
     excluded += [(f"{FILE}:{nodule}", f"in {ABOUT}, but has no frame") for nodule in unseen]
     return contract.table(
         rows,

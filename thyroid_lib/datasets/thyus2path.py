@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from thyroid_lib.common.files import natural
+from thyroid_lib.common.messages import listed
 from thyroid_lib.datasets import contract
-from thyroid_lib.quoting import listed
 
 
 def read(root: Path) -> pd.DataFrame:
@@ -58,7 +59,7 @@ def read(root: Path) -> pd.DataFrame:
             rows.append(
                 {"image": image, "path": str(path), "label": label, "patient": patient, "part": batch}
             )
-        for case in sorted(set(labels) - seen, key=contract.natural):
+        for case in sorted(set(labels) - seen, key=natural):
             excluded.append(
                 (f"{folder.name}/{case}_*", f"case in {own[0].name}, but no frame of it is there")
             )

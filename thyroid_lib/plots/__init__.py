@@ -7,7 +7,7 @@ whose attribute ``alt`` says in words, with numbers, what the picture shows.
 
 from importlib import import_module
 
-from .style import CYCLE, PALETTE, colour, use_style
+from thyroid_lib.plots.style import CYCLE, PALETTE, colour, use_style
 
 __all__ = ["CYCLE", "PALETTE", "colour", "use_style"]
 _MODULES = ("data", "network", "training", "evaluation", "explanation", "ablation", "explore")

@@ -5,8 +5,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .evaluation import say
-from .style import CYCLE, GRID, INK, MUTED, SEQUENTIAL, WIDTH
+from thyroid_lib.common.messages import say
+from thyroid_lib.plots.style import CYCLE, GRID, INK, MUTED, SEQUENTIAL, WIDTH
 
 GROUP_COLOURS = {
     "parts": CYCLE[0],

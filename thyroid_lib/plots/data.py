@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
-from .style import GRID, INK, MUTED, WIDTH, colour
+from thyroid_lib.plots.style import GRID, INK, MUTED, WIDTH, colour
 
 BOX = "#E69F00"
 OUTLINE = "#56B4E9"

@@ -6,7 +6,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-from .style import CYCLE, GRID, INK, MUTED, SEQUENTIAL, WIDTH, colour
+from thyroid_lib.common.messages import english, say
+from thyroid_lib.plots.style import CYCLE, GRID, INK, MUTED, SEQUENTIAL, WIDTH, colour
 
 PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # under words that stand on lines
 METRIC_NAMES = {
@@ -15,28 +16,6 @@ METRIC_NAMES = {
     "brier": "Brier score",
     "accuracy": "accuracy",
 }
-
-
-def say(metric: dict | None, digits: int = 2) -> str:
-    """A metric in words: ``0.91 (0.85 to 0.95)``, or why there is none.
-
-    Args:
-        metric: {"value", "low", "high"[, "reason"]}.
-        digits: decimals.
-    """
-    if not metric or metric.get("value") is None:
-        reason = (metric or {}).get("reason", "")
-        return next((word for word in ("too few", "undefined") if reason.startswith(word)), "not done")
-    value, low, high = (
-        f"{round(metric[name], digits) + 0.0:.{digits}f}" for name in ("value", "low", "high")
-    )
-    return f"{value} ({low} to {high})"  # + 0.0: never -0.00
-
-
-def english(names: dict, key: str) -> str:
-    """The English name of a class key; the key itself where none is known."""
-    name = names.get(key, key)
-    return name if isinstance(name, str) else name[0]
 
 
 def roc_and_precision_recall(curves: dict, metrics: dict, names: dict) -> Figure:

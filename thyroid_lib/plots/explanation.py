@@ -6,8 +6,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from .evaluation import english, say
-from .style import CYCLE, GRID, INK, MUTED, WIDTH, colour
+from thyroid_lib.common.messages import english, say
+from thyroid_lib.plots.style import CYCLE, GRID, INK, MUTED, WIDTH, colour
 
 HEAT = "inferno"  # even in lightness: a map reads the same in grey
 

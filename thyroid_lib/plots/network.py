@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import FancyBboxPatch
 
-from .style import CYCLE, GRID, INK, MUTED, SEQUENTIAL, WIDTH
+from thyroid_lib.plots.style import CYCLE, GRID, INK, MUTED, SEQUENTIAL, WIDTH
 
 PLAIN, NEW, OURS = "#E8EEF5", "#FBE3B5", "#FFFFFF"
 NEW_EDGE = "#B87700"

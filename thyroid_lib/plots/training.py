@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .style import CYCLE, GRID, INK, MUTED, WIDTH
+from thyroid_lib.plots.style import CYCLE, GRID, INK, MUTED, WIDTH
 
 MODELS = {
     "finetuned": "pre-trained, fine-tuned",

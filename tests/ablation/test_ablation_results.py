@@ -1,0 +1,313 @@
+"""Differences, corrections and verdicts: numbers from closed forms, and rules that say no more than the data."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from sklearn.metrics import recall_score, roc_auc_score
+from small_grid import CLASSES, grid, spots
+
+from thyroid_lib.ablation import grid as ablation
+from thyroid_lib.ablation import report, words
+from thyroid_lib.ablation import results as ar
+from thyroid_lib.ablation import verdicts as av
+from thyroid_lib.ablation.results import Measured
+from thyroid_lib.evaluation import comparison, results
+from thyroid_lib.evaluation.bootstrap import Clusters
+from thyroid_lib.evaluation.predictions import prediction_table
+
+
+def predictions(strength: dict[str, float], patients: int = 80, seed: int = 0) -> pd.DataFrame:
+    """Two images a patient; the larger an entry's strength, the better that model ("<arm>/seed<k>") does."""
+    random = np.random.default_rng(seed)
+    patient = np.repeat(np.arange(patients), 2)
+    truth = patient % 4
+    index = pd.DataFrame({"image": [f"{n:04d}" for n in range(len(patient))], "patient": patient.astype(str)})
+    index["label"] = [CLASSES[k] for k in truth]
+    shared = random.normal(size=(len(patient), 4))
+    tables = []
+    for model, by in strength.items():
+        logits = by * np.eye(4)[truth] + shared + 0.7 * random.normal(size=shared.shape)
+        points = dict.fromkeys(CLASSES, 0.25)
+        tables.append(
+            prediction_table(index, CLASSES, logits, 1.0, points, model=model, set="internal", fold=0)
+        )
+    whole = pd.concat(tables, ignore_index=True)
+    whole.attrs["classes"] = CLASSES
+    return whole
+
+
+def drawn(
+    values: dict[str, list[float]], spread: float = 0.02, draws: int = 400, patients: int = 60
+) -> Measured:
+    """Arms with given macro AUROCs of their trainings; the draws of each are their value plus the same noise."""
+    random = np.random.default_rng(0)
+    made = {}
+    for arm, each in values.items():
+        noise = np.append(0, random.normal(0, spread, draws))
+        made[arm] = {ar.MAIN: np.array(each)[:, None] + noise}
+    return Measured(made, 2 * patients, patients, patients // 4, 5, [])
+
+
+def test_holm_gives_the_adjusted_p_values_of_a_worked_example():
+    assert ar.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx(
+        [0.03, 0.06, 0.06, 0.02]
+    )  # R: p.adjust(p, "holm")
+    assert ar.holm([0.5, 0.9]) == [1.0, 1.0] and ar.holm([]) == []
+
+
+def test_only_tests_with_a_p_value_count_as_tests():
+    found = ar.corrected({"a": {"p": 0.02}, "b": {"p": None}, "c": {"p": 0.03}})
+    assert found["a"]["p_holm"] == pytest.approx(0.04) and found["b"]["p_holm"] is None
+
+
+def test_metrics_of_an_arm_are_the_mean_over_its_trainings():
+    table = predictions({"original/seed0": 1.0, "original/seed1": 2.0})
+    found = ar.per_arm(ar.measure(table, draws=200), "original")
+    each = [table[table["model"] == model] for model in ("original/seed0", "original/seed1")]
+    p = [rows[["p_" + key for key in CLASSES]].to_numpy() for rows in each]
+    truth = each[0]["truth"].map(CLASSES.index).to_numpy()
+    areas = [np.mean([roc_auc_score(truth == k, q[:, k]) for k in range(4)]) for q in p]
+    assert found["macro_auroc"]["trainings"] == pytest.approx(areas)
+    assert found["macro_auroc"]["value"] == pytest.approx(np.mean(areas))
+    key = "medullary_carcinoma"
+    recalls = [recall_score(rows["truth"] == key, rows["positive_" + key]) for rows in each]
+    assert found[f"sensitivity/{key}"]["value"] == pytest.approx(np.mean(recalls))
+    assert found["macro_auroc"]["n_patients"] == 80 and found["macro_auroc"]["low"] < np.mean(areas)
+
+
+def test_a_difference_is_the_paired_one_of_the_comparison_module():
+    table = predictions({"invention/seed0": 1.2, "original/seed0": 0.8})
+    measured = ar.measure(table, draws=500)
+    ours = ar.contrast(measured, {"invention": 1.0, "original": -1.0})
+    parts = [table[table["model"] == f"{arm}/seed0"] for arm in ("invention", "original")]
+    for part in parts:
+        part.attrs["classes"] = CLASSES
+    theirs = comparison.compare(*parts, draws=500)["macro_auroc"]
+    assert ours["value"] == pytest.approx(theirs["value"])
+    assert [ours["low"], ours["high"]] == pytest.approx([theirs["low"], theirs["high"]], abs=0.01)
+    assert not ours["trainings_counted"]
+
+
+def test_the_spread_of_trainings_is_pooled_within_arms():
+    measured = drawn(
+        {"original": [0.70, 0.80], "invention": [0.60, 0.64], "shuffled": [0.2, 0.9], "texture": [0.7, 0.7]}
+    )
+    variance, freedom = ar.training_noise(measured)
+    assert variance == pytest.approx((0.005 + 0.0008) / 2) and freedom == 2
+
+
+def test_patients_and_trainings_add_up_in_the_interval_of_a_difference():
+    measured = drawn({"original": [0.70, 0.80], "invention": [0.60, 0.64]})
+    found = ar.contrast(measured, {"invention": 1.0, "original": -1.0})
+    n = measured.scarcest
+    values = measured.of("invention").mean(0) - measured.of("original").mean(0)
+    over_patients, over_trainings = values[1:].var() * n / (n - 1), 2 * 0.0029 / 2
+    total = over_patients + over_trainings
+    df = total**2 / (over_patients**2 / (n - 1) + over_trainings**2 / 2)
+    half = stats.t.isf(0.025, df) * total**0.5
+    assert [found["low"], found["high"]] == pytest.approx([-0.13 - half, -0.13 + half])
+    assert found["p"] == pytest.approx(2 * stats.t.sf(0.13 / total**0.5, df))
+    alone = ar.contrast(measured, {"invention": 1.0, "original": -1.0}, trainings=False)
+    assert alone["high"] - alone["low"] < found["high"] - found["low"]
+
+
+def test_trainings_of_one_network_are_not_called_different():
+    random, patients, rejected, naive = np.random.default_rng(0), 50, 0, 0
+    clusters = Clusters(np.arange(patients), 200)
+    rounds = 300
+    for _ in range(rounds):
+        made = {}
+        for arm in ("original", "dilated", "connected", "invention"):
+            each = 0.75 + 0.03 * random.normal(size=(2, 1)) + 0.1 * random.normal(size=(2, patients))
+            draws = np.array([clusters.sums(scores)[:, 0] / patients for scores in each])
+            made[arm] = {ar.MAIN: draws}
+        measured = Measured(made, patients, patients, patients, 5, [])
+        weights = {"invention": 1.0, "original": -1.0}
+        rejected += ar.contrast(measured, weights)["p"] < 0.05
+        naive += ar.contrast(measured, weights, trainings=False)["p"] < 0.05
+    assert rejected / rounds < 0.06
+    assert naive / rounds > 0.2, "without the spread of trainings one in five would be called different"
+
+
+def test_a_real_difference_is_found():
+    values = {f"{arm}/seed{k}": by for arm, by in (("invention", 2.0), ("original", 1.0)) for k in range(2)}
+    measured = ar.measure(predictions(values), draws=300)
+    found = ar.differences(measured, "original")["macro_auroc"]["invention"]
+    assert found["low"] > 0 and found["p_holm"] < 0.05
+
+
+def test_too_few_patients_give_no_number():
+    measured = ar.measure(
+        predictions({"original/seed0": 1.0, "invention/seed0": 1.0}, patients=16), draws=100
+    )
+    found = ar.contrast(measured, {"invention": 1.0, "original": -1.0})
+    assert found["value"] is None and found["p"] is None and "too few" in found["reason"]
+    assert ar.per_arm(measured, "original")["macro_auroc"]["trainings"] == []
+
+
+def test_arms_that_were_tested_on_other_images_are_refused():
+    table = predictions({"original/seed0": 1.0, "invention/seed0": 1.0})
+    with pytest.raises(ValueError, match="tested on the same images; 'original/seed0' was not"):
+        ar.measure(table.iloc[:-1].assign(model=table["model"]).reset_index(drop=True), draws=100)
+
+
+WEIGHTS = {"invention": 1.0, "original": -1.0}
+
+
+@pytest.mark.parametrize(
+    "test, options, wanted",
+    [
+        ({"value": 0.06, "low": 0.02, "high": 0.10, "p_holm": 0.01}, {}, av.SUPPORTED),
+        ({"value": 0.06, "low": 0.01, "high": 0.11, "p_holm": 0.06}, {}, av.UNDECIDED),
+        ({"value": 0.01, "low": 0.005, "high": 0.015, "p_holm": 0.01}, {}, av.NOT_SUPPORTED),
+        ({"value": -0.06, "low": -0.1, "high": -0.02, "p_holm": 0.01}, {}, av.NOT_SUPPORTED),
+        ({"value": -0.06, "low": -0.1, "high": 0.03, "p_holm": 0.04}, {}, av.NOT_SUPPORTED),
+        ({"value": 0.0, "low": -0.015, "high": 0.015, "p_holm": 1.0}, {}, av.NOT_SUPPORTED),
+        ({"value": 0.01, "low": -0.03, "high": 0.05, "p_holm": 0.9}, {}, av.UNDECIDED),
+        ({"value": 0.06, "low": 0.02, "high": 0.10, "p_holm": 0.01}, {"learnt": False}, av.UNDECIDED),
+        ({"value": 0.06, "low": 0.02, "high": 0.10, "p_holm": 0.01}, {"single": True}, av.UNDECIDED),
+        (
+            {"value": 0.06, "low": 0.02, "high": 0.1, "p_holm": 0.01},
+            {"broken_controls": ["again"]},
+            av.UNDECIDED,
+        ),
+        ({"value": None, "p_holm": None, "reason": "too few: 3 patients"}, {}, av.UNDECIDED),
+    ],
+)
+def test_the_verdict_follows_the_stated_rule(test, options, wanted):
+    word, why = av.verdict({"weights": WEIGHTS, **test}, margin=0.02, **options)
+    assert word == wanted and why
+
+
+def test_a_claim_without_its_arms_is_not_tested():
+    assert av.verdict({"weights": {}}, margin=0.02)[0] == av.NOT_TESTED
+    found = av.claims(drawn({"original": [0.8, 0.8], "texture": [0.7, 0.7]}), margin=0.02)
+    assert {claim["verdict"] for claim in found.values()} == {av.NOT_TESTED}
+
+
+def test_both_pairs_of_an_effect_are_averaged_where_both_are_there():
+    values = {"original": 0.70, "dilated": 0.72, "connected": 0.75, "invention": 0.80}
+    found = av.claims(drawn({arm: [v, v + 0.002] for arm, v in values.items()}), margin=0.02)
+    assert found["shallow_features_help"]["value"] == pytest.approx((0.05 + 0.08) / 2)
+    assert found["learnable_downsampling"]["value"] == pytest.approx((0.02 + 0.05) / 2)
+    assert found["accuracy"]["value"] == pytest.approx(0.10)
+    fewer = av.claims(drawn({arm: [values[arm]] * 2 for arm in ("original", "dilated")}), margin=0.02)
+    assert fewer["learnable_downsampling"]["value"] == pytest.approx(0.02)
+
+
+def test_claims_are_corrected_together_and_decided():
+    values = {
+        "original": [0.70, 0.702],
+        "dilated": [0.70, 0.698],
+        "connected": [0.9, 0.901],
+        "invention": [0.9, 0.902],
+    }
+    found = av.claims(drawn(values, spread=0.003), margin=0.02)
+    assert found["shallow_features_help"]["verdict"] == av.SUPPORTED
+    assert found["learnable_downsampling"]["verdict"] == av.NOT_SUPPORTED
+    assert (
+        found["accuracy"]["p_holm"] == pytest.approx(2 * found["accuracy"]["p"])
+        or found["accuracy"]["p"] < 1e-6
+    )
+
+
+def test_networks_at_chance_decide_nothing():
+    values = {arm: [0.5, 0.501] for arm in ("original", "dilated", "connected", "invention")}
+    found = av.claims(drawn(values, spread=0.002), margin=0.02)
+    assert found["accuracy"]["verdict"] == av.UNDECIDED and "above chance" in found["accuracy"]["why"]
+
+
+def test_a_failed_control_leaves_every_claim_on_accuracy_undecided():
+    values = {"original": [0.7, 0.702], "invention": [0.9, 0.902], "shuffled": [0.7, 0.705]}
+    measured = drawn(values, spread=0.003)
+    assert av.controls(measured)["shuffled"]["passed"] is False
+    assert av.claims(measured, margin=0.02)["accuracy"]["verdict"] == av.UNDECIDED
+
+
+def test_luck_in_dealing_out_labels_is_part_of_the_shuffled_arms_interval():
+    assert av.controls(drawn({"shuffled": [0.44, 0.61]}, spread=0.005))["shuffled"]["passed"]
+    assert not av.controls(drawn({"shuffled": [0.60, 0.61]}, spread=0.005))["shuffled"]["passed"]
+
+
+@pytest.mark.parametrize(
+    "ours, wanted", [(1.13, av.SUPPORTED), (1.25, av.SUPPORTED), (1.3, av.NOT_SUPPORTED)]
+)
+def test_compute_is_under_control_up_to_the_stated_multiple(ours, wanted):
+    found = av.compute(ours * 8.36, 8.36, limit=1.25, what="multiplications")
+    assert found["verdict"] == wanted and found["multiple"] == pytest.approx(ours, rel=1e-5)
+
+
+def test_the_invention_costs_a_tenth_more_multiplications_at_the_published_size():
+    jobs_free = pd.DataFrame({"gmacs": {"original": 1.0, "invention": 2.0}})
+    found = report.compute_claims(jobs_free, {"limit": 1.25, "classes": 4})
+    assert found["compute"]["verdict"] == av.NOT_SUPPORTED
+    assert found["compute_published"]["multiple"] == pytest.approx(
+        9.44 / 8.36, abs=0.01
+    )  # the invention's costs
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A whole grid on a task that tiny networks learn, with both controls."""
+    folder = tmp_path_factory.mktemp("controls")
+    data = spots(folder / "data", patients=64)
+    jobs = grid(data, folder / "grid", ["original", "invention", "controls", "texture"], seeds=2, epochs=7)
+    found, failed = ablation.run(jobs)
+    assert not failed
+    table = ablation.collect(found, folder / "predictions.csv")
+    return jobs, found, ar.measure(table, draws=300)
+
+
+def test_shuffled_labels_come_out_at_chance_and_the_same_network_again_without_a_difference(small):
+    _, _, measured = small
+    found = av.controls(measured)
+    assert ar.per_arm(measured, "invention")["macro_auroc"]["low"] > 0.8, (
+        "the task is learnt where labels are right"
+    )
+    assert found["shuffled"]["low"] <= 0.5 <= found["shuffled"]["high"]
+    assert found["again"]["low"] <= 0 <= found["again"]["high"]
+    assert found["shuffled"]["passed"] and found["again"]["passed"]
+
+
+def test_what_is_recorded_is_complete_and_said_in_words(small):
+    jobs, found, measured = small
+    spent = report.computed_costs(jobs)
+    speed = report.measured_speed(jobs, rounds=1)
+    numbers = report.summary(measured, found, spent, {"margin": 0.02, "limit": 1.25, "classes": 4})
+    assert results.complete(numbers)
+    claim = report.throughput_claim(speed, 1.25)
+    text = words.findings(
+        numbers, claim, {"resnet50, seed 0, fold 0": "it diverged"}, words.protocol(jobs), True
+    )
+    assert "**simulated**" in text and "it diverged" in text
+    for verdict in numbers["claims"].values():
+        assert verdict["verdict"] == av.NOT_TESTED or verdict["claim"] in text
+    assert len(words.claim_table(numbers["claims"] | claim)) == len(numbers["claims"]) + 1
+    assert len(words.difference_table(numbers["difference"])) == 3  # no controls
+    assert {*words.cost_table(spent, speed, 8)["arm"]} == {
+        words.title(arm) for arm in ("original", "invention")
+    }
+    assert "texture" not in numbers["gaze"] and numbers["gaze"]["original"]["reach"] < 1
+
+
+def test_figures_say_their_numbers(small):
+    from thyroid_lib.plots import ablation as charts
+
+    jobs, found, measured = small
+    arms = {arm: ar.per_arm(measured, arm) for arm in measured.arms}
+    spent, speed = report.computed_costs(jobs), report.measured_speed(jobs, rounds=1)
+    figures = [
+        charts.arms(words.arm_rows(arms), "macro AUROC"),
+        charts.accuracy_against_cost(
+            words.cost_points(arms, spent, speed), words.references(arms), "macro AUROC"
+        ),
+        charts.gaze(
+            report.gaze_maps(found),
+            {words.title(arm): own for arm, own in report.gaze_numbers(found).items()},
+        ),
+    ]
+    assert "logistic regression on texture" in figures[1].alt
+    for figure in figures:
+        figure.canvas.draw()
+        assert "both: the invention" in figure.alt and any(digit in figure.alt for digit in "0123456789")

@@ -1,0 +1,383 @@
+"""The classifier folder: what is saved is what is loaded, and anything else is refused with its reason."""
+
+import json
+import pickle
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+import small_classifier as small
+import torch
+from PIL import Image
+
+from thyroid_lib import LESION_TYPES, classifier, frames, network, regions
+from thyroid_lib.classifier import Classifier, ClassifierError, backends, novelty
+from thyroid_lib.classifier.definition import identity
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return small.make(tmp_path_factory.mktemp("run") / "classifier")
+
+
+@pytest.fixture(scope="module")
+def loaded(folder):
+    return Classifier.load(folder, backend="torch")
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    return shutil.copytree(folder, tmp_path / "classifier")
+
+
+def edit(folder, **changes):
+    path = folder / "classifier.json"
+    definition = json.loads(path.read_text(encoding="utf-8")) | changes
+    path.write_text(json.dumps(definition), encoding="utf-8")
+
+
+def test_probabilities_are_the_mean_of_the_members_softmax_at_their_temperature(loaded):
+    crop = regions.extract(small.sector_frame(300), small.SIZE, regions.RECIPE)[0]
+    expected = 0
+    for member, temperature in zip(loaded.members(), (1.5, 0.8)):
+        with torch.no_grad():
+            logits = member(network.normalize(torch.from_numpy(crop[None])))
+        expected = expected + torch.softmax(logits.double() / temperature, 1).numpy()[0] / 2
+    found = loaded.classify(small.sector_frame(300))
+    np.testing.assert_allclose(list(found.probabilities.values()), expected, atol=1e-5)
+    assert sum(found.probabilities.values()) == pytest.approx(1, abs=1e-12)
+    assert found.lesion_type == small.CLASSES[int(expected.argmax())]
+    np.testing.assert_allclose(loaded.probabilities(crop[None])[0], expected, atol=1e-5)
+    np.testing.assert_allclose(np.exp(loaded.logits(crop[None]))[0], expected, atol=1e-5)
+
+
+def test_the_input_is_the_training_crop_byte_for_byte(loaded, tmp_path):
+    paths = []
+    for seed in range(4):
+        paths.append(tmp_path / f"{seed}.png")
+        Image.fromarray(small.sector_frame(200 + seed)).save(paths[-1])
+    import pandas as pd
+
+    from thyroid_lib import datasets
+    from thyroid_lib.data import crops
+
+    rows = pd.DataFrame({"image": [p.name for p in paths], "path": [str(p) for p in paths]})
+    rows = rows.assign(label="nodular_goiter", patient=rows.image, group=rows.image, dataset="drawn")
+    rows.attrs = {"classes": small.CLASSES, "names": LESION_TYPES, "simulated": True, "title": "drawn"}
+    rows.attrs["excluded"] = pd.DataFrame({"image": [], "reason": []})
+    built = crops.build(rows, tmp_path / "crops", size=small.SIZE, recipe=loaded.recipe, jobs=1)
+    for path, image, row in zip(paths, built.images, built.index.itertuples()):
+        found = loaded.classify(path)
+        np.testing.assert_array_equal(found.crop, image)
+        np.testing.assert_array_equal(found.frame, datasets.load_frame(path))
+        assert found.box == (row.box_x, row.box_y, row.box_width, row.box_height)
+
+
+def test_path_bytes_array_and_pillow_image_give_one_answer(loaded, tmp_path):
+    frame = small.sector_frame(301)
+    path = tmp_path / "frame.png"
+    Image.fromarray(frame).save(path)
+    colour = np.repeat(frame[:, :, None], 3, 2)
+    expected = loaded.classify(frame).probabilities
+    for image in (path, str(path), path.read_bytes(), Image.fromarray(frame), colour):
+        assert loaded.classify(image).probabilities == expected
+    assert loaded.classify(path).image == str(path)
+
+
+def test_a_batch_gives_the_answers_of_single_frames_and_goes_on_after_a_bad_one(loaded):
+    images = [small.sector_frame(seed) for seed in range(310, 315)]
+    images.insert(2, b"not an image")
+    results = list(loaded.classify_many(images, batch_size=4))
+    assert [isinstance(found, frames.FrameError) for found in results] == [False, False, True, *3 * [False]]
+    for image, found in zip(images, results):
+        if not isinstance(found, frames.FrameError):
+            single = loaded.classify(image)
+            np.testing.assert_allclose(
+                list(found.probabilities.values()), list(single.probabilities.values()), atol=1e-6
+            )
+
+
+def test_images_are_taken_from_a_generator_batch_by_batch(loaded):
+    taken = []
+
+    def endless():
+        for seed in range(10**6):
+            taken.append(seed)
+            yield small.sector_frame(seed % 3)
+
+    results = loaded.classify_many(endless(), batch_size=4)
+    next(results)
+    assert len(taken) == 4
+
+
+def test_verdicts_and_prediction_set_follow_their_thresholds(loaded):
+    found = loaded.classify(small.sector_frame(302))
+    for key, probability in found.probabilities.items():
+        assert found.positive[key] == (probability >= 0.25)  # the mean of 0.2 and 0.3
+        assert (key in found.prediction_set) == (probability >= 0.3 or key == found.lesion_type)
+
+
+def test_conformal_threshold_is_the_finite_sample_quantile():
+    probabilities = np.array([[p, 1 - p] for p in (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)])
+    labels = np.zeros(9, int)  # scores 0.1 ... 0.9; the ninth of nine at coverage 0.9
+    assert classifier.conformal_threshold(probabilities, labels, 0.9)["threshold"] == pytest.approx(0.9)
+    assert classifier.conformal_threshold(probabilities, labels, 0.5)["threshold"] == pytest.approx(0.5)
+    assert classifier.conformal_threshold(probabilities[:3], labels[:3], 0.9)["threshold"] == 1
+
+
+def test_conformal_sets_cover_as_promised():
+    rng = np.random.default_rng(0)
+    probabilities = rng.dirichlet(np.ones(4) * 0.7, 4000)
+    labels = np.array([rng.choice(4, p=p) for p in probabilities])
+    threshold = classifier.conformal_threshold(probabilities[:1000], labels[:1000], 0.9)["threshold"]
+    covered = (probabilities >= 1 - threshold)[np.arange(1000, 4000), labels[1000:]].mean()
+    assert abs(covered - 0.9) < 0.03  # the calibration part alone has a standard error of 0.0095
+
+
+@pytest.mark.parametrize(
+    "unlike",
+    ["white noise", "smooth noise", "photograph", "CT slice", "stripes"],
+)
+def test_images_that_are_no_ultrasound_get_a_warning(loaded, unlike):
+    rng = np.random.default_rng(5)
+    y, x = np.mgrid[:240, :320]
+    disc = ((x - 160) / 120) ** 2 + ((y - 120) / 85) ** 2 < 1
+    organs = 110 + 60 * (np.hypot(x - 120, y - 110) < 35) - 90 * (np.hypot(x - 205, y - 120) < 30)
+    blurred = cv2.GaussianBlur(rng.normal(0, 1, (240, 320)), (0, 0), 12)
+    near, far = np.hypot(x - 140, y - 120) < 9, np.hypot(x - 160, y - 130) < 60
+    image = {
+        "white noise": rng.integers(0, 256, (240, 320)),
+        "smooth noise": np.clip(128 + 900 * blurred, 1, 255),
+        "photograph": 90 + 0.5 * y + 60 * far - 50 * near,
+        "CT slice": np.where(disc, organs + rng.normal(0, 3, (240, 320)), 0),
+        "stripes": 120 + 100 * np.sin(x / 4),
+    }[unlike]  # fmt: skip
+    found = loaded.classify(np.clip(image, 0, 255).astype(np.uint8))
+    assert any("unlike the training images" in warning for warning in found.warnings), found.novelty
+
+
+def test_new_frames_of_the_training_kind_get_no_warning(loaded):
+    results = [loaded.classify(small.sector_frame(seed)) for seed in range(400, 520)]
+    warned = [found for found in results if any("unlike" in warning for warning in found.warnings)]
+    assert len(warned) <= 12  # with 40 validation frames the limit is their largest distance
+
+
+def test_novelty_distance_of_gaussian_data_is_mahalanobis_like():
+    rng = np.random.default_rng(0)
+    mixing = rng.normal(size=(6, 6))
+    train, new = rng.normal(size=(4000, 6)) @ mixing, rng.normal(size=(2000, 6)) @ mixing
+    model = novelty.fit(train, new)
+    centred = (new - train.mean(0)) @ np.linalg.inv(np.cov(train.T)) * (new - train.mean(0))
+    exact = np.sqrt(centred.sum(1) / 6)
+    assert np.corrcoef(novelty.distance(model, new), exact)[0, 1] > 0.97
+    assert (novelty.distance(model, new) > model["limit"][0]).mean() <= 0.005
+
+
+@pytest.mark.parametrize(
+    "image, kind",
+    [
+        (np.zeros((200, 200), np.uint8), "constant"),
+        (np.full((20, 20), 7, np.uint8), "too_small"),
+        (b"", "empty"),
+        ("no such file.png", "cannot_open"),
+    ],
+)
+def test_what_cannot_be_classified_is_refused_with_its_reason(loaded, image, kind):
+    with pytest.raises(frames.FrameError) as error:
+        loaded.classify(image)
+    assert error.value.kind == kind
+
+
+def test_a_frame_without_a_region_is_refused(loaded):
+    frame = np.zeros((200, 300), np.uint8)
+    frame[100, 20:280] = 200  # a ruler and nothing else
+    with pytest.raises(frames.FrameError) as error:
+        loaded.classify(frame)
+    assert error.value.kind == "no_region"
+
+
+def test_a_region_that_is_a_small_part_of_the_frame_is_said(loaded):
+    frame = np.zeros((300, 400), np.uint8)
+    frame[100:150, 100:160] = np.random.default_rng(0).integers(60, 160, (50, 60))
+    assert any("covers only" in warning for warning in loaded.classify(frame).warnings)
+
+
+def test_saving_the_same_parts_again_gives_the_same_bytes(folder, tmp_path):
+    again = small.make(tmp_path / "again")
+    for path in sorted(folder.iterdir()):
+        if not path.name.startswith("model.onnx"):
+            assert (again / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_metrics_can_be_added_and_leave_the_id(copy):
+    before = Classifier.load(copy, backend="torch").id
+    metric = {"value": 0.81, "low": 0.75, "high": 0.86, "n_images": 100, "n_patients": 40}
+    classifier.add_metrics(copy, {"macro_auroc": metric, "note": "a|b <script>"})
+    assert Classifier.load(copy, backend="torch").id == before
+    card = (copy / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "0.810 (0.750 to 0.860), 100 images, 40 patients" in card
+    assert "<script>" not in card
+
+
+def test_the_card_says_simulated_and_research_use_and_both_languages(folder):
+    card = (folder / "MODEL_CARD.md").read_text(encoding="utf-8")
+    for text in ("Research use only", "simulated", "medullary carcinoma", "甲状腺髓样癌"):
+        assert text in card
+
+
+def test_the_card_of_a_grading_classifier_says_that_no_pathology_stands_behind_it(tmp_path):
+    names = {key: (f"TI-RADS {key}", f"TI-RADS {key} 类") for key in ("2-3", "4a", "4b", "4c-5")}
+    points = [dict.fromkeys(names, 0.25)]
+    graded = small.make(tmp_path, 1, classes=list(names), names=names, operating_points=points)
+    assert "No pathology stands behind" in (graded / "MODEL_CARD.md").read_text(encoding="utf-8")
+
+
+def test_no_pickle_is_read(copy):
+    class Trap:
+        def __reduce__(self):
+            return (open, (str(copy / "trapped"), "w"))
+
+    (copy / "model.safetensors").write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(ClassifierError, match="damaged"):
+        Classifier.load(copy, backend="torch")
+    assert not (copy / "trapped").exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "novelty.safetensors"])
+def test_one_changed_byte_in_a_file_is_found(copy, name):
+    data = bytearray((copy / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / name).write_bytes(data)
+    with pytest.raises(ClassifierError, match="SHA-256"):
+        Classifier.load(copy, backend="torch")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "novelty.safetensors", "classifier.json"])
+def test_missing_and_cut_files_are_named(copy, name):
+    data = (copy / name).read_bytes()
+    (copy / name).write_bytes(data[:-200])
+    with pytest.raises(ClassifierError, match=f"{name}.*(damaged|expected)"):
+        Classifier.load(copy, backend="torch")
+    (copy / name).unlink()
+    with pytest.raises(ClassifierError, match=name):
+        Classifier.load(copy, backend="torch")
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"format_version": 2}, "format version 2"),
+        ({"format": "other"}, "not the definition"),
+        ({"temperature": [1.0]}, "per member"),
+        ({"temperature": "warm"}, "a list was expected"),
+        ({"size": True}, "int was expected"),
+        ({"size": 9999}, "16 to 2048"),
+        ({"classes": []}, "a list was expected"),
+        ({"unheard_of": 1}, "unheard_of is unknown"),
+        ({"operating_points": {"nodular_goiter": "half"}}, "number was expected"),
+        ({"operating_points": {"cat": 0.5}}, "not among the classes"),
+        ({"training": {}}, "simulated is missing"),
+        ({"operating_points": {"nodular_goiter": 0.99}}, "edited"),
+        ({"files": {"../../x": {"sha256": "0", "bytes": 1}}}, "files must name"),
+    ],
+)
+def test_a_definition_that_breaks_the_schema_says_where(copy, changes, said):
+    edit(copy, **changes)
+    with pytest.raises(ClassifierError, match=said):
+        Classifier.load(copy, backend="torch")
+
+
+@pytest.mark.parametrize("text", ["", "[", "[]", "null", "1", '"text"', "{}", "[" * 100_000, '{"size": NaN}'])
+def test_any_other_json_is_refused(copy, text):
+    (copy / "classifier.json").write_text(text, encoding="utf-8")
+    with pytest.raises(ClassifierError):
+        Classifier.load(copy, backend="torch")
+
+
+def test_a_folder_that_is_none_says_where_one_comes_from(tmp_path):
+    with pytest.raises(ClassifierError, match="reports/<run>/classifier"):
+        Classifier.load(tmp_path)
+
+
+def test_the_class_activation_map_averages_to_the_logit(loaded):
+    crops = small.crops_of([7, 8])
+    outputs = loaded.backend.run(crops)
+    bias = np.mean([member.fc.bias.detach().numpy() for member in loaded.members()], 0)
+    np.testing.assert_allclose(outputs.maps.mean((2, 3)) + bias, outputs.logits.mean(0), atol=1e-4)
+
+
+def test_folding_batch_norm_leaves_no_norm_behind_and_the_same_logits(loaded):
+    kinds = {type(module).__name__ for module in loaded.backend.network.modules()}
+    assert "BatchNorm2d" not in kinds
+    crops = small.crops_of([9, 10])
+    with torch.no_grad():
+        expected = [m(network.normalize(torch.from_numpy(crops))).numpy() for m in loaded.members()]
+    np.testing.assert_allclose(loaded.backend.run(crops).logits, expected, atol=1e-4)
+
+
+def test_weights_of_another_architecture_are_refused(copy):
+    definition = json.loads((copy / "classifier.json").read_text(encoding="utf-8"))
+    definition["architecture"]["width"] = 0.125
+    with pytest.raises(backends.BackendError, match="does not hold the architecture"):
+        backends.load_members(copy, definition)
+
+
+def photographs() -> list[np.ndarray]:
+    data = pytest.importorskip("skimage.data")
+    found = [
+        getattr(data, name)() for name in ("chelsea", "camera", "coffee", "coins", "moon", "brick", "gravel")
+    ]
+    return [image if image.ndim == 2 else np.asarray(Image.fromarray(image).convert("L")) for image in found]
+
+
+def test_real_photographs_a_cat_first_get_a_warning(loaded):
+    for image in photographs():
+        assert any("unlike the training images" in warning for warning in loaded.classify(image).warnings)
+
+
+def test_on_real_thyroid_frames_photographs_and_noise_are_told_and_new_frames_are_not(real_data):
+    """Appearance alone, so without training; DDTI by case number: 4 of 6 fit, 1 of 6 sets the limit."""
+    paths = sorted((real_data / "ddti").rglob("*.jpg"), key=lambda path: int(path.stem.split("_")[0]))
+    vectors = novelty.appearance(np.stack([classifier.prepare(p, 128, regions.RECIPE)[2] for p in paths]))
+    third = np.array([int(path.stem.split("_")[0]) % 6 for path in paths])
+    model = novelty.fit(vectors[third < 4], vectors[third == 4])
+    rng = np.random.default_rng(0)
+    noises = []
+    for sigma in (0.1, 1, 2, 4, 8, 16):
+        noise = cv2.GaussianBlur(rng.normal(size=(360, 560)), (0, 0), sigma)
+        noises.append(np.clip(60 + 35 * noise / noise.std(), 0, 255).astype(np.uint8))
+    foreign = [classifier.prepare(image, 128, regions.RECIPE)[2] for image in photographs() + noises]
+    limit = model["limit"][0]
+    assert (novelty.distance(model, novelty.appearance(np.stack(foreign))) > limit).all()
+    assert (novelty.distance(model, vectors[third == 5]) > limit).mean() < 0.06
+
+
+def test_a_recipe_of_another_release_is_refused_at_loading(copy):
+    definition = json.loads((copy / "classifier.json").read_text(encoding="utf-8"))
+    definition["recipe"]["watershed"] = 3
+    edit(copy, **definition | {"id": identity(definition)})
+    with pytest.raises(ClassifierError, match="watershed"):
+        Classifier.load(copy, backend="torch")
+
+
+def test_an_answer_that_is_no_number_is_an_error_of_that_frame_only(folder):
+    broken = Classifier.load(folder, backend="torch")
+    run = broken.backend.run
+
+    def poisoned(crops):
+        outputs = run(crops)
+        outputs.logits[:, 1] = np.nan
+        return outputs
+
+    broken.backend.run = poisoned
+    results = list(broken.classify_many([small.sector_frame(seed) for seed in range(3)]))
+    assert [getattr(found, "kind", "") for found in results] == ["", "not_finite", ""]
+
+
+def test_a_frame_shown_dark_on_bright_is_read_upright_and_that_is_said(loaded):
+    frame = np.full((200, 320), 255, np.uint8)
+    frame[20:180, 40:280] = 255 - small.sector_frame(3)[10:170, 20:260] // 3
+    found = loaded.classify(frame)
+    assert any("dark on bright" in warning for warning in found.warnings)
+    assert found.crop[small.SIZE // 2].mean() < 128

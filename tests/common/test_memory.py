@@ -1,0 +1,54 @@
+"""Freed memory stays with the process where the C library lets it."""
+
+import resource
+import subprocess
+import sys
+
+import pytest
+
+CODE = """
+import resource, sys
+from thyroid_lib.common import memory
+kept = memory.keep_memory() if sys.argv[1] == "keep" else False
+size, times = int(sys.argv[2]), int(sys.argv[3])
+def touch():
+    for _ in range(times):
+        bytearray(b"x") * size
+touch()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+touch()
+print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="speaks to Linux's C library")
+@pytest.mark.parametrize("size, times", [(40_000_000, 10), (2_300_000_000, 1)])  # a large batch exceeds 2 GiB
+def test_memory_that_is_used_again_is_not_asked_of_the_kernel_again(size, times):
+    def run(word):
+        command = [sys.executable, "-c", CODE, word, str(size), str(times)]
+        kept, faults = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        return kept == "True", int(faults)
+
+    kept, faults = run("keep")
+    if not kept:
+        pytest.skip("another C library than glibc")
+    pages = times * size // resource.getpagesize()
+    assert faults < pages / 100 < pages / 2 < run("as it is")[1]
+
+
+def test_elsewhere_nothing_is_done(monkeypatch):
+    from thyroid_lib.common import memory
+
+    monkeypatch.setattr(memory.sys, "platform", "darwin")
+    assert memory.keep_memory() is False
+
+
+def test_a_worker_that_joblib_replaces_is_no_news_and_other_warnings_are():
+    code = """
+import warnings
+from thyroid_lib.common import memory
+warnings.warn("A worker stopped while some jobs were given to the executor. This can be caused by", UserWarning)
+warnings.warn("something else", UserWarning)
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
+    assert "something else" in said and "A worker stopped" not in said

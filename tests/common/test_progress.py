@@ -1,0 +1,99 @@
+"""Progress: one line for the runner, a bar for a person, nothing left behind."""
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+
+from thyroid_lib import plots
+from thyroid_lib.common import progress
+from thyroid_lib.training import loop
+
+
+@pytest.fixture
+def person(monkeypatch):
+    """Somebody looks on: no runner has asked for a status file."""
+    monkeypatch.delenv("THYROID_STATUS")
+    yield
+    progress.status("")
+
+
+def test_parts_count_what_is_in_them(monkeypatch, tmp_path):
+    monkeypatch.setenv("THYROID_STATUS", str(tmp_path / "line"))
+    monkeypatch.setattr(progress, "_EVERY", -1)
+    said = []
+    for _ in progress.progress(iter(["abc", "de"]), "reading letters", 5, size=len):
+        said.append((tmp_path / "line").read_text())
+    assert said == ["reading letters: 0 of 5", "reading letters: 3 of 5"]
+    assert (tmp_path / "line").read_text() == "reading letters: done"
+
+
+def test_a_person_sees_a_bar_that_counts_what_is_in_the_parts(person, capsys):
+    assert list(progress.progress(iter(["abc", "de"]), "reading letters", 5, size=len)) == ["abc", "de"]
+    said = capsys.readouterr().err
+    assert "reading letters" in said and "0/5" in said and "/2" not in said
+
+
+def test_a_status_with_a_share_is_a_bar_and_one_without_is_words(person, capsys):
+    progress.status("training: epoch 2 of 4", share=0.25)
+    assert " 25% " in (said := capsys.readouterr().err) and "epoch 2 of 4" in said
+    progress.status("writing")
+    assert "%" not in (said := capsys.readouterr().err.split("\r")[-1]) and "writing" in said
+    progress.status("")
+    assert progress._line is None
+
+
+def test_the_line_goes_with_the_cell_that_it_stood_under(person, monkeypatch):
+    registered = []
+
+    class Events:
+        def register(self, event, function):
+            registered.append((event, function))
+
+        def unregister(self, event, function):
+            registered.remove((event, function))
+
+    class Shell:
+        events = Events()
+
+    monkeypatch.setattr(progress, "_shell", Shell)
+    progress.status("training", share=0.5)
+    progress.status("training", share=0.6)
+    ((event, end),) = registered
+    assert event == "post_run_cell" and progress._line.n == 0.6
+    end(None)
+    assert progress._line is None and registered == []
+
+
+def test_the_live_curve_keeps_every_training_of_the_cell(monkeypatch):
+    drawn = []
+    plt.close(plt.figure())  # pyplot looks for a shell once, and the one below is none
+
+    class Kernel:
+        kernel = True
+
+    class Handle:
+        update = drawn.append
+
+    monkeypatch.delenv("THYROID_STATUS")
+    monkeypatch.setattr("IPython.get_ipython", Kernel)
+    monkeypatch.setattr("IPython.display.display", lambda figure, display_id: drawn.append(figure) or Handle)
+    row = {"epoch": 1, "train_loss": 1.0, "val_loss": 1.1, "val_auroc": 0.6, "best": True}
+    draw = plots.live_curve("training", "cross-entropy")
+    for title in ("finetuned, fold 1 of 1", "scratch, fold 1 of 1"):
+        history = pd.DataFrame([row])
+        history.attrs["title"] = title
+        draw(history)
+    assert "scratch" not in drawn[0].alt
+    assert "finetuned, fold 1 of 1" in drawn[1].alt and "scratch, fold 1 of 1" in drawn[1].alt
+    assert drawn[1].axes[0].get_ylabel() == "cross-entropy"
+
+
+def test_a_training_says_its_title_with_its_history(tmp_path):
+    from test_training import TRAIN, VALIDATION, asked, spots
+
+    titles = []
+    loop.fit(
+        asked(epochs=1), spots(), TRAIN, VALIDATION, tmp_path, title="scratch",
+        on_epoch=lambda history: titles.append(history.attrs["title"]),
+    )  # fmt: skip
+    assert titles == ["scratch"]

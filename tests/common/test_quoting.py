@@ -1,0 +1,87 @@
+"""Quoting: whatever a file holds, a message shows a short piece of it on one line."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from thyroid_lib import datasets
+from thyroid_lib.classifier import definition
+from thyroid_lib.common.messages import MORE, MOST, NAMES, listed, named, quoted
+from thyroid_lib.study import profiles
+from thyroid_lib.training import checkpoint
+
+LONG = "x" * 10_000
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=30,
+)
+
+
+@given(anything)
+def test_a_quoted_value_is_short_and_printable(value):
+    for text in (quoted(value), named(value)):
+        assert len(text) <= MOST + 2 and text.isprintable()
+
+
+def test_short_values_are_quoted_in_full_and_long_ones_with_both_ends():
+    assert (quoted("old"), quoted(430.0), quoted(None), quoted([1, "a"])) == (
+        "'old'",
+        "430.0",
+        "None",
+        "[1, 'a']",
+    )
+    text = quoted("begin" + LONG + "end")
+    assert text.startswith("'begin") and text.endswith("end'")
+    assert len(quoted(LONG, MORE)) > MOST
+
+
+def test_a_value_nested_without_end_is_cut_before_it_is_written_out():
+    value = [LONG]
+    for _ in range(60):
+        value = [value] * 50  # written out it would not fit any memory
+    assert len(quoted(value)) <= MOST + 2
+
+
+def test_a_name_that_could_move_the_cursor_is_escaped():
+    assert named("age") == "age"
+    assert named("age\x1b[2J\n") == r"'age\x1b[2J\n'"
+
+
+def test_a_long_list_names_its_first_and_its_length():
+    assert listed(["a", "b"]) == "a, b" and listed([]) == ""
+    many = listed(f"c{n}" for n in range(1000))
+    assert many.startswith("c0, c1, ") and many.endswith("(1000 in all)") and many.count("c") == NAMES
+
+
+def test_messages_about_foreign_files_stay_short(tmp_path):
+    said = []
+    sound = {"format": definition.FORMAT, "format_version": definition.VERSION}
+    for forged in (
+        sound | {"format_version": LONG},
+        sound | {LONG: 1},
+        sound | {"files": {LONG: {LONG: LONG}}},
+    ):
+        with pytest.raises(definition.ClassifierError) as error:
+            definition.check(forged, "classifier.json")
+        said.append(error)
+    with pytest.raises(profiles.ProfileError) as error:
+        profiles.resolve({LONG: {LONG: 1}, "common": {"finetune_data": LONG, "epochs": LONG}}, [], {})
+    said.append(error)
+    (tmp_path / "manifest.csv").write_text(",".join([LONG, *(f"{LONG[:90]}{n}" for n in range(500))]) + "\n")
+    with pytest.raises(datasets.DatasetError) as error:
+        datasets.read(f"manifest:{tmp_path}")
+    said.append(error)
+    for state in ({"format": LONG}, [LONG]):
+        (tmp_path / checkpoint.STATE).write_text(json.dumps(state))
+        with pytest.raises(checkpoint.CheckpointError) as error:
+            checkpoint.read_state(tmp_path)
+        said.append(error)
+    with pytest.raises(checkpoint.CheckpointError) as error:
+        checkpoint.refuse_another(tmp_path, {LONG + str(n): LONG for n in range(900)}, {"lr": 1})
+    said.append(error)
+    for error in said[:-1]:
+        assert len(str(error.value)) < 2500, str(error.value)[:300]
+    assert len(str(said[-1].value)) < (NAMES + 1) * (MOST + MORE)

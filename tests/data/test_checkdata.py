@@ -1,0 +1,244 @@
+"""check-data on a folder with every kind of damage a clinic's export has: the right word about each file."""
+
+import io
+import struct
+import zlib
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from test_manifest import speckle
+
+from thyroid_lib import __main__ as command
+from thyroid_lib import datasets, manifest
+from thyroid_lib.data import check_data
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch, tmp_path_factory):
+    monkeypatch.setenv("THYROID_STATUS", str(tmp_path_factory.mktemp("status") / "line"))
+
+
+def encoded(pixels, **options):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, **options)
+    return buffer.getvalue()
+
+
+def bomb():
+    """A PNG of a few bytes whose header asks for 60,000 x 60,000 pixels."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 60000, 60000, 8, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0"))
+        + chunk(b"IEND", b"")
+    )
+
+
+def doppler():
+    pixels = np.repeat(speckle(900)[..., None], 3, axis=-1)
+    pixels[40:80, 50:100] = (220, 30, 20)
+    return pixels
+
+
+def sound(root):
+    """Two classes of eight patients with two frames each."""
+    for number in range(32):
+        path = (
+            root / ("benign", "malignant")[number % 2] / f"p{number // 4}{'ab'[number % 2]}" / f"{number}.png"
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(speckle(number)).save(path)
+    return root
+
+
+PNG, JPEG = encoded(speckle(901), format="PNG"), encoded(speckle(902), format="JPEG", quality=95)
+DAMAGE = {
+    "empty.png": (b"", "empty file"),
+    "cut.png": (PNG[: len(PNG) // 2], "truncated or damaged PNG"),
+    "cut.jpg": (JPEG[: len(JPEG) // 2], "truncated or damaged JPEG"),
+    "header only.png": (PNG[:60], "truncated or damaged PNG"),
+    "flipped bytes.png": (PNG[:200] + bytes(200) + PNG[400:], "truncated or damaged PNG"),
+    "text.jpg": (b"patient cancelled the examination\n", "looks like plain text"),
+    "error page.jpg": (b"<!DOCTYPE html><html><body>404 Not Found</body></html>", "looks like a web page"),
+    "pointer.png": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n",
+        "looks like a Git LFS pointer",
+    ),
+    "archive.png": (b"PK\x03\x04" + bytes(100), "looks like a ZIP archive"),
+    "pdf.jpg": (b"%PDF-1.7\n" + bytes(100), "looks like a PDF"),
+    "zeros.png": (bytes(5000), "holds only zeros"),
+    "vector.png": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "looks like an XML or SVG text"),
+    "script.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not an image"),
+    "dicom.png": (bytes(128) + b"DICM" + bytes(64), "DICOM"),
+    "bomb.png": (bomb(), "too large"),
+    "tiny.png": (encoded(speckle(903)[:20, :20], format="PNG"), "too small: 20 x 20 px"),
+    "black.png": (encoded(np.zeros((120, 160), np.uint8), format="PNG"), "constant"),
+    "white.png": (encoded(np.full((120, 160), 255, np.uint8), format="PNG"), "constant"),
+    "doppler.png": (encoded(doppler(), format="PNG"), "coloured"),
+    "float.tiff": (encoded(np.full((120, 160), np.nan, np.float32), format="TIFF"), "floating-point"),
+    "notes.txt": (b"left lobe", "not an image format"),
+    "table.xlsx": (b"PK\x03\x04", "not an image format"),
+    "movie.avi": (b"RIFF" + bytes(4) + b"AVI ", "not an image format"),
+    "study.dcm": (bytes(128) + b"DICM", "dicom:PATH"),
+    "Thumbs.db": (b"x", "system or hidden"),
+    ".DS_Store": (b"x", "system or hidden"),
+    "._frame.png": (b"\0\5\x16\7", "system or hidden"),
+}
+USABLE = {
+    "sixteen bits.png": encoded(speckle(910).astype(np.uint16) * 257, format="PNG"),
+    "grey as colour.jpg": encoded(np.repeat(speckle(911)[..., None], 3, axis=-1), format="JPEG"),
+    "transparent.png": encoded(
+        np.dstack([speckle(912)] * 3 + [np.full((120, 160), 255, np.uint8)]), format="PNG"
+    ),
+    "no suffix of its own.jpeg": encoded(speckle(913), format="PNG"),
+    "超声 图像.png": encoded(speckle(914), format="PNG"),
+    "UPPER.PNG": encoded(speckle(915), format="PNG"),
+}
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    root = sound(tmp_path / "export")
+    folder = root / "benign" / "damage"
+    folder.mkdir()
+    for name, (content, _) in DAMAGE.items():
+        (folder / name).write_bytes(content)
+    (folder / "folder.png").mkdir()
+    (folder / "gone.png").symlink_to(tmp_path / "nowhere")
+    (root / "loose.png").write_bytes(PNG)
+    (root / "benign" / "damage" / "stray_mask.png").write_bytes(PNG)
+    for name, content in USABLE.items():
+        (root / "benign" / "good").mkdir(exist_ok=True)
+        (root / "benign" / "good" / name).write_bytes(content)
+    return root
+
+
+def test_every_kind_of_damage_is_named(damaged):
+    _, problems = manifest.check(datasets.read(f"folder:{damaged}"), jobs=1)
+    left = problems[problems["action"] == manifest.LEFT_OUT]
+    said = dict(zip(left["image"], left["problem"]))
+    for name, (_, words) in DAMAGE.items():
+        assert words in said.pop(f"benign/damage/{name}"), name
+    assert said.pop("benign/damage/gone.png") == "a broken link"
+    assert said.pop("loose.png") == "not inside a class folder"
+    assert said.pop("benign/damage/stray_mask.png") == "a mask whose frame is missing"
+    assert not said
+    assert left["image"].is_unique
+
+
+def test_unusual_files_that_can_be_read_are_used(damaged):
+    clean, _ = manifest.check(datasets.read(f"folder:{damaged}"), jobs=1)
+    assert {f"benign/good/{name}" for name in USABLE} <= set(clean["image"]) and len(clean) == 32 + len(
+        USABLE
+    )
+
+
+def test_the_command_prints_each_file_and_would_run_with_what_is_left(damaged, capsys):
+    assert command.main(["check-data", f"folder:{damaged}", "--folds", "4", "--jobs", "1"]) == 0
+    out = capsys.readouterr().out
+    for name in [*DAMAGE, "gone.png", "loose.png"]:
+        assert name in out, name
+    assert "would run; SHA-256 of the split" in out and str(damaged) not in out
+    flow = [line.split() for line in out.splitlines() if "left out)" in line]
+    assert int(flow[0][0]) + int(flow[0][-3].strip("(")) == 32 + len(USABLE) + len(DAMAGE) + 3
+
+
+def test_the_command_says_when_a_study_would_not_run(damaged, capsys):
+    assert check_data.main([f"folder:{damaged}", "--folds", "30", "--jobs", "1"]) == 1
+    out = capsys.readouterr().out
+    assert "would not run:" in out and "class malignant: 8 independent groups (patients), 30 folds" in out
+
+
+@pytest.mark.parametrize(
+    "spec, words",
+    [
+        ("folder:{root}/nowhere", "does not exist"),
+        ("folder:{root}/benign/damage", "expected"),
+        ("magic:{root}", "'magic' came"),
+        ("ddti:{root}", "no XML file is there"),
+    ],
+)
+def test_what_is_no_data_set_exits_1_with_a_reason(damaged, capsys, spec, words):
+    assert check_data.main([spec.format(root=damaged), "--jobs", "1"]) == 1
+    assert words in capsys.readouterr().err
+
+
+def test_one_class_alone_would_not_run(tmp_path, capsys):
+    for number in range(6):
+        path = tmp_path / "benign" / f"p{number}" / "a.png"
+        path.parent.mkdir(parents=True)
+        Image.fromarray(speckle(number)).save(path)
+    assert check_data.main([f"folder:{tmp_path}", "--jobs", "1"]) == 1
+    assert "at least two classes are needed; came: benign" in capsys.readouterr().out
+
+
+def test_nothing_usable_would_not_run(tmp_path, capsys):
+    (tmp_path / "benign").mkdir()
+    (tmp_path / "benign" / "a.png").write_bytes(b"x")
+    assert check_data.main([f"folder:{tmp_path}", "--jobs", "1"]) == 1
+    assert "no usable labelled frame is left" in capsys.readouterr().out
+
+
+def test_frames_that_show_the_same_are_shown_in_pairs(tmp_path, capsys):
+    root = sound(tmp_path)
+    Image.fromarray(speckle(0)).save(root / "benign" / "stranger.png")
+    larger = cv2.resize(speckle(1), None, fx=1.5, fy=1.5, interpolation=cv2.INTER_CUBIC)
+    Image.fromarray(larger).save(root / "benign" / "contradicts.png")
+    assert check_data.main([f"folder:{root}", "--folds", "2", "--jobs", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "1 identical pairs, 1 near-duplicate pairs; 2 across groups, now joined" in out
+    assert "benign/p0a/0.png = benign/stranger.png  (identical)" in out
+    assert "contradicting labels (benign, malignant): set aside" in out
+
+
+def test_file_names_cannot_write_to_the_terminal(tmp_path, capsys):
+    root = sound(tmp_path)
+    (root / "benign" / "evil\x1b[2J\n\u202e.png").write_bytes(b"x")
+    check_data.main([f"folder:{root}", "--folds", "2", "--jobs", "1"])
+    out = capsys.readouterr().out
+    assert "evil\\x1b[2J\\n\\u202e.png" in out and "\x1b" not in out and "\u202e" not in out
+
+
+def test_rows_of_a_table_are_named_as_the_spreadsheet_shows_them(tmp_path, capsys):
+    rows = ["image,label,patient,age"]
+    for number in range(20):
+        Image.fromarray(speckle(number)).save(tmp_path / f"{number}.png")
+        rows.append(f"{number}.png,{('benign', 'malignant')[number % 2]},p{number},50")
+    rows[3] = rows[3].replace(",50", ",500")
+    rows[5] = "missing.png,benign,p4,50"
+    rows.append(f"{tmp_path}/0.png,benign,p1,50")
+    (tmp_path / "manifest.csv").write_text("\n".join(rows))
+    table = tmp_path / "found.csv"
+    assert check_data.main([f"manifest:{tmp_path}", "--jobs", "1", "--table", str(table)]) == 0
+    out = capsys.readouterr().out
+    assert "2.png  (row 4 age)" in out and "missing.png  (row 6)" in out and "…/0.png  (row 22)" in out
+    assert str(tmp_path) not in out
+    found = pd.read_csv(table)
+    assert found[["row", "column"]].dropna().values.tolist() == [[22, "image"], [4, "age"], [6, "image"]]
+
+
+def test_phantoms_are_called_simulated(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("THYROID_CACHE", str(tmp_path))
+    assert check_data.main(["phantom:clinic?patients=16", "--folds", "2", "--jobs", "1"]) == 0
+    assert "(simulated)" in capsys.readouterr().out.splitlines()[0]
+
+
+def test_real_sets_would_run(real_data, capsys):
+    assert check_data.main([f"busi:{real_data / 'busi'}"]) == 0
+    assert "764  readable grey frames" in capsys.readouterr().out
+    assert check_data.main([f"ddti:{real_data / 'ddti'}"]) == 0
+    assert "276  labelled" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_real_frames_without_labels_would_not_run(real_data, capsys):
+    assert check_data.main([f"tg3k:{real_data / 'tg3k'}"]) == 1
+    assert "unlabelled: not used for training" in capsys.readouterr().out

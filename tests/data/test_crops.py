@@ -1,0 +1,272 @@
+"""Crops on disk: right pixels, everything left out listed, the same for any number of workers."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from hardening import goes_wrong
+
+from thyroid_lib import datasets, manifest, plots, regions
+from thyroid_lib.data import audit, crops
+from thyroid_lib.data.crops import Crops
+
+
+@pytest.fixture(scope="module")
+def phantom_table(tmp_path_factory):
+    patch = pytest.MonkeyPatch()
+    patch.setenv("THYROID_CACHE", str(tmp_path_factory.mktemp("cache")))
+    yield datasets.read("phantom:clinic?patients=8")
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def built(phantom_table, tmp_path_factory) -> Crops:
+    return crops.build(phantom_table, tmp_path_factory.mktemp("run") / "finetune", size=48, jobs=1)
+
+
+def test_crops_are_what_extract_gives(phantom_table, built):
+    assert len(built) == len(phantom_table) and built.images.shape == (len(built), 48, 48)
+    for place in (0, len(built) - 1):
+        row = phantom_table.iloc[place]
+        frame = datasets.load_frame(row)
+        image, region = regions.extract(frame, 48)
+        assert np.array_equal(built.images[place], image)
+        assert np.array_equal(built.frames[place], regions.letterbox(frame, 48))
+        x, y, width, height = region.box
+        mask = datasets.load_mask(row, frame.shape)[y : y + height, x : x + width]
+        assert np.array_equal(built.masks[place], regions.letterbox(mask, 48))
+        index = built.index.loc[place]
+        assert tuple(index[["box_x", "box_y", "box_width", "box_height"]]) == region.box
+        assert (index["frame_height"], index["frame_width"]) == frame.shape
+        assert index["image"] == row["image"]
+
+
+def test_opened_crops_know_their_classes_recipe_and_origin(phantom_table, built):
+    again = Crops.open(built.folder)
+    assert again.classes == phantom_table.attrs["classes"] and again.simulated
+    assert again.names["papillary_carcinoma"] == ("papillary carcinoma", "甲状腺乳头状癌")
+    assert again.recipe == regions.RECIPE and again.size == 48 and again.hash == built.hash
+    assert [again.classes[label] for label in again.labels] == list(phantom_table["label"])
+    assert again.labels.dtype == np.int64 and not again.images.flags.writeable
+    assert again.index["caliper"].dtype == bool and again.index["age"].dtype.kind == "i"
+
+
+def test_nothing_on_disk_names_a_path_of_this_machine(phantom_table, built):
+    root = phantom_table["path"].iloc[0].split("/frames/")[0]
+    for path in built.folder.iterdir():
+        if path.suffix != ".npy":
+            assert root not in path.read_text(encoding="utf-8")
+    assert not {"path", "mask"} & set(built.index)
+
+
+def test_workers_do_not_change_a_byte(phantom_table, built, tmp_path, monkeypatch):
+    monkeypatch.setattr(crops, "WORTH_WORKERS", 1)
+    monkeypatch.setattr(crops, "CHUNK", 3)
+    parallel = crops.build(phantom_table, tmp_path / "parallel", size=48, jobs=2)
+    assert parallel.hash == built.hash
+    for name in ("crops.npy", "frames.npy", "masks.npy", "index.csv", "crops.json"):
+        assert (parallel.folder / name).read_bytes() == (built.folder / name).read_bytes()
+
+
+def test_frames_without_a_crop_are_listed_with_the_reason(phantom_table, tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    table = phantom_table.copy()
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "text.png").write_text("no image")
+    table.loc[1, "path"] = str(folder / "empty.png")
+    table.loc[3, "path"] = str(folder / "text.png")
+    table.loc[4, "path"] = str(folder / "gone.png")
+    found = crops.build(table, tmp_path / "crops", size=32, jobs=1)
+    assert list(found.excluded["image"]) == list(table.loc[[1, 3, 4], "image"])
+    assert found.excluded["reason"].str.len().min() > 10
+    assert not found.excluded["reason"].str.contains(str(folder), regex=False).any()
+    kept = table.drop(index=[1, 3, 4])
+    assert list(found.index["image"]) == list(kept["image"])
+    whole = crops.build(kept, tmp_path / "kept", size=32, jobs=1)
+    assert np.array_equal(found.images, whole.images) and np.array_equal(found.masks, whole.masks)
+
+
+def test_no_usable_frame_is_an_error_with_the_first_reason(phantom_table, tmp_path):
+    table = phantom_table.iloc[:2].copy()
+    table["path"] = str(tmp_path / "gone.png")
+    with pytest.raises(ValueError, match=r"none of 2 gave a crop.*first reason"):
+        crops.build(table, tmp_path / "crops", size=32, jobs=1)
+    assert list(tmp_path.iterdir()) == []  # nothing half-made is left
+
+
+def test_a_broken_off_build_keeps_the_former_crops(phantom_table, tmp_path, monkeypatch):
+    first = crops.build(phantom_table.iloc[:3], tmp_path / "crops", size=32, jobs=1)
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(crops, "_one", fail)
+    with pytest.raises(KeyboardInterrupt):
+        crops.build(phantom_table, tmp_path / "crops", size=32, jobs=1)
+    assert Crops.open(tmp_path / "crops").hash == first.hash
+    assert [path.name for path in tmp_path.iterdir()] == ["crops"]
+
+
+def test_sources_without_masks_have_none(phantom_table, tmp_path):
+    found = crops.build(phantom_table.drop(columns="mask"), tmp_path / "crops", size=32, jobs=1)
+    assert found.masks is None and found.index["mask_inside"].isna().all()
+    partly = phantom_table.copy()
+    partly.loc[0, "mask"] = ""
+    found = crops.build(partly, tmp_path / "partly", size=32, jobs=1)
+    assert not found.masks[0].any() and found.masks[1].any()
+    assert np.isnan(found.index["mask_inside"][0]) and found.index["mask_inside"][1] == 1
+
+
+def test_text_stays_text_in_the_index(phantom_table, tmp_path):
+    table = phantom_table.copy()
+    table["patient"] = [f"{number:03d}" for number in range(len(table))]
+    table["group"], table["label"] = table["patient"], [""] * len(table)
+    found = crops.build(table, tmp_path / "crops", size=32, jobs=1)
+    assert list(found.index["patient"]) == list(table["patient"])
+    assert (found.labels == -1).all() and (found.index["label"] == "").all()
+
+
+@goes_wrong(
+    "A notebook is run before the one whose files it reads",
+    sees="Run notebook 01",
+    do="Run the notebook that is named into the same run.",
+)
+def test_a_missing_folder_says_what_to_run(tmp_path, sees):
+    with pytest.raises(FileNotFoundError, match=sees):
+        Crops.open(tmp_path / "nothing")
+
+
+def test_an_impossible_size_is_refused(phantom_table, tmp_path):
+    with pytest.raises(ValueError, match="at least 8 px"):
+        crops.build(phantom_table, tmp_path / "crops", size=0)
+
+
+def test_memory_does_not_grow_with_the_number_of_frames(tmp_path):
+    # the same frame many times over: 20 and 200 rows must need the same working memory
+    script = """
+import json, resource, sys
+import cv2, numpy as np, pandas as pd
+from thyroid_lib.data import crops
+folder, count = sys.argv[1], int(sys.argv[2])
+frame = np.zeros((360, 560), np.uint8)
+frame[20:330, 90:470] = np.random.default_rng(0).integers(30, 160, (310, 380))
+cv2.imwrite(f"{folder}/frame.png", frame)
+rows = [{"image": f"{i}.png", "path": f"{folder}/frame.png", "label": "a", "patient": str(i), "group": str(i),
+         "dataset": "t"} for i in range(count)]
+crops.build(pd.DataFrame(rows), f"{folder}/crops{count}", size=64, jobs=1)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+    used = []
+    for count in (20, 200):
+        result = subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path), str(count)], capture_output=True, text=True
+        )
+        assert result.returncode == 0, result.stderr
+        used.append(int(result.stdout.split()[-1]) / 1024)
+    assert used[1] - used[0] < 16, f"MiB at 20 and 200 frames: {used}"
+
+
+# --- what notebook 01 makes of them ----------------------------------------------------------------------------
+
+
+def test_the_audit_counts_what_is_inside(built):
+    found = audit.crop_audit(built)
+    assert found["crops"] == len(built) and found["with_nodule"] == len(built)
+    assert found["nodule_held"] == 1 and found["print_in_frame"] == 1
+    assert 0.3 < found["kept_area"] < 0.9
+
+
+def test_the_worst_crops_come_first(built):
+    index = built.index.copy()
+    index.loc[2, "mask_inside"] = 0.4
+    index.loc[5, "text_lines"] = 3
+    changed = replace(built, index=index)
+    assert list(audit.worst(changed, 2).index) == [2, 5]
+    images, _, captions = audit.pictures(changed, audit.worst(changed, 2))
+    assert np.array_equal(images[0], built.images[2]) and "40% inside" in captions[0]
+
+
+def test_association_is_cramers_v():
+    label = pd.Series(list("aabbccdd") * 20)
+    assert audit.cramers_v(label, label) == pytest.approx(1)
+    assert audit.cramers_v(pd.Series(["x"] * 160), label) == 0
+    rng = np.random.default_rng(0)
+    assert audit.cramers_v(pd.Series(rng.integers(0, 3, 160).astype(str)), label) < 0.15
+    # two by two with 30 and 10 against 10 and 30: phi^2 = 0.25, corrected for chance (Bergsma 2013)
+    a = pd.Series(["x"] * 40 + ["y"] * 40)
+    b = pd.Series(["u"] * 30 + ["v"] * 10 + ["u"] * 10 + ["v"] * 30)
+    expected = np.sqrt((0.25 - 1 / 79) / (2 - 1 / 79 - 1))
+    assert audit.cramers_v(a, b) == pytest.approx(expected)
+
+
+def test_a_printed_answer_is_named_as_a_shortcut(phantom_table, tmp_path):
+    table = phantom_table.copy()
+    table["text"] = table["label"]
+    table = pd.concat([table.assign(image=table["image"] + str(k)) for k in range(4)], ignore_index=True)
+    table.attrs = phantom_table.attrs
+    found = audit.shortcuts(crops.build(table, tmp_path / "crops", size=32, jobs=1))
+    assert found.iloc[0]["what"] == "print around the sector" and found.iloc[0]["association"] > 0.95
+    assert found.iloc[0]["visible"] == "frame"
+
+
+def test_roles_share_no_frame(tmp_path, monkeypatch):
+    monkeypatch.setenv("THYROID_CACHE", str(tmp_path))
+    clinic, more = "phantom:clinic?patients=16", "phantom:clinic?patients=20"
+    roles = audit.prepare({"pretrain": more, "finetune": clinic, "external": ""}, folds=2, jobs=1)
+    assert list(roles) == ["pretrain", "finetune"]
+    clean = {role: data.clean for role, data in roles.items()}
+    assert not set(clean["pretrain"]["sha256"]) & set(clean["finetune"]["sha256"])
+    assert clean["pretrain"]["patient"].nunique() == 4
+    last = roles["pretrain"].flow.iloc[-1]
+    assert last["step"] == "not in the finetune data" and last["left_out"] == len(clean["finetune"])
+    assert roles["pretrain"].problems["problem"].str.contains("finetune data").sum() == last["left_out"]
+    assert set(clean["finetune"]["fold"]) == {0, 1}
+
+
+def test_a_role_that_is_left_without_a_frame_stops_the_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("THYROID_CACHE", str(tmp_path))
+    clinic = "phantom:clinic?patients=16"
+    with pytest.raises(manifest.ManifestError, match=r"external.*no frame is left.*finetune data"):
+        audit.prepare({"finetune": clinic, "external": clinic}, folds=2, jobs=1)
+
+
+def test_every_figure_of_the_data_says_its_numbers(built, phantom_table):
+    plt.switch_backend("Agg")
+    flow = pd.DataFrame({"step": ["files", "crops"], "images": [20, len(built)], "patients": [None, 8],
+                         "left_out": [0, 20 - len(built)]})  # fmt: skip
+    names = {key: name for key, (name, _) in built.names.items()}
+    example = {**audit.steps(phantom_table.iloc[0].to_dict(), 64), "source": "finetune: phantom"}
+    figures = {
+        f"{len(built)} used": plots.flow({"finetune": flow}),
+        "regions": plots.steps([example]),
+        "papillary carcinoma": plots.examples(built.images, built.index["label"], names),
+        "100% inside": plots.gallery(*audit.pictures(built, audit.worst(built, 3)), columns=3),
+        "100.0%": plots.audit(audit.audit_table({"finetune": built})),
+        "view": plots.shortcuts(audit.shortcuts(built)),
+    }
+    for words, figure in figures.items():
+        assert words in figure.alt
+        figure.canvas.draw()
+        plt.close(figure)
+
+
+def test_problems_are_counted_by_kind():
+    problems = pd.DataFrame({
+        "row": [1, 2, 3], "column": "", "action": "note", "image": ["a", "b", "c"],
+        "problem": ["12 of 256 bits", "9 of 256 bits", "unlabelled"],
+    })  # fmt: skip
+    table = audit.problem_table({"finetune": audit.Prepared("finetune", problems, problems, problems)})
+    assert list(table["images"]) == [2, 1] and list(table["example"]) == ["a", "c"]
+    nothing = audit.Prepared("finetune", problems, problems.iloc[:0], problems)
+    assert list(audit.problem_table({"finetune": nothing})["problem"]) == ["nothing was found wrong"]
+
+
+def test_crops_json_is_plain(built):
+    about = json.loads((built.folder / "crops.json").read_text(encoding="utf-8"))
+    assert about["size"] == 48 and about["recipe"]["connectivity"] == 4 and len(about["hash"]) == 64

@@ -1,0 +1,535 @@
+"""Statistics on predictions, against scikit-learn, closed forms and hand-made cases with known answers."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from sklearn import metrics as sk
+
+from thyroid_lib.common.files import PROJECT
+from thyroid_lib.evaluation import comparison, findings, results, selective
+from thyroid_lib.evaluation import metrics as evaluation
+from thyroid_lib.evaluation import predictions as predictions_file
+from thyroid_lib.evaluation.bootstrap import Clusters, delong, estimate, rank_statistics, scarcer_sides
+from thyroid_lib.evaluation.predictions import covariates_of
+from thyroid_lib.study import profiles
+from thyroid_lib.training import summary
+
+KEYS = ["nodular_goiter", "follicular_neoplasm", "papillary_carcinoma", "medullary_carcinoma"]
+
+
+def study(
+    patients=60, seed=0, model="finetuned", place="internal", signal=1.5, folds=5, images=4, classes=KEYS
+):
+    """Rows of one model on one set: patients share part of their error, as real ones do."""
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(1, images + 1, patients)
+    owner = np.repeat(np.arange(patients), counts)
+    lesion = rng.permutation(np.arange(patients) % len(classes))
+    index = pd.DataFrame(
+        {
+            "image": [f"{place}/{p:04d}_{i}.png" for i, p in enumerate(owner)],
+            "patient": [f"p{p:04d}" for p in owner],
+            "group": [f"g{p:04d}" for p in owner],
+            "dataset": place,
+            "label": np.array(classes)[lesion[owner]],
+            "age": rng.integers(20, 80, patients)[owner],
+            "sex": np.array(["F", "M"])[owner % 2],
+            "text": "",
+        }
+    )
+    own = rng.normal(size=(patients, len(classes)))[owner]
+    logits = signal * np.eye(len(classes))[lesion[owner]] + own + 0.5 * rng.normal(size=own.shape)
+    tables = []
+    for fold in range(folds):
+        chosen = owner % folds == fold
+        points = dict.fromkeys(classes, 0.3)
+        tables.append(
+            predictions_file.prediction_table(
+                index[chosen], classes, logits[chosen], 1.3, points, model=model, set=place, fold=fold
+            )
+        )
+    return pd.concat(tables, ignore_index=True)
+
+
+def handmade(truth, probabilities, patients=None, classes=("a", "b")):
+    """Predictions with exactly these probabilities; a verdict is positive from 0.5."""
+    p = np.asarray(probabilities, float)
+    rows = pd.DataFrame(
+        {"model": "finetuned", "set": "internal", "image": [f"{i}.png" for i in range(len(p))]}
+    )
+    rows["patient"] = [f"p{i}" for i in (range(len(p)) if patients is None else patients)]
+    rows["group"], rows["dataset"], rows["fold"], rows["truth"] = rows["patient"], "d", 0, list(truth)
+    for k, key in enumerate(classes):
+        rows["p_" + key], rows["raw_" + key] = p[:, k], p[:, k]
+    for k, key in enumerate(classes):
+        rows["positive_" + key] = (p[:, k] >= 0.5).astype(int)
+    return rows
+
+
+# predictions.csv
+
+
+def test_what_is_written_is_read_back_sorted_with_nine_digits(tmp_path):
+    path = predictions_file.write_predictions(
+        [study(place="external"), study()], tmp_path / "predictions.csv"
+    )
+    read = predictions_file.read_predictions(path)
+    assert read.attrs["classes"] == KEYS and covariates_of(read) == ["age", "printed_text", "sex"]
+    assert list(read["set"]) == sorted(read["set"]) and read["p_nodular_goiter"].dtype == float
+    again = predictions_file.write_predictions([read], tmp_path / "again.csv")
+    assert path.read_bytes() == again.read_bytes()
+    pd.testing.assert_series_equal(
+        read["p_nodular_goiter"],
+        pd.concat([study(place="external"), study()]).sort_values(["set", "image"])["p_nodular_goiter"],
+        check_index=False, rtol=1e-8,
+    )  # fmt: skip
+
+
+def test_free_text_and_paths_never_reach_the_predictions():
+    rows = pd.DataFrame(
+        {
+            "image": ["a.png"], "path": ["/home/x/a.png"], "patient": ["p"], "label": ["a"],
+            "text": ["Mrs Jane Doe"], "sha256": ["f" * 64], "remark": ["seen by Dr Who on the first of May in room 12"],
+        }
+    )  # fmt: skip
+    table = predictions_file.prediction_table(
+        rows, ["a", "b"], [[1.0, 0.0]], 1.0, {"a": 0.5, "b": 0.5}, model="m", set="internal", fold=0
+    )
+    assert (
+        covariates_of(table) == ["printed_text"]
+        and "Jane" not in table.to_csv()
+        and "home" not in table.to_csv()
+    )
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda t: t.assign(set="test"), "expected set to be one of"),
+        (lambda t: t.assign(truth="lymphoma"), "expected every truth"),
+        (lambda t: t.assign(p_nodular_goiter=0.9), "sum to 1"),
+        (lambda t: pd.concat([t, t.head(1)]), "stands twice"),
+        (lambda t: t.assign(group="one"), "more than one fold"),
+        (lambda t: t.assign(image="/" + t["image"]), "relative to their data set"),
+        (lambda t: t.drop(columns="truth"), "missing"),
+    ],
+)
+def test_a_damaged_table_is_refused_with_the_reason(tmp_path, damage, message):
+    with pytest.raises((ValueError, KeyError), match=message):
+        predictions_file.write_predictions([damage(study(patients=20))], tmp_path / "p.csv")
+    assert not (tmp_path / "p.csv").exists()
+
+
+def test_a_missing_file_names_the_notebook_that_writes_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match="04_finetune"):
+        predictions_file.read_predictions(tmp_path / "predictions.csv")
+
+
+def test_mean_predictions_average_probabilities_and_apply_the_given_points():
+    one, two = (study(patients=12, seed=s, folds=1, place="external") for s in (1, 1))
+    two["p_nodular_goiter"], two["p_papillary_carcinoma"] = (
+        one["p_papillary_carcinoma"],
+        one["p_nodular_goiter"],
+    )
+    mean = predictions_file.mean_predictions([one, two], dict.fromkeys(KEYS, 0.5))
+    expected = (one["p_nodular_goiter"] + one["p_papillary_carcinoma"]) / 2
+    np.testing.assert_allclose(mean["p_nodular_goiter"], expected)
+    assert (mean["positive_nodular_goiter"] == (expected >= 0.5)).all() and (mean["fold"] == -1).all()
+
+
+# metrics against independent code
+
+
+def test_every_metric_equals_scikit_learn_on_the_same_file(tmp_path):
+    path = predictions_file.write_predictions([study(patients=80)], tmp_path / "predictions.csv")
+    found = evaluation.evaluate(predictions_file.read_predictions(path), draws=50, ordered=True)
+    raw = pd.read_csv(path)  # independent reading
+    p = raw[[f"p_{k}" for k in KEYS]].to_numpy()
+    y, predicted = raw["truth"].map(KEYS.index), p.argmax(1)
+    expected = {
+        "macro_auroc": sk.roc_auc_score(y, p, multi_class="ovr"),
+        "accuracy": sk.accuracy_score(y, predicted),
+        "balanced_accuracy": sk.balanced_accuracy_score(y, predicted),
+        "mcc": sk.matthews_corrcoef(y, predicted),
+        "weighted_kappa": sk.cohen_kappa_score(y, predicted, weights="quadratic"),
+        "brier": np.mean(np.sum((p - np.eye(4)[y]) ** 2, axis=1)),
+        "log_loss": sk.log_loss(y, p),
+    }
+    for k, key in enumerate(KEYS):
+        called = raw[f"positive_{key}"]
+        expected |= {
+            f"auroc/{key}": sk.roc_auc_score(y == k, p[:, k]),
+            f"average_precision/{key}": sk.average_precision_score(y == k, p[:, k]),
+            f"sensitivity/{key}": sk.recall_score(y == k, called),
+            f"specificity/{key}": sk.recall_score(y != k, 1 - called),
+            f"ppv/{key}": sk.precision_score(y == k, called),
+            f"npv/{key}": sk.precision_score(y != k, 1 - called),
+        }
+    for name, value in expected.items():
+        assert found[name]["value"] == pytest.approx(value, abs=1e-8), name
+        assert found[name]["low"] <= found[name]["value"] <= found[name]["high"], name
+        assert found[name]["n_patients"] == 80 or "/" in name
+    matrix = [[found[f"confusion/{t}/{q}"] for q in KEYS] for t in KEYS]
+    assert (np.array(matrix) == sk.confusion_matrix(y, predicted)).all()
+
+
+def test_net_benefit_follows_vickers_formula():
+    table = study(patients=80)
+    found = evaluation.evaluate(table, draws=20)
+    called = table["p_papillary_carcinoma"] >= 0.35
+    is_type = table["truth"] == "papillary_carcinoma"
+    n = len(table)
+    by_hand = (called & is_type).sum() / n - (called & ~is_type).sum() / n * 0.35 / 0.65
+    everyone = is_type.mean() - (1 - is_type.mean()) * 0.35 / 0.65
+    assert found["net_benefit/papillary_carcinoma/0.35"]["value"] == pytest.approx(by_hand)
+    assert found["net_benefit/papillary_carcinoma/0.35/all"] == pytest.approx(everyone)
+
+
+def test_predictive_values_follow_bayes_at_the_stated_prevalence():
+    shares = dict(zip(KEYS, (0.7, 0.1, 0.15, 0.05)))
+    found = evaluation.evaluate(study(patients=80), draws=20, prevalence=shares)
+    for key, share in shares.items():
+        sens, spec = (found[f"{name}/{key}"]["value"] for name in ("sensitivity", "specificity"))
+        assert found[f"ppv/{key}"]["value"] == pytest.approx(
+            sens * share / (sens * share + (1 - spec) * (1 - share))
+        )
+        assert found[f"prevalence/{key}"] == share
+
+
+def test_weighted_rank_statistics_equal_scikit_learn_with_ties():
+    rng = np.random.default_rng(3)
+    positive, scores = rng.random(300) < 0.3, rng.integers(0, 12, 300) / 12
+    clusters = Clusters(rng.integers(0, 70, 300), draws=30)
+    auroc, precision = rank_statistics(scores, positive, clusters)
+    for draw in (0, 7, 30):
+        weight = clusters.multiplicities[draw][clusters.index]
+        assert auroc[draw] == pytest.approx(sk.roc_auc_score(positive, scores, sample_weight=weight))
+        assert precision[draw] == pytest.approx(
+            sk.average_precision_score(positive, scores, sample_weight=weight)
+        )
+
+
+def test_a_draw_takes_patients_whole_and_as_many_as_there_are():
+    clusters = Clusters(["a", "a", "b", "c", "c", "c"], draws=500, seed=1)
+    assert (clusters.multiplicities.sum(1) == 3).all() and (clusters.multiplicities[0] == 1).all()
+    assert clusters.multiplicities[1:].mean() == pytest.approx(1.0)
+    assert len({tuple(row) for row in clusters.multiplicities}) == 10  # all multisets of 3 out of 3
+
+
+# hand-made cases with known answers
+
+
+def test_a_perfect_classifier_has_auroc_one_and_an_honest_lower_bound():
+    truth = ["a"] * 10 + ["b"] * 10
+    found = evaluation.evaluate(handmade(truth, [[1, 0]] * 10 + [[0, 1]] * 10), draws=200)
+    for name in ("macro_auroc", "accuracy", "balanced_accuracy", "mcc"):
+        assert found[name]["value"] == 1 and found[name]["high"] == 1
+    assert found["brier"]["value"] == 0
+    # 10 of 10 patients: Clopper-Pearson's lower bound is 0.025 ** (1 / 10)
+    assert found["sensitivity/a"]["low"] == pytest.approx(0.025**0.1)
+
+
+def test_a_constant_classifier_has_auroc_one_half_and_mcc_zero():
+    found = evaluation.evaluate(handmade(["a", "b"] * 15, [[0.6, 0.4]] * 30), draws=200)
+    assert found["macro_auroc"]["value"] == 0.5 and found["macro_auroc"]["low"] == 0.5
+    assert found["mcc"]["value"] == 0 and found["accuracy"]["value"] == 0.5
+    assert found["average_precision/a"]["value"] == pytest.approx(0.5)
+
+
+def test_a_random_classifier_covers_one_half():
+    rng = np.random.default_rng(5)
+    p = rng.random(600)
+    found = evaluation.evaluate(handmade(rng.permutation(["a", "b"] * 300), np.c_[p, 1 - p]), draws=500)
+    assert found["macro_auroc"]["low"] < 0.5 < found["macro_auroc"]["high"]
+
+
+def test_an_absent_class_gives_a_reason_instead_of_a_number():
+    table = handmade(["a", "b"] * 12, [[0.5, 0.3, 0.2], [0.2, 0.6, 0.2]] * 12, classes=("a", "b", "c"))
+    found = evaluation.evaluate(table, draws=100)
+    for name in ("auroc/c", "sensitivity/c", "macro_auroc", "balanced_accuracy"):
+        assert found[name]["value"] is None and "too few: 0 patients" in found[name]["reason"], name
+    assert found["accuracy"]["value"] == 1.0 and found["auroc/a"]["value"] == 1.0
+
+
+def test_one_patient_is_too_few_however_many_images():
+    table = handmade(["a", "b"] * 50, [[0.9, 0.1], [0.2, 0.8]] * 50, patients=[1] * 100)
+    found = evaluation.evaluate(table, draws=100)
+    assert found["accuracy"] == {
+        "value": None, "low": None, "high": None, "n_images": 100, "n_patients": 1,
+        "reason": "too few: 1 patient, at least 5 needed",
+    }  # fmt: skip
+
+
+def test_copies_of_an_image_do_not_narrow_the_interval():
+    rng = np.random.default_rng(2)
+    p = np.clip(rng.normal(0.5, 0.2, 40) + np.repeat([0.15, -0.15], 20), 0.01, 0.99)
+    once = handmade(["a"] * 20 + ["b"] * 20, np.c_[p, 1 - p])
+    often = pd.concat([once.assign(image=f"{i}_" + once["image"]) for i in range(9)], ignore_index=True)
+    a, b = (evaluation.evaluate(table, draws=400)["macro_auroc"] for table in (once, often))
+    assert a["value"] == pytest.approx(b["value"])
+    assert b["high"] - b["low"] == pytest.approx(a["high"] - a["low"], rel=1e-6)
+    # as if every image were a patient of its own, the interval would be three times too narrow
+    wrong = evaluation.evaluate(often.assign(patient=often["image"]), draws=400)["macro_auroc"]
+    assert (wrong["high"] - wrong["low"]) < 0.5 * (a["high"] - a["low"])
+
+
+def test_a_patients_probability_is_the_mean_over_images_and_mixed_patients_are_counted():
+    table = handmade(
+        ["a", "a", "b", "b", "a", "b"], [[0.9, 0.1], [0.3, 0.7], [0.2, 0.8], [0.4, 0.6], [1, 0], [0, 1]],
+        patients=[1, 1, 2, 2, 3, 3],
+    )  # fmt: skip
+    patients, mixed = evaluation.by_patient(table)
+    assert mixed == ["p3"] and list(patients["p_a"]) == pytest.approx([0.6, 0.3])
+    assert list(patients["positive_a"]) == [1, 0]
+    assert evaluation.evaluate(table, draws=20, unit="patient", minimum=1)["patients_excluded_mixed"] == 1
+
+
+def test_rows_of_two_models_are_not_mixed_up():
+    with pytest.raises(ValueError, match="one model"):
+        evaluation.evaluate(pd.concat([study(), study(model="scratch")]))
+
+
+# calibration
+
+
+def test_calibration_error_of_a_calibrated_classifier_is_small_and_of_an_overconfident_one_is_its_gap():
+    rng = np.random.default_rng(7)
+    p = rng.uniform(0.5, 1, 4000)
+    truth = np.where(rng.random(4000) < p, "a", "b")
+    honest = evaluation.evaluate(handmade(truth, np.c_[p, 1 - p]), draws=50)["ece_top_label"]["value"]
+    bold = handmade(np.where(rng.random(4000) < 0.7, "a", "b"), [[0.95, 0.05]] * 4000)
+    assert honest < 0.02
+    assert evaluation.evaluate(bold, draws=50)["ece_top_label"]["value"] == pytest.approx(0.25, abs=0.02)
+
+
+def test_bins_hold_equal_numbers_and_never_part_equal_values():
+    assert np.bincount(evaluation.bins(np.arange(100.0))).tolist() == [10] * 10
+    assert len(np.unique(evaluation.bins(np.full(100, 0.25)))) == 1
+
+
+# intervals, differences, cross-checks
+
+
+def test_delong_equals_its_published_form_and_agrees_with_the_bootstrap():
+    # Hanley & McNeil's and DeLong's textbook check: variance from the placement values by hand
+    positive = np.array([1, 1, 1, 0, 0, 0, 0], bool)
+    scores = np.array([0.9, 0.6, 0.4, 0.5, 0.3, 0.2, 0.4])
+    v10 = np.array(
+        [np.mean((s > scores[~positive]) + 0.5 * (s == scores[~positive])) for s in scores[positive]]
+    )
+    v01 = np.array(
+        [np.mean((scores[positive] > s) + 0.5 * (scores[positive] == s)) for s in scores[~positive]]
+    )
+    se = np.sqrt(v10.var(ddof=1) / 3 + v01.var(ddof=1) / 4)
+    assert delong(scores, positive)["se"] == pytest.approx(se)
+    assert delong(scores, positive, np.arange(7))["auroc"] == pytest.approx(v10.mean())
+    table = study(patients=200)
+    chosen = (table["truth"] == KEYS[0]).to_numpy()
+    clusters = Clusters(table["patient"], 1000)
+    draws = rank_statistics(table["p_nodular_goiter"], chosen, clusters)[0]
+    clustered = delong(table["p_nodular_goiter"], chosen, table["patient"])["se"]
+    assert clustered == pytest.approx(draws[1:].std(), rel=0.12)
+    assert delong(table["p_nodular_goiter"], chosen)["se"] < 0.85 * clustered  # images are not independent
+
+
+def test_the_interval_of_a_mean_is_students():
+    rng = np.random.default_rng(11)
+    values = rng.normal(size=12)
+    clusters = Clusters(np.arange(12), 20000, 1)
+    found = estimate((clusters.sums(values) / 12)[:, 0], n_images=12, n_patients=12)
+    student = stats.t.interval(0.95, 11, values.mean(), stats.sem(values))
+    assert (found["low"], found["high"]) == pytest.approx(student, abs=0.06)
+
+
+def test_the_interval_of_a_mean_over_classes_has_the_degrees_of_freedom_of_all_of_them():
+    rng = np.random.default_rng(12)
+    one, two = rng.normal(size=8), rng.normal(size=8)
+    values = np.concatenate([one, two])
+    of = np.repeat([[True, False], [False, True]], 8, axis=0)
+    clusters = Clusters(np.arange(16), 40000, 3)
+    means = clusters.sums(values[:, None] * of) / clusters.sums(of)
+    found = estimate(means.mean(1), n_images=16, n_patients=16, effective=[8, 8])
+    welch = stats.ttest_ind(one, -two, equal_var=True).confidence_interval(0.95)
+    # the mean of two means is half the difference of one to the other's negative; 14 degrees of freedom
+    assert found["value"] == pytest.approx((one.mean() + two.mean()) / 2)
+    assert found["high"] - found["low"] == pytest.approx((welch.high - welch.low) / 2, rel=0.08)
+    scarcest = estimate(means.mean(1), n_images=16, n_patients=16, effective=8)
+    assert scarcest["high"] - scarcest["low"] > 1.05 * (found["high"] - found["low"])
+
+
+def test_the_scarcest_class_still_decides_what_is_too_few():
+    found = estimate(np.linspace(0, 1, 50), n_images=90, n_patients=60, effective=[40, 16, 4])
+    assert found["value"] is None and found["reason"].startswith("too few: 4 patients with the scarcest type")
+
+
+def test_two_classes_have_one_scarcer_side():
+    patients = np.array(["a", "a", "b", "c", "d"])
+    labels = np.array([0, 0, 0, 1, 1])
+    assert scarcer_sides(patients, labels[:, None] == np.arange(2)) == [2]
+    assert scarcer_sides(patients, np.array([0, 0, 1, 1, 2])[:, None] == np.arange(3)) == [1, 2, 1]
+
+
+def test_an_interval_between_bounds_is_students_on_the_logit_scale():
+    rng = np.random.default_rng(4)
+    hit = rng.random(15) < 0.8
+    clusters = Clusters(np.arange(15), 20000, 2)
+    found = estimate((clusters.sums(hit) / 15)[:, 0], n_images=15, n_patients=15, bounds=(0.0, 1.0))
+    share = hit.mean()
+    se = np.sqrt(share * (1 - share) / 14) / (share * (1 - share))  # of the logit, by the delta method
+    reach = stats.t.isf(0.025, 14) * se
+    expected = 1 / (1 + np.exp(-(np.log(share / (1 - share)) + np.array([-reach, reach]))))
+    assert (found["low"], found["high"]) == pytest.approx(expected, abs=0.01)
+
+
+def test_paired_differences_are_zero_for_the_same_model_and_narrower_than_two_separate_intervals():
+    ours, other = study(patients=100), study(patients=100, model="scratch")
+    same = comparison.compare(ours, other, draws=200)
+    assert same["macro_auroc"]["value"] == same["macro_auroc"]["low"] == same["macro_auroc"]["high"] == 0
+    columns = ["p_nodular_goiter", "p_follicular_neoplasm"]
+    other[columns] = other[columns[::-1]].to_numpy() * 0.2 + other[columns].to_numpy() * 0.8
+    pair = comparison.compare(ours, other, draws=500)["macro_auroc"]
+    single = evaluation.evaluate(ours, draws=500)["macro_auroc"]
+    assert pair["high"] - pair["low"] < single["high"] - single["low"]
+
+
+def test_models_are_compared_on_shared_images_and_the_rest_is_counted():
+    ours, other = study(patients=60), study(patients=60, model="scratch")
+    other = other[other["fold"] < 3]
+    found = comparison.compare(ours, other, draws=50)
+    assert found["macro_auroc"]["n_images"] == len(other)
+    assert found["images_left_out"] == len(ours) - len(other)
+    with pytest.raises(ValueError, match="reference standard"):
+        comparison.compare(ours, other.assign(truth=KEYS[0]), draws=50)
+
+
+def test_subgroups_below_the_minimum_say_so_and_thirds_of_a_number_are_named():
+    table = study(patients=90)
+    table["device"] = np.where(table["patient"] < "p0006", "rare", "common")
+    found = comparison.subgroups(table, draws=50, minimum=10)
+    assert "too few" in found["device"]["rare"]["macro_auroc"]["reason"]
+    assert found["device"]["common"]["macro_auroc"]["value"] > 0.5
+    assert len(found["age"]) == 3 and all(" to " in level for level in found["age"])
+    assert set(found) == {"age", "sex", "device"}
+
+
+def test_mean_and_sd_over_folds_are_those_of_the_folds():
+    table = study(patients=100)
+    found = comparison.across_folds(table)["balanced_accuracy"]
+    each = []
+    for _, part in table.groupby("fold"):
+        predicted = part[[f"p_{k}" for k in KEYS]].to_numpy().argmax(1)
+        each.append(sk.balanced_accuracy_score(part["truth"].map(KEYS.index), predicted))
+    assert found == {
+        "mean": pytest.approx(np.mean(each)),
+        "sd": pytest.approx(np.std(each, ddof=1)),
+        "n_folds": 5,
+    }
+
+
+# selective use
+
+
+def test_referral_of_the_least_certain_half_keeps_the_accuracy_of_the_certain_half():
+    truth = ["a"] * 40
+    p = np.r_[np.full(20, 0.95), np.full(10, 0.6), np.full(10, 0.4)]
+    found = selective.referral(evaluation.Sample(handmade(truth, np.c_[p, 1 - p]), draws=50))
+    assert found["accuracy/0.0"]["value"] == pytest.approx(0.75)
+    assert found["accuracy/0.5"]["value"] == 1.0
+    assert found["accuracy/0.5"]["n_images"] == 20
+
+
+def test_ties_in_certainty_are_broken_at_random_not_in_favour():
+    table = handmade(["a", "b"] * 20, [[0.7, 0.3]] * 40)
+    found = selective.referral(evaluation.Sample(table, draws=50))
+    assert [found[f"accuracy/{f:.1f}"]["value"] for f in (0.0, 0.3, 0.8)] == pytest.approx([0.5] * 3)
+
+
+def test_conformal_sets_keep_their_promise_and_equal_the_quantile_by_hand():
+    # exchangeable: one draw of patients, calibrated on one half of them
+    table = study(patients=1200, images=1, folds=1)
+    calibration, tested = table[table["patient"] < "p0600"], table[table["patient"] >= "p0600"]
+    calibration = calibration.assign(set="validation")
+    metrics, sets = selective.conformal(tested, calibration, draws=200)
+    assert metrics["coverage"]["value"] == pytest.approx(0.9, abs=0.04)
+    own = calibration.apply(lambda row: row["p_" + row["truth"]], axis=1)
+    level = np.sort(1 - own)[int(np.ceil(601 * 0.9)) - 1]  # the ceil((n + 1) x coverage)-th smallest
+    by_hand = tested[[f"p_{k}" for k in KEYS]].to_numpy() >= 1 - level - 1e-9
+    assert (sets.to_numpy() == by_hand).mean() > 0.999
+    assert metrics["set_size"]["value"] == pytest.approx(by_hand.sum(1).mean(), abs=0.01)
+
+
+def test_conformal_sets_are_refused_when_calibration_is_too_small():
+    metrics, _ = selective.conformal(study(patients=30), study(patients=3).assign(set="validation"), draws=20)
+    assert "too few" in metrics["reason"] and "coverage" not in metrics
+
+
+def test_without_validation_rows_halves_of_the_patients_calibrate_each_other():
+    metrics, sets = selective.conformal(study(patients=100), study().head(0), draws=50)
+    assert metrics["calibrated_on"].startswith("the other half") and len(sets) == len(study(patients=100))
+
+
+# the whole
+
+
+def test_the_summary_of_a_run_is_complete_plain_and_repeatable():
+    tables = [study(), study(model="scratch", signal=0.8), study(place="external", signal=1.0, folds=1)]
+    whole = pd.concat(tables, ignore_index=True)
+    one, two = (results.summarize(whole, draws=100) for _ in range(2))
+    assert json.dumps(one) == json.dumps(two) and results.complete(one)
+    assert one["internal"]["finetuned"]["folds"]["macro_auroc"]["n_folds"] == 5
+    assert "net_benefit/nodular_goiter/0.50" in one["internal"]["finetuned"]["image"]
+    assert set(one["difference"]["internal"]) == {"scratch"} and "finetuned" in one["drop"]
+    text = findings.findings(one, {}, simulated=True)
+    assert (
+        f"{one['internal']['finetuned']['image']['macro_auroc']['value']:.2f}" in text and "simulated" in text
+    )
+
+
+def test_fine_tuning_and_evaluation_state_the_same_intervals():
+    tables = [study(), study(model="scratch", signal=0.8), study(place="external", signal=1.0, folds=1)]
+    whole, options = pd.concat(tables, ignore_index=True), {"draws": 100, "seed": 3}
+    evaluated = results.summarize(whole, **options)
+    for place, models in summary.scores(whole, **options).items():
+        for model, metric in models.items():
+            assert metric == evaluated[place][model]["image"]["macro_auroc"]
+    effect = summary.effect_of_pretraining(whole, **options)
+    assert effect == evaluated["difference"]["internal"]["scratch"]["macro_auroc"]
+
+
+@pytest.mark.parametrize("profile", sorted(path.stem for path in profiles.PROFILES.glob("*.yaml")))
+def test_every_profile_gives_both_notebooks_the_same_draws(profile):
+    asked = profiles.load(profile)
+
+    def given(book: str, name: str):
+        stored = profiles.declared(profiles.NOTEBOOKS / f"{book}.ipynb")[name].default
+        return asked.get(book, {}).get(name, asked.get("common", {}).get(name, stored))
+
+    for name in ("draws", "seed"):
+        assert given("04_finetune", name) == given("05_evaluate", name)
+
+
+def test_a_number_without_interval_or_reason_is_noticed():
+    whole = {"x": {"value": 0.5, "low": 0.4, "high": 0.6, "n_images": 3, "n_patients": 2}}
+    assert results.complete(whole)
+    assert not results.complete({"x": {**whole["x"], "low": None}})
+    assert not results.complete({"x": {"value": 0.5, "low": 0.4, "high": 0.6}})
+
+
+def test_tirads_groups_are_ordered_and_lesion_types_are_not():
+    assert results.is_ordered(["2-3", "4a", "4b", "4c-5"]) and results.is_ordered(["tirads_2", "tirads_4a"])
+    assert not results.is_ordered(KEYS) and results.is_ordered(KEYS, "yes")
+
+
+def test_the_coverage_that_the_documentation_states_was_measured_and_holds():
+    project = PROJECT
+    found = json.loads((project / "benchmarks" / "results" / "bootstrap_coverage.json").read_text())
+    text = (project / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    assert found["studies"] == 500 and found["simulated"]
+    for name, metric in found["metrics"].items():
+        patients, images = metric["patients"]["coverage"], metric["images"]["coverage"]
+        assert 0.92 <= patients <= 0.98 and images < 0.8
+        (row,) = [line for line in text.splitlines() if line.startswith("| ") and f"(`{name}`)" in line]
+        assert f"| {100 * patients:.1f} % (" in row and f"| {100 * images:.1f} % (" in row

@@ -1,0 +1,263 @@
+"""Class activation maps and their checks: closed forms, what must pass, and what must fail."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from thyroid_lib import network
+from thyroid_lib.explanation import cam, cam_checks
+
+SIZE = 32
+
+
+class Small(nn.Module):
+    """A network with the study's anatomy in miniature: flows, average, linear layer."""
+
+    def __init__(self, channels=24, classes=2):
+        super().__init__()
+        self.config = {"in_chans": 1}
+        self.entry_flow = nn.Sequential(*self._layer(1, 12, 1), *self._layer(12, 16, 2))
+        self.exit_flow = nn.Sequential(*self._layer(16, channels, 2), *self._layer(channels, channels, 1))
+        self.fc = nn.Linear(channels, classes)
+
+    @staticmethod
+    def _layer(before, after, stride):
+        return [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+
+    def forward_features(self, x):
+        return self.exit_flow(self.entry_flow(x))
+
+    def forward_head(self, maps):
+        return self.fc(maps.mean((2, 3)))
+
+    def forward(self, x):
+        return self.forward_head(self.forward_features(x))
+
+
+def scenes(n, seed):
+    """Speckle with one textured disc; the class is the disc's texture, the mask its place."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(20, 220, (n, SIZE, SIZE)).astype(np.float32)
+    labels = np.arange(n) % 2
+    y, x = np.mgrid[:SIZE, :SIZE]
+    masks = np.zeros((n, SIZE, SIZE), bool)
+    for i in range(n):
+        cy, cx = rng.integers(8, SIZE - 8, 2)
+        masks[i] = (y - cy) ** 2 + (x - cx) ** 2 < 36
+        stripes = 50 * np.sign(np.sin((x if labels[i] else y) * 1.6))
+        images[i][masks[i]] = (120 + stripes)[masks[i]]
+    return np.clip(images, 0, 255).astype(np.uint8), labels, masks
+
+
+def fitted(seed):
+    torch.manual_seed(seed)
+    model, (images, labels, _) = Small(), scenes(256, seed)
+    x, y = cam.model_input(model, images), torch.from_numpy(labels)
+    optimizer = torch.optim.AdamW(model.parameters(), 5e-3, weight_decay=0.05)
+    for step in range(90):
+        batch = torch.randperm(256, generator=torch.Generator().manual_seed(step))[:64]
+        loss = nn.functional.cross_entropy(model(x[batch]), y[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def world():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    images, labels, masks = scenes(48, 99)
+    first, second = fitted(0), fitted(1)
+    torch.set_num_threads(threads)
+    accuracy = (first(cam.model_input(first, images)).argmax(1).numpy() == labels).mean()
+    assert accuracy > 0.9, "the scene must be learnable for these tests to mean anything"
+    return {"images": images, "labels": labels, "masks": masks, "first": first, "second": second,
+            "patients": [f"p{i // 2}" for i in range(48)]}  # fmt: skip
+
+
+def every_check(world, model, other):
+    options = {"draws": 300, "seed": 0}
+    images, labels, patients = world["images"], world["labels"], world["patients"]
+    cams = cam.cam(model, images, labels)
+    masks = cam_checks.check_against_masks(cams, images, world["masks"], patients, **options)
+    rival = cam.cam(blank(world, 500), images, labels)
+    gain = [cam_checks.localization(c.maps, world["masks"])["energy"] for c in (cams, rival)]
+    masks |= cam_checks.means(
+        {"energy_over_random_weights": gain[0] - gain[1]}, np.array(patients), 300, 0, 5
+    )
+    few = slice(0, 12)
+    shown = cam.cam(model, images[few], labels[few])
+    deletion = cam_checks.check_deletion(model, shown, images[few], patients[few], **options)
+    randomization = cam_checks.check_randomization(model, images, labels, patients, **options)
+    agreement = cam_checks.check_agreement(cams, cam.cam(other, images, labels), patients, **options)
+    return cam_checks.verdicts(masks, deletion, randomization, agreement).set_index("key")
+
+
+def blank(world, seed):
+    model = Small()
+    for position, (_, child) in enumerate(model.named_children()):
+        cam_checks.randomize(child, seed=seed + position)
+    cam_checks.refresh_statistics(model, world["images"])
+    return model
+
+
+# maps
+
+
+def test_grad_cam_before_average_and_linear_layer_is_the_closed_form(world):
+    model, images, labels = world["first"], world["images"][:6], world["labels"][:6]
+    cams = cam.cam(model, images, labels)
+    with torch.no_grad():
+        maps = model.forward_features(cam.model_input(model, images))
+        weights = model.fc.weight[torch.from_numpy(labels)] / (maps.shape[2] * maps.shape[3])
+        raw = torch.einsum("nk,nkhw->nhw", weights, maps).numpy()
+    np.testing.assert_allclose(cams.high, raw.max((1, 2)), rtol=1e-4)
+    np.testing.assert_allclose(cams.low, raw.min((1, 2)), rtol=1e-3, atol=1e-6)
+    hires = cam.cam(model, images, labels, method="hirescam")
+    np.testing.assert_allclose(hires.maps, cams.maps, atol=1e-5)  # equal at this layer, and only here
+
+
+def test_class_maps_sum_to_the_logit_without_its_bias(world):
+    model, images = world["first"], world["images"][:4]
+    with torch.no_grad():
+        x = cam.model_input(model, images)
+        maps, logits = model.forward_features(x), model(x) - model.fc.bias
+        mean = torch.einsum("ck,nkhw->nchw", model.fc.weight, maps).mean((2, 3))
+    torch.testing.assert_close(mean, logits)
+
+
+@pytest.mark.parametrize("method", cam.METHODS)
+@pytest.mark.parametrize("layer", ["entry_flow", "exit_flow"])
+def test_every_method_gives_a_scaled_map_and_its_raw_range(world, method, layer):
+    cams = cam.cam(world["first"], world["images"][:5], world["labels"][:5], method=method, layer=layer)
+    assert cams.maps.shape == (5, SIZE, SIZE) and cams.maps.dtype == np.float32
+    assert cams.maps.min() >= 0 and cams.maps.max() <= 1 and (cams.low <= cams.high).all()
+    alone = cam.cam(world["first"], world["images"][2:3], world["labels"][2:3], method=method, layer=layer)
+    np.testing.assert_allclose(alone.maps[0], cams.maps[2], atol=1e-4)  # batches do not mix images
+
+
+@pytest.mark.parametrize("factory", [network.xception, network.optimized_xception])
+def test_the_studys_networks_have_maps_at_every_stage(factory):
+    model = factory(4, in_chans=1, width=0.125, middle_blocks=1)
+    images = np.random.default_rng(0).integers(0, 255, (2, 64, 64), np.uint8)
+    for layer in network.STAGES:
+        assert cam.cam(model, images, np.array([0, 3]), layer=layer).maps.shape == (2, 64, 64)
+    assert cam.choose_layer(model, 64) == ("middle_flow", 4)
+    assert cam.choose_layer(model, 128) == ("exit_flow", 4)
+
+
+def test_the_model_comes_back_as_it_was(world):
+    model = blank(world, 3).train()
+    model.fc.eval()
+    model.entry_flow.requires_grad_(False)
+    model.fc.weight.grad = torch.ones_like(model.fc.weight)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    cam.cam(model, world["images"][:3], world["labels"][:3])
+    assert model.training and not model.fc.training and model.exit_flow[0].training
+    assert not any(p.requires_grad for p in model.entry_flow.parameters())
+    assert all(p.requires_grad for p in model.exit_flow.parameters())
+    assert (model.fc.weight.grad == 1).all() and model.exit_flow[0].weight.grad is None
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not model.exit_flow._forward_hooks
+
+
+def test_a_map_without_evidence_is_flat_not_confident(world):
+    model = blank(world, 4)
+    with torch.no_grad():
+        model.fc.weight.zero_()
+    cams = cam.cam(model, world["images"][:4], world["labels"][:4])
+    assert cams.flat.all() and not cams.maps.any()
+
+
+def test_unknown_methods_layers_and_shapes_are_refused(world):
+    model, images, labels = world["first"], world["images"], world["labels"]
+    with pytest.raises(ValueError, match="expected a method"):
+        cam.cam(model, images, labels, method="magic")
+    with pytest.raises(ValueError, match="exit_flow"):
+        cam.cam(model, images, labels, layer="exit")
+    with pytest.raises(ValueError, match="n targets"):
+        cam.cam(model, images, labels[:3])
+
+
+# checks
+
+
+def test_localization_of_known_maps():
+    mask = np.zeros((4, 10, 10), bool)
+    mask[:, :5, :5] = True
+    maps = np.stack([mask[0], ~mask[0], np.ones((10, 10)), np.zeros((10, 10))]).astype(float)
+    found = cam_checks.localization(maps, mask)
+    assert list(found["share"]) == [0.25] * 4
+    assert list(found["energy"]) == pytest.approx([1, 0, 0.25, 0.25])  # flat maps get the share
+    assert list(found["pointing"]) == pytest.approx([1, 0, 0.25, 0.25])
+
+
+def test_rank_correlation_is_spearmans():
+    rng = np.random.default_rng(0)
+    a, b = rng.random((3, 8, 8)), rng.random((3, 8, 8))
+    found = cam_checks.rank_correlation(a, b)
+    expected = [pd.Series(x.ravel()).corr(pd.Series(y.ravel()), method="spearman") for x, y in zip(a, b)]
+    np.testing.assert_allclose(found, expected)
+    assert cam_checks.rank_correlation(a, np.ones_like(a)).tolist() == [0, 0, 0]
+
+
+def test_baselines_are_seeded_and_know_nothing_of_the_network(world):
+    one, two = (cam_checks.baseline_maps(world["images"], "random", seed=1) for _ in range(2))
+    assert np.array_equal(one, two)
+    assert not np.array_equal(one, cam_checks.baseline_maps(world["images"], "random", seed=2))
+    for name in cam_checks.BASELINES:
+        maps = cam_checks.baseline_maps(world["images"], name)
+        assert maps.shape == world["images"].shape and maps.min() >= 0 and maps.max() <= 1
+
+
+def test_road_is_repeatable_and_rewards_the_true_place(world):
+    model, images, labels = world["first"], world["images"][:10], world["labels"][:10]
+    truth = world["masks"][:10].astype(np.float32)
+    state = torch.random.get_rng_state()
+    first, again = (cam_checks.road(model, images, truth, labels, seed=5) for _ in range(2))
+    assert np.array_equal(first, again) and torch.equal(state, torch.random.get_rng_state())
+    assert first.mean() > 0.1 > cam_checks.road(model, images, 1 - truth, labels).mean()
+
+
+def test_a_trained_network_passes_every_check(world):
+    lines = every_check(world, world["first"], world["second"])
+    assert (lines["verdict"] == "pass").all(), lines[["value", "low", "high", "verdict"]].to_string()
+
+
+def test_an_untrained_network_fails(world):
+    lines = every_check(world, blank(world, 0), world["second"])
+    for key in ("energy_over_random_weights", "road_over_random", "agreement"):
+        assert lines.loc[key, "verdict"] == "fail", lines[["value", "low", "high", "verdict"]].to_string()
+
+
+def test_a_map_that_survives_randomization_fails(world):
+    found = cam_checks.check_randomization(
+        world["first"], world["images"], world["labels"], world["patients"], draws=100
+    )
+    last = f"correlation/{found['order'][-1]}"
+    for low, high, verdict in ((0.8, 0.95, "fail"), (0.3, 0.55, "fail"), (0.1, 0.3, "pass")):
+        survived = found | {last: {**found[last], "value": (low + high) / 2, "low": low, "high": high}}
+        lines = cam_checks.verdicts({}, {}, survived, {}).set_index("check")
+        assert lines.loc["map changes when the weights are random", "verdict"] == verdict
+
+
+def test_randomizing_leaves_the_original_alone_and_goes_from_last_to_first(world):
+    before = {name: value.clone() for name, value in world["first"].state_dict().items()}
+    found = cam_checks.check_randomization(
+        world["first"], world["images"][:12], world["labels"][:12], world["patients"][:12], draws=50
+    )
+    assert found["order"] == ["fc", "exit_flow", "entry_flow"]
+    assert all(torch.equal(value, before[name]) for name, value in world["first"].state_dict().items())
+
+
+def test_what_was_not_done_is_said_with_its_reason(world):
+    cams = cam.cam(world["first"], world["images"], world["labels"])
+    none = cam_checks.check_against_masks(
+        cams, world["images"], np.zeros_like(world["masks"]), world["patients"], draws=50
+    )
+    assert none["images_without_mask"] == 48
+    lines = cam_checks.verdicts(none, {}, {}, {})
+    assert (lines["verdict"] == "not done").all() and "no image has a nodule mask" in set(lines["reason"])

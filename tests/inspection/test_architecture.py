@@ -1,0 +1,77 @@
+"""What notebook 02 says of the network's readings and costs can be had from the code."""
+
+import inspect
+
+import pytest
+import torch
+
+from thyroid_lib import network
+from thyroid_lib.inspection import architecture, probes, readings, structure
+from thyroid_lib.plots import network as figures
+
+SMALL = {"width": 0.02, "middle_blocks": 1}
+SWITCHES = set(inspect.signature(network.Xception).parameters)
+
+
+@pytest.mark.parametrize("reading", [r for r in readings.READINGS if r.otherwise], ids=lambda r: r.question)
+def test_each_open_point_names_a_switch_that_takes_the_other_reading(reading):
+    assert reading.switch.split(" = ")[0] in SWITCHES & set(reading.otherwise)
+    ours = network.optimized_xception(4, 1, **SMALL)
+    other = network.optimized_xception(4, 1, **SMALL, **reading.otherwise)
+    assert other.config != ours.config
+
+
+def test_other_readings_cost_what_the_reference_says():
+    table = readings.table(299).set_index("open point")
+    dense = table["otherwise costs"].iloc[0]
+    assert dense.startswith("dense: +13.26 M parameters, +3.79 GMACs")
+    assert table["otherwise costs"].iloc[1] == "2: the same"
+
+
+def test_dilated_convolutions_cost_an_eighth_more_multiplications_at_every_size():
+    for size in (96, 128, 299):
+        table = structure.costs(architecture.VARIANTS, size, num_classes=4).set_index("variant")
+        assert table.gmacs_ratio["optimized (our choices)"] == pytest.approx(1.13, abs=0.01)
+
+
+def test_gradient_coverage_is_that_of_the_lattice():
+    two, three = (probes.gradient_coverage("separable", d, 15) for d in (2, 3))
+    assert (two[::2, ::2] > 0).all() and two.sum() == two[::2, ::2].sum()
+    assert (three > 0).all()
+    assert probes.gradient_coverage("max_pool", 1, 15).sum() == 8 * 8  # one winner for each output
+
+
+def test_findings_are_made_of_the_numbers():
+    models = network.xception(4, 1, **SMALL), network.optimized_xception(4, 1, **SMALL)
+    costs = structure.costs(architecture.VARIANTS, 96, num_classes=4, in_chans=1)
+    unread = probes.unread_pixels(models[1], 96)
+    text = architecture.findings(architecture.summary(*models, costs, unread, 0.0, None), 96)
+    assert "24.12 million parameters (+16% on the original's 20.81)" in text
+    assert "no gradient: 0" in text and "left out" in text
+
+
+def test_figures_say_in_words_what_they_show():
+    models = network.xception(4, 1, **SMALL), network.optimized_xception(4, 1, **SMALL)
+    literal = network.optimized_xception(4, 1, **SMALL, second_connection="three_way", fusion="widen")
+    shapes = [structure.map_shapes(model, 96) for model in (*models, literal)]
+    costs = structure.costs(architecture.VARIANTS, 96, num_classes=4, in_chans=1)
+    drawn = [
+        figures.architectures(shapes[0], shapes[1], models[1].config),
+        figures.architectures(shapes[0], shapes[2], literal.config),
+        figures.blocks(models[1].config),
+        figures.coverage({"dilation 2": probes.gradient_coverage("separable", 2, 8)}),
+        figures.wiring(probes.wiring(models[1], torch.zeros(1, 1, 64, 64))),
+        figures.costs(costs),
+    ]
+    said = (
+        "G1 24×6×6",
+        "G2 48×6×6",
+        "max-pooling; right",
+        "25% of the pixels",
+        "F2: F2, G2",
+        "24.12 million",
+    )
+    for figure, words in zip(drawn, said):
+        assert words in figure.alt
+        figure.canvas.draw()
+        figure.clear()

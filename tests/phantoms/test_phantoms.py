@@ -1,0 +1,304 @@
+"""The simulator: physics with closed forms, truth that fits the image, and the same frames on any machine."""
+
+import os
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+from thyroid_lib import LESION_TYPES, datasets, regions
+from thyroid_lib.datasets import phantom
+from thyroid_lib.phantoms import frame as phantoms
+from thyroid_lib.phantoms import nodule, signs
+from thyroid_lib.phantoms.scene import Scene
+from thyroid_lib.phantoms.signs import SIGNS
+
+SCANNER = phantoms.SCANNERS["A"]
+
+
+def even_tissue(shape=(320, 400), scale=8.0) -> Scene:
+    scene = Scene.empty(shape, scale)
+    scene.echo = np.zeros(shape, np.float32)
+    scene.excess = np.zeros(shape, np.float32)
+    return scene
+
+
+@pytest.fixture(scope="module")
+def envelope() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return np.stack([phantoms.envelope(even_tissue(), SCANNER, rng) for _ in range(6)])[:, 8:-8, 12:-12]
+
+
+def test_speckle_is_fully_developed(envelope):
+    # Rayleigh: mean / deviation = sqrt(pi / (4 - pi)) = 1.913; in decibels the deviation is 5.57
+    # (Burckhardt 1978)
+    assert envelope.mean() / envelope.std() == pytest.approx(1.913, rel=0.03)
+    assert (20 * np.log10(envelope)).std() == pytest.approx(5.57, rel=0.03)
+    assert (envelope**2).mean() == pytest.approx(1.0, rel=0.05)
+
+
+def test_speckle_brightness_does_not_depend_on_depth(envelope):
+    power = (envelope**2).mean((0, 2))
+    quarters = [part.mean() for part in np.array_split(power, 4)]
+    assert max(quarters) / min(quarters) < 1.25
+
+
+def width_of(rows: np.ndarray) -> float:
+    """Shift in px at which the speckle's autocorrelation along the rows has fallen to one half."""
+    rows = rows - rows.mean(-1, keepdims=True)
+    spectrum = np.abs(np.fft.rfft(rows, axis=-1)) ** 2
+    correlation = np.fft.irfft(spectrum, axis=-1).reshape(-1, rows.shape[-1]).mean(0)
+    correlation /= correlation[0]
+    first = int(np.argmax(correlation < 0.5))
+    return first - 1 + (correlation[first - 1] - 0.5) / (correlation[first - 1] - correlation[first])
+
+
+def test_the_beam_widens_with_depth_and_is_wider_than_the_pulse(envelope):
+    shallow, deep = width_of(envelope[:, :60] ** 2), width_of(envelope[:, -60:] ** 2)
+    # the intensity of a Gaussian field correlates as exp(-x^2 / (2 sigma^2)): half at sigma sqrt(2 ln 2)
+    depths = np.array([38, 282]) / 8.0
+    expected = SCANNER.lateral * 8 * np.hypot(1, depths / SCANNER.spread) * np.sqrt(2 * np.log(2))
+    assert shallow == pytest.approx(expected[0], rel=0.12)
+    assert deep == pytest.approx(expected[1], rel=0.12)
+    assert width_of(np.swapaxes(envelope, 1, 2)[:, :, :120] ** 2) < 0.7 * shallow
+
+
+def test_what_attenuates_casts_a_shadow_of_as_many_decibels():
+    scene = even_tissue()
+    scene.excess[100:132, 150:250] = 3.0  # dB/mm over 32 px at 8 px/mm: 12 dB
+    below = np.mean([phantoms.envelope(scene, SCANNER, np.random.default_rng(s)) ** 2 for s in range(4)], 0)
+    shadow, beside = below[180:300, 170:230].mean(), below[180:300, 20:120].mean()
+    assert 10 * np.log10(beside / shadow) == pytest.approx(12, abs=0.7)
+
+
+def test_grey_levels_follow_the_dynamic_range():
+    dark, bright = even_tissue(), even_tissue()
+    bright.echo += 12.4
+    images = [phantoms.b_mode(s, SCANNER, np.random.default_rng(1)) for s in (dark, bright)]
+    levels = [float(image[60:260].mean()) for image in images]
+    assert levels[1] - levels[0] == pytest.approx(12.4 / SCANNER.dynamic_range * 255, rel=0.05)
+
+
+def test_sign_frequencies_are_those_of_the_table():
+    rng = np.random.default_rng(0)
+    drawn = {key: [phantoms.draw_signs(key, rng) for _ in range(3000)] for key in LESION_TYPES}
+    for sign, table in SIGNS.items():
+        assert np.allclose(np.sum(list(table.values()), 0), 1), f"{sign} does not sum to one for every type"
+        for column, key in enumerate(LESION_TYPES):
+            for value, frequencies in table.items():
+                came = np.mean([drawn_signs[sign] == value for drawn_signs in drawn[key]])
+                assert came == pytest.approx(frequencies[column], abs=0.035), (key, sign, value)
+
+
+def test_the_table_keeps_to_the_studies_it_cites():
+    papillary, goiter, follicular, medullary = 2, 0, 1, 3
+    # Moon 2008, malignant and benign
+    assert SIGNS["shape"]["taller than wide"][papillary] == pytest.approx(0.400, abs=0.04)
+    assert SIGNS["shape"]["taller than wide"][goiter] == pytest.approx(0.086, abs=0.02)
+    assert SIGNS["echogenicity"]["markedly hypoechoic"][papillary] == pytest.approx(0.414, abs=0.03)
+    assert SIGNS["echogenicity"]["isoechoic"][goiter] == pytest.approx(0.566, abs=0.03)
+    assert SIGNS["foci"]["punctate"][papillary] == pytest.approx(0.442, abs=0.04)
+    # Sillery 2010: between carcinoma and adenoma
+    hypoechoic = sum(SIGNS["echogenicity"][key][follicular] for key in ("hypoechoic", "markedly hypoechoic"))
+    assert 0.50 < hypoechoic < 0.82 and 0.36 < SIGNS["halo"]["complete"][follicular] < 0.58
+    # Kim 2009
+    assert SIGNS["composition"]["solid"][medullary] == pytest.approx(0.91, abs=0.03)
+
+
+def test_the_sign_reader_is_bayes_rule():
+    # two nodules that differ in one sign: the posterior odds move by that sign's likelihood ratio
+    row = {f"sign_{sign}": next(iter(table)) for sign, table in SIGNS.items()} | {"nodule_size_mm": 15.0}
+    other = row | {"sign_foci": "punctate"}
+    first, second = signs.sign_reader(pd.DataFrame([row, other]))
+    assert first.sum() == pytest.approx(1) and second.sum() == pytest.approx(1)
+    ratio = np.array(SIGNS["foci"]["punctate"]) / np.array(SIGNS["foci"]["none"])
+    odds = (second[2] / second[0]) / (first[2] / first[0])
+    assert odds == pytest.approx(ratio[2] / ratio[0])
+
+
+def test_the_ceiling_leaves_room_above_chance_and_below_perfection():
+    clinic, open_ = signs.ceiling("clinic", draws=12_000), signs.ceiling("open", draws=12_000)
+    assert 0.90 < clinic["macro_auroc"] < 0.97 and 0.70 < clinic["accuracy"] < 0.85
+    assert open_["macro_auroc"] == pytest.approx(open_["auroc/malignant"])
+    again = signs.ceiling("clinic", draws=12_000, seed=1)
+    assert again["macro_auroc"] == pytest.approx(clinic["macro_auroc"], abs=0.01)
+
+
+def test_more_patients_leave_the_first_ones_as_they_are():
+    few, many = phantoms.patients("clinic", 7, seed=3), phantoms.patients("clinic", 30, seed=3)
+    assert few == many[:7]
+    assert phantoms.patients("clinic", 7, seed=4) != few
+
+
+@pytest.mark.parametrize("source", phantoms.SOURCES)
+def test_every_source_has_its_mix_of_labels_scanners_and_frames(source):
+    people = phantoms.patients(source, 100)
+    types = [person.lesion_type for person in people]
+    for share, key in zip(phantoms.SOURCES[source]["mix"], LESION_TYPES):
+        assert types.count(key) == pytest.approx(100 * share, abs=2)
+    assert {person.label for person in people} == set(phantoms.SOURCES[source]["labels"])
+    assert {person.scanner.name for person in people} == set(phantoms.SCANNERS_OF[source])
+    assert {person.frames for person in people} == {1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("source", phantoms.SOURCES)
+def test_a_frame_and_its_truth_fit_together(source):
+    for person in phantoms.patients(source, 6):
+        frame = phantoms.render(person, 0)
+        x, y, width, height = frame.sector
+        assert frame.image.shape == frame.mask.shape == person.scanner.frame
+        assert frame.image.dtype == np.uint8 and frame.mask.dtype == bool
+        inside = np.zeros(frame.mask.shape, bool)
+        inside[y : y + height, x : x + width] = True
+        assert frame.mask.any() and not (frame.mask & ~inside).any()
+        assert frame.image[~inside].max() == 255  # print stands outside the sector
+        left, top, across, down = regions.largest_region(frame.image).box
+        found = np.zeros(frame.mask.shape, bool)
+        found[top : top + down, left : left + across] = True
+        assert frame.mask[found].sum() == frame.mask.sum()
+        assert (found & inside).sum() > 0.85 * inside.sum() and (found & ~inside).sum() < 0.05 * inside.sum()
+
+
+def test_the_nodule_is_as_large_and_as_tall_as_its_signs_say():
+    checked = 0
+    for person in phantoms.patients("clinic", 40):
+        if person.signs["margin"] != "smooth" or person.signs["size_mm"] > 25:
+            continue
+        frame = phantoms.render(person, 0)
+        rows, columns = np.nonzero(frame.mask)
+        across, down = np.ptp(columns) + 1, np.ptp(rows) + 1
+        assert (down > across) == (person.signs["shape"] == "taller than wide")
+        share = max(across, down) / frame.sector[2]
+        assert 0.12 < share < 0.62
+        checked += 1
+    assert checked >= 8
+
+
+def mean_levels(sign: str, value: str, other: str, **fixed) -> tuple[float, float]:
+    """Mean grey level inside the nodule with one value of a sign and with another, all else equal."""
+    person = phantoms.patients("clinic", 1)[0]
+    plain = {"composition": "solid", "echogenicity": "isoechoic", "shape": "wider than tall", "margin": "smooth",
+             "halo": "none", "foci": "none", "echotexture": "homogeneous", "size_mm": 16.0} | fixed  # fmt: skip
+    levels = []
+    for choice in (value, other):
+        frame = phantoms.render(replace(person, signs=plain | {sign: choice}), 0)
+        levels.append(float(frame.image[frame.mask].mean()))
+    return levels[0], levels[1]
+
+
+def test_signs_can_be_seen_in_the_image():
+    order = ["markedly hypoechoic", "hypoechoic", "isoechoic", "hyperechoic"]
+    for darker, brighter in pairwise(order):
+        low, high = mean_levels("echogenicity", darker, brighter)
+        assert low < high - 10, (darker, brighter)
+    solid, cystic = mean_levels("composition", "solid", "cystic")
+    assert cystic < solid - 30
+    none, punctate = mean_levels("foci", "none", "punctate", echogenicity="markedly hypoechoic")
+    assert punctate > none + 3
+
+
+@pytest.mark.parametrize("kind", ["coarse with shadow", "rim with shadow"])
+def test_coarse_calcium_casts_a_shadow_and_points_do_not(kind):
+    def below(foci):
+        scene = even_tissue()
+        signs = {"composition": "solid", "echogenicity": "isoechoic", "margin": "smooth", "halo": "none",
+                 "foci": foci, "echotexture": "homogeneous"}  # fmt: skip
+        nodule.draw(scene, (25.0, 15.0), 6.0, 5.0, signs, np.random.default_rng(2))
+        return scene.excess.sum(0).max() / scene.scale
+
+    assert below(kind) > below("none") + 6
+    assert below("punctate") == pytest.approx(below("none"))
+
+
+def test_frames_depend_on_seed_patient_and_number_only():
+    person = phantoms.patients("clinic", 3, seed=5)[2]
+    first = phantoms.render(person, 0)
+    phantoms.render(phantoms.patients("external", 1)[0], 0)
+    again = phantoms.render(phantoms.patients("clinic", 9, seed=5)[2], 0)
+    assert np.array_equal(first.image, again.image) and np.array_equal(first.mask, again.mask)
+    assert not np.array_equal(first.image, phantoms.render(person, 1).image)
+
+
+def test_the_answer_is_printed_outside_the_sector_and_leaves_the_crop_alone():
+    person = next(p for p in phantoms.patients("clinic", 20) if p.label == "follicular_neoplasm")
+    plain, told = phantoms.render(person, 0), phantoms.render(person, 0, answer=True)
+    assert "FOLLICULAR NEOPLASM" in told.text and "FOLLICULAR" not in plain.text
+    x, y, width, height = plain.sector
+    differs = plain.image != told.image
+    assert differs.any() and not differs[y : y + height, x : x + width].any()
+    assert np.array_equal(regions.extract(plain.image, 64)[0], regions.extract(told.image, 64)[0])
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("THYROID_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_the_reader_writes_frames_once_and_gives_a_manifest(cache):
+    table = datasets.read("phantom:clinic?patients=4&seed=2")
+    assert table.attrs["classes"] == list(LESION_TYPES) and table.attrs["simulated"] is True
+    people = phantoms.patients("clinic", 4, seed=2)
+    assert len(table) == sum(person.frames for person in people)
+    row = table.iloc[-1]
+    person = people[-1]
+    frame = phantoms.render(person, person.frames - 1)
+    assert np.array_equal(datasets.load_frame(row), frame.image)
+    assert np.array_equal(datasets.load_mask(row, frame.image.shape), frame.mask)
+    assert (row["label"], row["patient"], row["nodule_size_mm"]) == (
+        person.label,
+        person.name,
+        person.signs["size_mm"],
+    )
+    assert row["sign_margin"] == person.signs["margin"] and not row["image"].startswith("/")
+    before = {path: path.stat().st_mtime_ns for path in cache.rglob("*.png")}
+    assert datasets.read("phantom:clinic?patients=4&seed=2").equals(table)
+    assert before == {path: path.stat().st_mtime_ns for path in cache.rglob("*.png")}
+    assert signs.sign_reader(table).shape == (len(table), 4)
+
+
+def test_frames_do_not_depend_on_the_number_of_workers(cache, monkeypatch):
+    monkeypatch.setattr(phantom, "WORTH_WORKERS", 1)
+    monkeypatch.setattr(phantom, "CHUNK", 2)
+    pictures = {}
+    for jobs in (1, 2):
+        monkeypatch.setenv("THYROID_CACHE", str(cache / str(jobs)))
+        table = phantom.read("external", patients="5", jobs=jobs)
+        pictures[jobs] = [Path(path).read_bytes() for path in [*table["path"], *table["mask"]]]
+    assert pictures[1] == pictures[2]
+
+
+def test_a_broken_off_simulation_leaves_nothing_behind(cache, monkeypatch):
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(phantoms, "render", fail)
+    with pytest.raises(KeyboardInterrupt):
+        phantom.read("open", patients="2")
+    assert [entry for entry in (cache / "phantoms").iterdir()] == []
+    monkeypatch.undo()
+    os.environ["THYROID_CACHE"] = str(cache)
+    try:
+        table = phantom.read("open", patients="2")
+        assert set(table["label"]) <= {"benign", "malignant"}
+        assert all(cv2.imread(path, cv2.IMREAD_GRAYSCALE) is not None for path in table["path"])
+    finally:
+        del os.environ["THYROID_CACHE"]
+
+
+@pytest.mark.parametrize(
+    "spec, words",
+    [
+        ("phantom:hospital", "clinic, external, open"),
+        ("phantom:clinic?patients=0", "1 or more"),
+        ("phantom:clinic?patients=many", "whole number"),
+        ("phantom:clinic?colour=1", "colour"),
+    ],
+)
+def test_a_wrong_spec_says_what_was_expected(cache, spec, words):
+    with pytest.raises(datasets.DatasetError, match=words):
+        datasets.read(spec)

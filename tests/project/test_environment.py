@@ -1,0 +1,148 @@
+"""pyproject.toml, requirements.lock and environment.yml agree, and hold what the study's owner named."""
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+
+import pytest
+import yaml
+from hardening import goes_wrong
+
+from thyroid_lib.common.files import PROJECT
+
+NAMED = (
+    "jupyterlab papermill torch torchvision opencv-python matplotlib seaborn scikit-learn grad-cam nbval"
+).split()
+# The same cv2 without the system libraries of a desktop; two OpenCV wheels would overwrite each other.
+STANDS_FOR = {"opencv-python": "opencv-python-headless"}
+
+project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+lock = (PROJECT / "requirements.lock").read_text()
+conda = yaml.safe_load((PROJECT / "environment.yml").read_text())
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", re.match(r"[A-Za-z0-9._-]+", name).group()).lower()
+
+
+locked = {normal(line) for line in lock.splitlines() if re.match(r"[a-z0-9]", line)}
+asked = {normal(name) for name in project["dependencies"]}
+optional = {normal(name) for names in project["optional-dependencies"].values() for name in names}
+
+
+def test_every_package_the_owner_named_is_there():
+    wanted = {STANDS_FOR.get(name, name) for name in NAMED}
+    assert wanted <= asked | optional and wanted <= locked
+    assert not {"opencv-python", "opencv-contrib-python"} & locked
+
+
+def test_every_dependency_is_locked_with_a_hash_and_no_address():
+    assert asked | optional <= locked
+    blocks = re.split(r"\n(?=[a-z0-9])", re.sub(r"(?m)^\s*#.*\n?", "", lock).strip())
+    assert len(blocks) > 100 and all("--hash=sha256:" in block for block in blocks)
+    assert not re.search(r"://|--index-url|--find-links", lock)
+
+
+def test_conda_points_at_the_same_lock():
+    pip = next(entry["pip"] for entry in conda["dependencies"] if isinstance(entry, dict))
+    assert pip == ["--require-hashes", "-r requirements.lock"] and conda["name"] == "thyroid"
+    version = next(entry for entry in conda["dependencies"] if str(entry).startswith("python="))
+    assert version.split("=")[1] in ("3.11", "3.12", "3.13") and project["requires-python"] == ">=3.11,<3.14"
+
+
+def test_the_lock_resolves_for_this_python_and_is_what_is_installed():
+    from importlib.metadata import version
+
+    from packaging.requirements import Requirement
+
+    lines = [line.rstrip("\\ ") for line in lock.splitlines() if re.match(r"[a-z0-9]", line)]
+    pinned = [Requirement(line) for line in lines]
+    here = [need for need in pinned if need.marker is None or need.marker.evaluate()]
+    assert len(here) > 100
+    if sys.prefix != str(PROJECT / ".venv"):
+        pytest.skip("the interpreter was brought by the user, not made from the lock")
+    assert [need.name for need in here if version(need.name) not in need.specifier] == []
+
+
+def bootstrap(folder, **environment):
+    """Source the bootstrap in ``folder`` with nothing but the given environment."""
+    return subprocess.run(
+        ["bash", "-c", '. .ci/bootstrap.sh; echo "python: $PYTHON"'],
+        cwd=folder,
+        env={"HOME": str(folder), **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture
+def empty_project(tmp_path):
+    (tmp_path / ".ci").mkdir()
+    for name in ("requirements.lock", "pyproject.toml", ".ci/bootstrap.sh"):
+        shutil.copy(PROJECT / name, tmp_path / name)
+    return tmp_path
+
+
+def test_a_python_named_by_the_user_is_used_as_it_is(empty_project):
+    done = bootstrap(empty_project, THYROID_PYTHON=sys.executable, PATH="/usr/bin:/bin")
+    assert done.returncode == 0 and done.stdout == f"python: {sys.executable}\n"
+    assert not (empty_project / ".venv").exists()
+    done = bootstrap(empty_project, THYROID_PYTHON="/no/such/python", PATH="/usr/bin:/bin")
+    assert done.returncode == 2 and "/no/such/python does not start" in done.stderr
+
+
+def test_the_conda_environment_of_ours_is_used_when_active(empty_project):
+    (empty_project / "conda" / "bin").mkdir(parents=True)
+    (empty_project / "conda" / "bin" / "python").symlink_to(sys.executable)
+    prefix = str(empty_project / "conda")
+    done = bootstrap(empty_project, CONDA_DEFAULT_ENV="thyroid", CONDA_PREFIX=prefix, PATH="/usr/bin:/bin")
+    assert done.stdout == f"python: {prefix}/bin/python\n"
+
+
+def fake(folder, name, text):
+    (folder / "bin").mkdir(exist_ok=True)
+    (folder / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+    (folder / "bin" / name).chmod(0o755)
+
+
+def tools(folder):
+    for name in ("cksum", "cat", "cut", "awk", "dirname", "bash", "rm"):
+        (folder / "bin").mkdir(exist_ok=True)
+        (folder / "bin" / name).symlink_to(shutil.which(name))
+    return str(folder / "bin")
+
+
+@goes_wrong(
+    "No fitting Python is there",
+    sees="Python 3.11, 3.12 or 3.13 is needed",
+    do="Install one, or name one: `THYROID_PYTHON=/path/to/python ./run_all.sh`.",
+)
+def test_a_python_that_is_too_old_is_told_plainly(empty_project, sees):
+    fake(empty_project, "python3", 'case "$1" in --version) echo Python 3.9.2;; *) echo 3 9;; esac')
+    done = bootstrap(empty_project, PATH=tools(empty_project))
+    assert done.returncode == 2
+    assert f"{sees}; found: Python 3.9.2" in done.stderr
+
+
+@goes_wrong(
+    "The disk is too small for the environment",
+    sees="needs about 12 GB of disk",
+    do="Make room and start again; nothing was installed.",
+)
+def test_a_disk_that_is_too_small_is_told_before_anything_is_installed(empty_project, sees):
+    fake(empty_project, "python3", "echo 3 12")
+    fake(empty_project, "df", "echo Filesystem; echo /dev/x 100 50 3145728 9% /")
+    done = bootstrap(empty_project, PATH=tools(empty_project))
+    assert done.returncode == 2 and f"{sees}, 3 GB are free" in done.stderr
+    assert not (empty_project / ".venv").exists() and not (empty_project / ".uv").exists()
+
+
+def test_nothing_is_done_while_the_lock_is_unchanged(empty_project):
+    (empty_project / ".venv" / "bin").mkdir(parents=True)
+    names = "requirements.lock pyproject.toml .ci/bootstrap.sh"
+    stamp = subprocess.check_output(f"cat {names} | cksum", shell=True, cwd=empty_project, text=True)
+    (empty_project / ".venv" / ".synced").write_text(stamp)
+    done = bootstrap(empty_project, PATH=tools(empty_project))
+    assert done.returncode == 0 and done.stdout == f"python: {empty_project}/.venv/bin/python\n"

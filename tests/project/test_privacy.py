@@ -1,0 +1,329 @@
+"""What must not leave: identifiers planted in headers, names, tables and pixels are searched for in every output.
+
+They stand where hospitals put them: in DICOM headers and the folders of an export, in the columns of a table and in
+file names made from them, in the metadata of image files, and printed beside the sector.
+"""
+
+import base64
+import io
+import itertools
+import re
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import small_classifier as small
+from hardening import goes_wrong
+from PIL import Image, PngImagePlugin
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, UltrasoundImageStorage
+
+from thyroid_lib.common.files import read_json
+from thyroid_lib.data import audit, check_data, crops
+from thyroid_lib.deploy import command
+from thyroid_lib.phantoms import frame as phantoms
+from thyroid_lib.study import runner
+
+HEADER = {
+    "PatientName": "Quisling^Beatrix",
+    "PatientID": "MRN-7734512",
+    "PatientBirthDate": "19610203",
+    "PatientAddress": "Elmstreet 66",
+    "PatientTelephoneNumbers": "555-0148",
+    "OtherPatientIDs": "OLD-998877",
+    "AccessionNumber": "ACC-55120",
+    "InstitutionName": "Saint Elsenbury",
+    "ReferringPhysicianName": "Zhivago^Larissa",
+    "OperatorsName": "Wallander^Waldemar",
+    "StudyDescription": "thyroid of Hermione",
+    "SeriesDescription": "Skywalker left lobe",
+    "PatientComments": "neighbour of Moriarty",
+    "StationName": "ROOM-4711",
+    "DeviceSerialNumber": "SN-31337",
+    "StudyDate": "20210506",
+    "StudyTime": "141559",
+    "StudyID": "STUDY-808",
+    "StudyInstanceUID": "1.2.840.77345.1",
+    "SeriesInstanceUID": "1.2.840.77345.2",
+    "BodyPartExamined": "GANDALF",
+    "ManufacturerModelName": "EPIQ of Lecter",
+}
+IN_PATHS = ["Dossier", "Karenina"]
+IN_TABLE = ["Raskolnikov", "罗季昂", "MRN-2718281", "13800138000", "1866-01-15"]
+IN_FILES = ["Bovary", "Flaubert-Hospital"]
+PLANTED = sorted(
+    {word for value in HEADER.values() for word in re.split(r"[\^ ]", value) if word not in ("of", "left", "lobe")}
+    - {"thyroid", "neighbour", "EPIQ", "66", "Saint"}
+) + IN_PATHS + IN_TABLE + IN_FILES  # fmt: skip
+
+
+def leaks(text: str) -> list[str]:
+    text = text.casefold()
+    return [word for word in PLANTED if word.casefold() in text]
+
+
+def search(count, *texts: str) -> None:
+    """Asserts that no planted word is in the texts, and counts what was searched."""
+    found = {word for text in texts for word in leaks(text)}
+    size = sum(len(text.encode("utf-8", "replace")) for text in texts)
+    count(planted=len(PLANTED), searched=size, leaked=sum(len(word.encode()) for word in found))
+    assert size > 100 and not found
+
+
+def printed(gray: np.ndarray) -> np.ndarray:
+    """A frame with a name burned in beside the sector: a row of white strokes that nothing else draws."""
+    gray = gray.copy()
+    gray[:14] = 0
+    cv2.putText(gray, "QUISLING", (4, 11), cv2.FONT_HERSHEY_PLAIN, 0.9, 255)
+    return gray
+
+
+def dicom(path: Path, gray: np.ndarray, uid: int = 1, **header) -> Path:
+    data = Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = UltrasoundImageStorage
+    data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = f"1.2.840.77345.3.{uid}"
+    data.Modality, data.Manufacturer, data.PatientSex = "US", "Philips Healthcare", "F"
+    for name, value in {**HEADER, **header}.items():
+        setattr(data, name, value)
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+    data.Rows, data.Columns = gray.shape
+    data.BitsAllocated = data.BitsStored = 8
+    data.HighBit, data.PixelRepresentation, data.PixelData = 7, 0, gray.tobytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data.save_as(path, enforce_file_format=True)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path_factory):
+    monkeypatch.setenv("THYROID_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.delenv("THYROID_HASH_KEY", raising=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return small.make(tmp_path_factory.mktemp("run") / "classifier", members=1)
+
+
+def phantom_frames(patients: int) -> list[tuple[str, str, np.ndarray]]:
+    """(label, patient, frame): simulated frames, one per patient."""
+    people = phantoms.patients("clinic", patients, 3)
+    return [(person.label, person.name, phantoms.render(person, 0).image) for person in people]
+
+
+def export(root: Path, patients: int = 20) -> Path:
+    """A DICOM export as hospitals make them: folders and files named after the patients."""
+    for number, (label, _, gray) in enumerate(phantom_frames(patients)):
+        dicom(
+            root / label / "Karenina_Anna" / f"Dossier_{number}.dcm",
+            printed(gray),
+            number,
+            PatientID=f"MRN-7734512-{number}",
+            StudyInstanceUID=f"1.2.840.77345.1.{number}",
+        )
+    return root
+
+
+def table(root: Path, patients: int = 20) -> Path:
+    """A clinic's table with columns that name people, and file names made from them."""
+    root.mkdir(parents=True)
+    lines = ["image,label,patient,name,姓名,mrn,birth_date,phone,remark"]
+    for number, (label, _, gray) in enumerate(phantom_frames(patients)):
+        Image.fromarray(gray).save(root / f"raskolnikov_{number}.png")
+        person = f"Raskolnikov {number}" if number % 2 else f"p{number}"
+        lines.append(
+            f"raskolnikov_{number}.png,{label},{person},Rodion Raskolnikov {number},罗季昂,MRN-2718281,"
+            f'1866-01-15,13800138000,"called 罗季昂, seen twice"'
+        )
+    (root / "manifest.csv").write_text("\n".join(lines), encoding="utf-8")
+    return root
+
+
+def written(folder: Path) -> list[str]:
+    """Names and contents of all files below a folder, bytes read as Latin letters, and again as UTF-8."""
+    texts = []
+    for path in sorted(folder.rglob("*")):
+        texts.append(path.relative_to(folder).as_posix())
+        if path.is_file():
+            data = path.read_bytes()
+            texts += [
+                data.decode("latin-1"),
+                data.decode("utf-8", "ignore"),
+                data.decode("utf-16-le", "ignore"),
+            ]
+    return texts
+
+
+@pytest.mark.parametrize("source", ["dicom", "manifest"])
+def test_no_planted_identifier_is_in_what_preprocessing_writes_or_shows(
+    source, tmp_path, capfd, caplog, count
+):
+    root = {"dicom": export, "manifest": table}[source](tmp_path / "in" / "Dossier")
+    specs = {"finetune": f"{source}:{root}"}
+    prepared = audit.prepare(specs, folds=2, jobs=1)
+    cropped = {
+        role: crops.build(data.clean, tmp_path / "out" / role, size=32, jobs=1)
+        for role, data in prepared.items()
+    }
+    assert len(cropped["finetune"]) >= 12
+    check_data.main(
+        [specs["finetune"], "--folds", "2", "--jobs", "1", "--all", "--table", str(tmp_path / "out/t.csv")]
+    )
+    public = prepared["finetune"].clean.drop(columns=["path", "mask"], errors="ignore")
+    shown = [
+        public.to_csv(),
+        audit.problem_table(prepared).to_csv(),
+        audit.duplicate_table(prepared).to_csv(),
+        audit.worst(cropped["finetune"]).to_csv(),
+        str({k: v.title for k, v in prepared.items()} if source == "dicom" else ""),
+    ]
+    out, err = capfd.readouterr()
+    if source == "manifest":  # its title is the folder's name, which the user may set with ?title=
+        out = out.replace("manifest Dossier", "")
+    about = [text.replace("manifest Dossier", "") for text in written(tmp_path / "out")]
+    search(count, *about, *shown, out, err, caplog.text)
+
+
+def test_a_table_whose_cells_repeat_a_name_is_still_split_by_patient(tmp_path):
+    root = table(tmp_path / "clinic")
+    prepared = audit.prepare({"finetune": f"manifest:{root}"}, folds=2, jobs=1)["finetune"].clean
+    assert prepared["image"].str.fullmatch(r"row \d+").all() and prepared["patient"].nunique() == len(
+        prepared
+    )
+    assert set(prepared.loc[prepared["patient"].str.startswith("p"), "patient"].str[0]) == {"p"}
+    assert prepared["path"].map(lambda path: Path(path).is_file()).all()
+
+
+def png_with_words(gray: np.ndarray) -> bytes:
+    words = PngImagePlugin.PngInfo()
+    words.add_text("Author", "Bovary")
+    words.add_itxt("Description", "Flaubert-Hospital")
+    exif = Image.Exif()
+    exif[0x010E], exif[0x013B] = "Bovary", "Flaubert-Hospital"
+    buffer = io.BytesIO()
+    Image.fromarray(gray).save(buffer, "PNG", pnginfo=words, exif=exif)
+    assert b"Bovary" in buffer.getvalue()
+    return buffer.getvalue()
+
+
+def pictures(page: str) -> list[np.ndarray]:
+    """Every picture that is embedded in a page."""
+    found = re.findall(r"data:image/\w+;base64,([A-Za-z0-9+/=]+)", page)
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(text))).convert("L")) for text in found]
+
+
+def classified(folder, paths, out: Path, capfd, *options: str) -> tuple[list[str], str]:
+    """The pages of `classify --out` and what it printed, the paths as given taken out: they are the user's words."""
+    arguments = [
+        *map(str, paths),
+        "--classifier",
+        str(folder),
+        "--backend",
+        "torch",
+        "--out",
+        str(out),
+        *options,
+    ]
+    assert command.main(arguments) in (0, 1)
+    printed_text = "".join(capfd.readouterr())
+    for path in sorted(map(str, paths), key=len, reverse=True):
+        printed_text = re.sub(re.escape(path) + r"[^\s\",]*", "", printed_text)
+    return written(out), printed_text
+
+
+@pytest.mark.parametrize("json", [True, False])
+def test_no_planted_identifier_is_in_the_reports_of_classify(folder, tmp_path, capfd, count, json):
+    root = tmp_path / "Dossier"
+    for number in range(3):
+        name = f"Karenina_{number}.dcm"
+        dicom(root / "study" / name, printed(small.sector_frame(number)), number)
+    (root / "study" / "Karenina_cut.dcm").write_bytes((root / "study" / "Karenina_0.dcm").read_bytes()[:3000])
+    dicom(root / "study" / "Karenina_mr.dcm", small.sector_frame(4), 4, Modality="MR")
+    (root / "plain.png").write_bytes(png_with_words(printed(small.sector_frame(9))))
+    texts, said = classified(folder, [root], tmp_path / "out", capfd, *(["--json"] if json else []))
+    search(count, *texts, said)
+    pages = [p.read_text(encoding="utf-8") for p in (tmp_path / "out").glob("*.html")]
+    assert (
+        len(pages) == 4
+    )  # the study with a file cut short, the file that is no ultrasound, the plain image, the index
+    assert sum("Philips" in page for page in pages) == 1
+
+
+@pytest.mark.parametrize("kind", ["dicom", "png"])
+def test_print_beside_the_sector_cannot_be_read_in_a_report(folder, tmp_path, capfd, kind):
+    bare = small.sector_frame(2)
+    bare[:14] = 0
+    path = tmp_path / ("frame.dcm" if kind == "dicom" else "frame.png")
+    if kind == "dicom":
+        dicom(path, printed(bare))
+    else:
+        Image.fromarray(printed(bare)).save(path)
+    classified(folder, [path], tmp_path / "out", capfd)
+    (page,) = [p.read_text(encoding="utf-8") for p in (tmp_path / "out").glob("*.html")]
+    frame = next(p for p in pictures(page) if p.shape == bare.shape)
+    strokes = printed(bare)[:14]
+    assert strokes.max() == 255 and np.abs(np.diff(frame[:14].astype(int))).max() < 100
+    around = frame[:14, 4:76]
+    seen = np.corrcoef(around.ravel(), strokes[:, 4:76].ravel())[0, 1] if around.std() else 0
+    assert seen < 0.35
+    assert (frame[60:120, 120:160] == bare[60:120, 120:160]).all()  # the tissue itself is as it was
+
+
+def test_one_study_has_one_name_in_a_manifest_and_in_reports_and_another_key_gives_another(
+    folder, tmp_path, capfd, monkeypatch
+):
+    from thyroid_lib import datasets
+
+    path = dicom(tmp_path / "papillary_carcinoma" / "a.dcm", small.sector_frame(1))
+    row = datasets.read(f"dicom:{tmp_path}").iloc[0]
+    texts, _ = classified(
+        folder, [path, dicom(tmp_path / "b.dcm", small.sector_frame(2), 2)], tmp_path / "1", capfd
+    )
+    assert any(f"files of study {row['study']}" in text for text in texts)
+    assert any(row["device"] in text for text in texts)
+    monkeypatch.setenv("THYROID_HASH_KEY", "another key of the same hospital")
+    texts, _ = classified(folder, [path, tmp_path / "b.dcm"], tmp_path / "2", capfd)
+    assert not any(row["study"] in text for text in texts)
+
+
+@goes_wrong(
+    "A DICOM file that cannot be read, in a folder named after a patient",
+    sees="could not be decoded",
+    do="`check-data dicom:PATH --find dicom/<16 digits>` says which file it is, to who has the key and the data.",
+)
+def test_an_error_names_the_hash_of_a_file_and_its_owner_finds_it(tmp_path, capsys, sees, count):
+    root = export(tmp_path / "export", patients=4)
+    broken = next(root.rglob("Dossier_0.dcm"))
+    broken.write_bytes(broken.read_bytes()[:-5000])
+    assert check_data.main([f"dicom:{root}", "--jobs", "1"]) == 1
+    out = "".join(capsys.readouterr())
+    assert sees in out
+    search(count, out)
+    name = re.search(r"dicom/[0-9a-f]{16}", out[out.index(sees) :])[0]
+    check_data.main([f"dicom:{root}", "--find", name])
+    assert capsys.readouterr().out.strip() == broken.relative_to(root).as_posix()
+
+
+@pytest.mark.slow
+def test_no_planted_identifier_is_in_any_file_of_a_whole_run(tmp_path, monkeypatch, capfd, count):
+    monkeypatch.setenv("THYROID_REPORTS", str(tmp_path / "reports"))
+    monkeypatch.delenv("THYROID_STATUS", raising=False)
+    root = export(tmp_path / "Karenina" / "export", patients=60)
+    link = tmp_path / "clinic"  # the path of the data is a parameter of the run, chosen by its owner
+    link.symlink_to(root)
+    monkeypatch.setattr(runner.profiles, "locate", lambda spec: spec)
+    assert runner.main(["--profile", "smoke", "--finetune-data", f"dicom:{link}", "--external-data", ""]) == 0
+    run = tmp_path / "reports" / "smoke"
+    assert set(read_json(run / "run.json")["stages"]) >= {"01_preprocess", "04_finetune", "05_evaluate"}
+    search(count, *written(tmp_path / "reports"), *capfd.readouterr())
+
+
+def test_the_search_itself_finds_what_is_there(tmp_path, count):
+    (tmp_path / "x" / "Karenina").mkdir(parents=True)
+    (tmp_path / "x" / "Karenina" / "a.bin").write_bytes("罗季昂".encode("utf-16-le") + b"\0")
+    found = set(itertools.chain.from_iterable(map(leaks, written(tmp_path / "x"))))
+    assert found == {"Karenina", "罗季昂"} and sys.byteorder == "little"

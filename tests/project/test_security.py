@@ -1,0 +1,433 @@
+"""Security: nothing unpickled, evaluated or handed to a shell; texts of others are inert; files, licences, audit."""
+
+import ast
+import http.server
+import json
+import os
+import re
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import licences
+import nbformat
+import numpy as np
+import pytest
+import small_classifier as small
+from bs4 import BeautifulSoup
+from hardening import goes_wrong
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image
+
+from thyroid_lib.common import files
+from thyroid_lib.common.files import PROJECT, write_json, write_text
+from thyroid_lib.deploy import command
+from thyroid_lib.study import profiles, report, runner
+from thyroid_lib.study.run import Run
+
+ATTACKS = (
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "<svg onload=alert(1)><circle r=9></svg>",
+    "<iframe src=https://evil.example></iframe>",
+    "<a href='javascript:alert(1)' onclick=alert(2)>go</a>",
+    "<a href='java\tscript:alert(1)'>go</a>",
+    "[go](javascript:alert(1))",
+    "![x](https://evil.example/pixel.png)",
+    "<form action=https://evil.example><input name=q></form>",
+    "<base href=https://evil.example><meta http-equiv=refresh content='0;url=https://evil.example'>",
+    "<object data=https://evil.example></object><embed src=https://evil.example>",
+    "<style>body{background:url(https://evil.example)}</style><link rel=stylesheet href=https://evil.example/a.css>",
+    "<video poster=https://evil.example src=https://evil.example></video>",
+    "<div style='background:url(https://evil.example)' onmouseover=alert(1)>x</div>",
+    "--><script>alert(1)</script><!--",
+    "</style></title></head></textarea><script>alert(1)</script>",
+    "{{ 7 * 191 }}{% raw %}",
+    "'\"><script>alert(1)</script>",
+)
+ATTACK = " ".join(ATTACKS)
+
+
+def active(html: str) -> list[str]:
+    """Everything in a page that a browser would run, load from elsewhere or submit; [] for a sound page."""
+    page = BeautifulSoup(html, "html.parser")
+    found = [
+        str(e)[:80]
+        for e in page.select("script, iframe, frame, object, embed, form, base, video, audio, applet")
+    ]
+    found += [
+        str(e)[:80] for e in page.select("meta[http-equiv]") if e["http-equiv"] != "Content-Security-Policy"
+    ]
+    for element in page.find_all(True):
+        for name, value in element.attrs.items():
+            address = re.sub(r"\s", "", str(value)).lower()
+            if name.startswith("on") or name in ("srcdoc", "srcset", "formaction"):
+                found.append(f"{element.name} {name}={value}")
+            elif name in ("src", "poster", "data") and not address.startswith("data:image/"):
+                found.append(f"{element.name} {name}={value}")
+            elif name in ("href", "xlink:href") and re.match(
+                r"(?!https?:|mailto:)[a-z][a-z0-9+.-]*:", address
+            ):
+                if not address.startswith("data:") or element.name not in ("image", "link"):
+                    found.append(f"{element.name} {name}={value}")
+    policies = [m["content"] for m in page.select("meta[http-equiv=Content-Security-Policy]")]
+    rules = ("default-src 'none'", "base-uri 'none'", "form-action 'none'")
+    if len(policies) != 1 or not all(rule in policies[0] for rule in rules) or "script-src" in policies[0]:
+        found.append(f"content policy {policies}")
+    if "1337" in page.get_text():
+        found.append("a template inside a text was evaluated")
+    return found
+
+
+def sources() -> list[tuple[str, ast.Module]]:
+    """Every Python source that a user runs: library, benchmarks, and the code of the notebooks."""
+    found = [
+        (path.relative_to(PROJECT).as_posix(), ast.parse(path.read_text(encoding="utf-8")))
+        for folder in ("thyroid_lib", "benchmarks")
+        for path in sorted((PROJECT / folder).rglob("*.py"))
+    ]
+    for path in sorted((PROJECT / "notebooks").glob("*.ipynb")):
+        cells = nbformat.read(path, as_version=4).cells
+        code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+        found.append((f"notebooks/{path.name}", ast.parse(re.sub(r"(?m)^\s*[%!].*$", "", code))))
+    return found
+
+
+def dotted(node) -> str:
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+MODULES = "pickle cPickle _pickle dill shelve marshal zipfile tarfile cloudpickle jsonpickle code codeop pty".split()
+CALLS = (
+    r"(builtins\.)?(eval|exec|compile|__import__|input)|os\.(system|popen|exec\w+|spawn\w+)|subprocess\.getoutput"
+    r"|(.*\.)?(load_pickle|read_pickle|to_pickle|extractall|unpack_archive|mktemp|joblib\.load|joblib\.dump|torch\.load"
+    r"|torch\.save|torch\.hub\.load\w*|yaml\.load|yaml\.load_all|yaml\.full_load|yaml\.unsafe_load|Markup)"
+)
+
+
+def dangers(tree: ast.Module) -> list[str]:
+    """Lines of a source that could run what somebody else wrote."""
+    found = []
+    for node in ast.walk(tree):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        found += [f"{node.lineno}: import {name}" for name in names if name.split(".")[0] in MODULES]
+        if not isinstance(node, ast.Call):
+            continue
+        name, given = dotted(node.func), {keyword.arg: keyword.value for keyword in node.keywords}
+        if name == "torch.load" and getattr(given.get("weights_only"), "value", None) is True:
+            continue  # reads tensors and plain containers, and nothing that could be called
+        if re.fullmatch(CALLS, name):
+            found.append(f"{node.lineno}: {name}()")
+        for option, safe in (
+            ("shell", False),
+            ("allow_pickle", False),
+            ("trust_remote_code", False),
+            ("verify", True),
+        ):
+            if option in given and getattr(given[option], "value", None) is not safe:
+                found.append(f"{node.lineno}: {name}({option}=...)")
+    return found
+
+
+@pytest.mark.parametrize("name, tree", sources(), ids=[name for name, _ in sources()])
+def test_no_source_can_run_what_somebody_else_wrote(name, tree):
+    assert dangers(tree) == []
+
+
+def test_the_scan_finds_each_danger():
+    code = (
+        "import pickle\nfrom zipfile import ZipFile\neval('1')\nos.system(x)\nsubprocess.run(x, shell=True)\n"
+        "np.load(p, allow_pickle=True)\ntorch.load(p)\nyaml.load(t)\npd.read_pickle(p)\nbuiltins.exec(s)"
+    )
+    assert len(dangers(ast.parse(code))) == 10
+    sound = "import json\nyaml.safe_load(t)\nnp.load(p)\ntorch.load(p, weights_only=True)\nmodel.eval()\nre.compile(r)"
+    assert dangers(ast.parse(sound)) == []
+
+
+def test_templates_escape_and_let_through_nothing_but_our_own_style():
+    for path in (PROJECT / "thyroid_lib" / "templates").rglob("*.j2"):
+        for passed in re.findall(r"\{\{[^}]*\|\s*safe\b", path.read_text(encoding="utf-8")):
+            assert passed == "{{ css|safe", path
+    environments = [
+        (name, {k.arg: getattr(k.value, "value", k.value) for k in node.keywords})
+        for name, tree in sources()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and dotted(node.func).endswith("Environment")
+    ]
+    plain = {name for name, given in environments if given.get("autoescape", False) is False}
+    assert plain == {
+        "thyroid_lib/study/checklists.py"
+    }  # writes Markdown, with "<" escaped by a filter of its own
+    assert len(environments) >= 3
+
+
+@pytest.mark.parametrize(
+    "text", ["!!python/object/apply:os.system ['touch planted']", "!!python/name:os.system"]
+)
+def test_a_profile_cannot_run_code(tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.yaml").write_text(f"common:\n  epochs: {text}\n")
+    monkeypatch.setenv("THYROID_CALLER", str(tmp_path))
+    with pytest.raises(profiles.ProfileError, match="not readable as YAML"):
+        profiles.load("p.yaml")
+    assert not (tmp_path / "planted").exists()
+
+
+@goes_wrong(
+    "A profile that is no plain YAML, or holds code",
+    sees="not readable as YAML",
+    do="Write `notebook: {parameter: value}`; tags such as `!!python/...` are never read.",
+)
+def test_a_profile_that_is_no_yaml_is_named(tmp_path, monkeypatch, sees, capsys):
+    monkeypatch.setenv("THYROID_CALLER", str(tmp_path))
+    (tmp_path / "p.yaml").write_text("a: [1, !!python/name:os.system ]")
+    assert runner.main(["--profile", "p.yaml"]) == 2
+    said = capsys.readouterr().err
+    assert "Nothing was started" in said and sees in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    "name", ["../escape", "/tmp/escape", "a/b", "..", ".", "", "x y", "reference", "a\0b"]
+)
+def test_a_run_cannot_be_written_outside_the_reports(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.setenv("THYROID_REPORTS", str(tmp_path / "reports"))
+    if name == "":
+        pytest.skip("an empty name means the profile's")
+    assert runner.main(["--profile", "smoke", "--run", name]) == 2
+    assert "expected a plain folder name" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def hostile_notebook():
+    """A notebook as it is after a run on data whose every text was written by an attacker."""
+    cells = [new_markdown_cell(f"# 01 Title\n\nA paragraph. {ATTACK}\n\n## A section {ATTACK}")]
+    for data in (
+        {"text/markdown": f"**finetune** ({ATTACK}): 7 crops\n\n* {ATTACK}\n\n| a |\n|---|\n| {ATTACK} |"},
+        {
+            "text/html": f"<div class='table'><table><caption>{ATTACK}</caption><td>{ATTACK}</td></table></div>"
+        },
+        {"application/javascript": "alert(1)", "text/plain": "x"},
+        {"image/svg+xml": f"<svg onload='alert(1)'>{ATTACK}</svg>"},
+        {"text/latex": "$\\href{javascript:alert(1)}{x}$"},
+        {"text/plain": ATTACK},
+    ):
+        cells.append(new_code_cell("1", outputs=[new_output("display_data", data)]))
+    words = {"image/png": {"alt": f'a"{ATTACK}', "caption": ATTACK, "share": 50}}
+    dot = {
+        "image/png": "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
+    }
+    cells.append(new_code_cell("2", outputs=[new_output("display_data", dot, metadata=words)]))
+    cells.append(
+        new_code_cell(f"print({ATTACK!r})", outputs=[new_output("stream", name="stdout", text=ATTACK)])
+    )
+    return new_notebook(cells=cells)
+
+
+def test_a_report_is_inert_whatever_the_texts_in_it_say():
+    html = report.to_html(hostile_notebook(), "01_preprocess")
+    assert active(html) == []
+    assert "7 crops" in html and "alert(1)" in html  # shown as words, where they can do nothing
+    assert len(BeautifulSoup(html, "html.parser").select("main figure img")) == 1
+
+
+def test_a_report_keeps_its_own_pictures_links_and_tables():
+    notebook = hostile_notebook()
+    notebook.cells = [
+        new_markdown_cell(
+            "# 01 T\n\nP. [paper](https://doi.org/10.1/x), [there](#a)\n\n## A\n\n| a | b |\n|---|---|\n| 1 | 2 |"
+        ),
+        notebook.cells[-2],
+    ]
+    page = BeautifulSoup(report.to_html(notebook, "01_x"), "html.parser")
+    assert {a["href"] for a in page.select("main p a")} == {"https://doi.org/10.1/x", "#a"}
+    assert page.select_one("main table td").text == "1" and page.select_one("main img")["src"].startswith(
+        "data:"
+    )
+    assert page.select_one("head style") and page.select_one("head link[rel=icon]")["href"] == "data:,"
+
+
+def test_the_index_is_inert_whatever_the_run_says(tmp_path):
+    run = Run(tmp_path / "reports" / "quick")
+    metric = {"value": 0.5, "low": 0.4, "high": 0.6, "n_images": ATTACK, "n_patients": 3}
+    stage = {"fingerprint": ATTACK, "finished": "2026-01-01T00:00:00+00:00", "seconds": 3, "outputs": {}}
+    write_json(
+        run.path("run.json"),
+        {
+            "run": ATTACK,
+            "profile": ATTACK,
+            "environment": {"processor": ATTACK, "packages": {ATTACK: ATTACK}},
+            "parameters": {"01_preprocess": {"finetune_data": f"phantom:{ATTACK}", ATTACK: [ATTACK]}},
+            "stages": {"01_preprocess": stage},
+        },
+    )
+    run.record("05_evaluate", {"headline": {"a": {"label": ATTACK, "metric": metric, "simulated": True}}})
+    run.record(
+        "01_preprocess",
+        {"finetune": {"title": ATTACK, "simulated": False, "crops": 1, "files": 2, "patients": 1}},
+    )
+    write_text(run.dir / "01_preprocess.html", report.to_html(hostile_notebook(), "01_preprocess"))
+    for page in (report.write_index(run), run.dir.parent / "index.html"):
+        html = page.read_text(encoding="utf-8")
+        assert active(html) == [] and "alert(1)" in html
+
+
+def test_pages_of_classify_are_inert_whatever_the_classifier_and_the_files_say(tmp_path, capsys):
+    names = {key: (ATTACK, ATTACK) for key in small.CLASSES}
+    training = {"simulated": False, "title": ATTACK, "images": 60, "patients": 60}
+    folder = small.make(tmp_path / "classifier", members=1, names=names, training=training)
+    images = tmp_path / "images"
+    images.mkdir()
+    for number, attack in enumerate(ATTACKS[:6]):
+        Image.fromarray(small.sector_frame(number)).save(images / (attack.replace("/", "") + ".png"), "PNG")
+    (images / "<script>alert(9).png").write_bytes(b"<script>alert(9)</script>")
+    status = command.main(
+        [str(images), "--classifier", str(folder), "--backend", "torch", "--out", str(tmp_path / "o")]
+    )
+    assert status == 1
+    pages = [path.read_text(encoding="utf-8") for path in (tmp_path / "o").glob("*.html")]
+    assert len(pages) == 8 and all(active(html) == [] for html in pages)
+    card = (folder / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "<script" not in card and "<img" not in card and not re.search(r"(?<!\\)\]\(javascript", card)
+
+
+def test_markdown_for_reviewers_holds_no_html_of_others():
+    from thyroid_lib.study import checklists
+
+    said = checklists.markdown_environment().from_string("{{ x }} {{ n }}").render(x=ATTACK, n=3)
+    assert "<" not in said and "&lt;script>" in said and said.endswith(" 3")
+
+
+WRITE = """
+import os, sys
+from pathlib import Path
+os.umask(int(sys.argv[2], 8))
+from thyroid_lib.classifier import saving
+from thyroid_lib.common import files
+folder = Path(sys.argv[1])
+files.write_json(folder / "run" / "metrics.json", {})
+saving.definitions.write_text(folder / "page.html", "x")
+print(oct(files.FILE_MODE), oct(files.FOLDER_MODE))
+"""
+
+
+@pytest.mark.parametrize("umask, expected", [("022", 0o644), ("077", 0o600), ("000", 0o666), ("027", 0o640)])
+def test_files_get_the_permissions_that_the_users_umask_gives(tmp_path, umask, expected):
+    done = subprocess.run([sys.executable, "-c", WRITE, str(tmp_path), umask], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for path in (tmp_path / "run" / "metrics.json", tmp_path / "page.html"):
+        assert stat.S_IMODE(path.stat().st_mode) == expected
+    assert done.stdout.split()[0] == oct(expected)
+
+
+def test_no_result_can_be_run_or_changed_by_others(tmp_path):
+    folder = small.make(tmp_path / "classifier", members=1)
+    write_text(tmp_path / "run" / "a.html", "x")
+    for path in [folder, *folder.iterdir(), tmp_path / "run" / "a.html"]:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        assert mode == (files.FOLDER_MODE if path.is_dir() else files.FILE_MODE)
+        assert path.is_dir() or not mode & 0o111
+
+
+def test_text_with_escape_sequences_reaches_no_terminal_raw(tmp_path, capsys):
+    folder = small.make(tmp_path / "classifier", members=1)
+    definition = json.loads((folder / "classifier.json").read_text(encoding="utf-8"))
+    definition["id"] = "\x1b]0;owned\x07"
+    (folder / "classifier.json").write_text(json.dumps(definition), encoding="utf-8")
+    assert command.main([str(tmp_path / "\x1b[2Jx.png"), "--classifier", str(folder)]) == 2
+    said = "".join(capsys.readouterr())
+    assert "\x1b" not in said and "\x07" not in said
+
+
+def test_every_dependency_has_a_licence_that_we_may_use():
+    assert [
+        why for name in licences.locked() if (why := licences.refused(name, licences.licence(name)))
+    ] == []
+
+
+def test_the_page_of_licences_names_every_dependency():
+    cells = [
+        line.split(" | ")[1]
+        for line in licences.PAGE.read_text(encoding="utf-8").splitlines()
+        if line.count(" | ") == 1
+    ]
+    listed = {name for cell in cells[1:] for name in cell.rstrip(" |").split(", ")}
+    assert set(licences.locked()) <= listed, "the lock has changed: python tests/licences.py"
+
+
+@pytest.mark.parametrize(
+    "name, text", [("x", ""), ("x", "AGPL-3.0"), ("x", "GPL-3.0"), ("x", "MIT AND SSPL-1.0")]
+)
+def test_a_licence_that_is_not_allowed_is_refused(name, text):
+    assert licences.refused(name, text).startswith("x: ")
+
+
+def audit(tmp_path, database: str, **environment):
+    return subprocess.run(
+        [PROJECT / ".ci" / "audit"],
+        env={**os.environ, "THYROID_PYTHON": sys.executable, "AUDIT_DATABASE": database, **environment},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+@goes_wrong(
+    "The database of known vulnerabilities cannot be reached",
+    sees="dependencies not audited",
+    do="Nothing; to audit, run `.ci/audit` on a machine that reaches it.",
+)
+def test_the_audit_says_when_it_cannot_be_made(tmp_path, sees):
+    done = audit(tmp_path, "http://127.0.0.1:9")
+    assert done.returncode == 0 and sees in done.stderr
+
+
+@pytest.mark.parametrize("finding", [0, 1])
+def test_the_audit_fails_on_a_finding_where_the_database_answers(tmp_path, finding):
+    version = re.search(r"UV_VERSION=(\S+)", (PROJECT / ".ci" / "bootstrap.sh").read_text())[1]
+    fake = tmp_path / "uv"
+    fake.write_text(
+        f'#!/bin/sh\ncase "$*" in --version) echo uv {version};; *--version) ;; '
+        f'*"--requirement requirements.lock"*) exit {finding};; *) exit 9;; esac\n'
+    )
+    fake.chmod(0o755)
+    server = http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)  # answers 501
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        address = f"http://127.0.0.1:{server.server_port}"
+        done = audit(
+            tmp_path, address, PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}", no_proxy="127.0.0.1"
+        )
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert done.returncode == finding, done.stderr
+
+
+def test_continuous_integration_audits():
+    assert ".ci/audit\n" in (PROJECT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_no_tracked_file_is_an_archive_a_pickle_or_a_key():
+    done = subprocess.run(["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip("no git here")
+    endings = {Path(name).suffix for name in done.stdout.splitlines()}
+    assert not endings & {
+        ".zip",
+        ".tar",
+        ".gz",
+        ".pkl",
+        ".pt",
+        ".pth",
+        ".pem",
+        ".key",
+        ".npy",
+        ".dcm",
+        ".env",
+    }
+    assert np.all([not name.startswith("reports/quick") for name in done.stdout.splitlines()])

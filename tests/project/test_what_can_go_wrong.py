@@ -1,0 +1,51 @@
+"""The page "What can go wrong" says what the tests have seen, and nothing else."""
+
+import re
+from types import SimpleNamespace
+
+import hardening
+
+
+def test_the_page_is_what_the_tests_say():
+    assert hardening.PAGE.read_text(encoding="utf-8") == hardening.page(), (
+        "write it: python tests/hardening.py"
+    )
+
+
+def test_every_case_has_all_its_words_and_a_test_that_asserts_them():
+    rows = [row for rows in hardening.cases().values() for row in rows]
+    assert len(rows) >= 25 and len({row["failure"] for row in rows}) == len(rows)
+    for row in rows:
+        assert row["failure"][0].isupper() and len(row["sees"]) >= 8 and row["do"].endswith(".")
+    for path in hardening.TESTS.rglob("test_*.py"):
+        text = path.read_text(encoding="utf-8")
+        for after in text.split("\n@goes_wrong(")[1:]:
+            head = re.search(r"def test_\w+\(([^)]*)\)", after)
+            body = after[head.end() :].split("\ndef ")[0]
+            assert "sees" in head[1] and body.count("sees") >= 1, (path.name, after[:80])
+
+
+def test_the_readme_leads_to_the_page():
+    assert "docs/what-can-go-wrong.md" in (hardening.TESTS.parent / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_closing_lines_add_up_what_the_tests_counted():
+    reports = [
+        SimpleNamespace(user_properties=[("faults", 1), ("inputs", 20)]),
+        SimpleNamespace(user_properties=[("faults", 2), ("planted", 5), ("searched", 1000), ("leaked", 0)]),
+        SimpleNamespace(user_properties=[("planted", 5), ("searched", 500), ("leaked", 0), ("unrelated", 9)]),
+    ]
+    assert hardening.summary(reports) == [
+        "faults survived: 3",
+        "inputs tried: 20, none crashed the program or left its memory bound",
+        "bytes leaked: none (5 planted identifiers searched for in 1,500 bytes of output)",
+    ]
+    assert hardening.summary([]) == []
+
+
+def test_a_leak_is_told_though_its_test_failed():
+    (line,) = hardening.summary(
+        [SimpleNamespace(user_properties=[("planted", 5), ("searched", 1000), ("leaked", 0)])],
+        [SimpleNamespace(user_properties=[("faults", 1), ("planted", 5), ("searched", 500), ("leaked", 7)])],
+    )
+    assert line == "bytes leaked: 7 (5 planted identifiers searched for in 1,500 bytes of output)"

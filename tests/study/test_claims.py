@@ -1,0 +1,202 @@
+"""Every claim has its code, its test and its place in a notebook; every number in the README is a reference's."""
+
+import ast
+import importlib
+import json
+import re
+import shutil
+import xml.etree.ElementTree as ElementTree
+from functools import cache
+
+import nbformat
+import pytest
+
+from thyroid_lib.common.files import PROJECT, write_json
+from thyroid_lib.study import claims
+
+CONTENT = claims.source()
+READMES = list(claims.READMES.values())
+
+
+@cache
+def headings(notebook: str) -> set[str]:
+    cells = nbformat.read(PROJECT / "notebooks" / f"{notebook}.ipynb", as_version=4).cells
+    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    return {match[1].strip() for match in re.finditer(r"^#{2,3} (.+)$", text, re.MULTILINE)}
+
+
+@cache
+def functions(file: str) -> set[str]:
+    tree = ast.parse((PROJECT / "tests" / file).read_text(encoding="utf-8"))
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def resolve(name: str):
+    """The object of a dotted name: the longest importable module, then attributes."""
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:length]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[length:]:
+            found = getattr(found, part)
+        return found
+    raise AssertionError(f"no module of {name}")
+
+
+def test_the_claims_are_the_fifteen_of_the_invention():
+    assert [claim["id"] for claim in CONTENT["claims"]] == [f"C{n}" for n in range(1, 16)]
+
+
+@pytest.mark.parametrize("claim", CONTENT["claims"], ids=lambda claim: claim["id"])
+def test_each_claim_has_code_a_test_and_a_place_that_exist(claim):
+    assert claim["code"] and claim["tests"] and claim["says"] and claim["paragraphs"]
+    for name in claim["code"]:
+        assert resolve(name) is not None, name
+    for test in claim["tests"]:
+        file, _, function = test.partition("::")
+        assert function in functions(file), test
+    assert claim["section"] in headings(claim["notebook"]), claim["section"]
+
+
+@pytest.mark.parametrize("block", CONTENT["results"], ids=lambda block: block["profile"])
+def test_each_number_of_the_readme_has_a_key_a_section_and_both_languages(block):
+    keys = [row["key"] for row in block["rows"]]
+    assert len(set(keys)) == len(keys) and block["en"] and block["zh"]
+    for row in block["rows"]:
+        assert row["en"] and row["zh"] and row["section"] in headings(row["notebook"]), row
+    metrics = claims.reference_of(block["profile"])
+    if metrics is not None:
+        assert [key for key in keys if key not in metrics] == []
+    assert (PROJECT / "notebooks" / "profiles" / f"{block['profile']}.yaml").is_file()
+
+
+def test_readmes_table_and_drawing_are_up_to_date():
+    assert claims.write(check=True) == [], "run: python -m thyroid_lib claims"
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_no_result_is_typed_into_a_readme(name):
+    text = (PROJECT / name).read_text(encoding="utf-8")
+    before, _, rest = text.partition(claims.BEGIN)
+    outside = before + rest.partition(claims.END)[2]
+    outside = re.sub(r"```.*?```|`[^`]*`|\(https?:[^)]*\)", "", outside, flags=re.DOTALL)
+    found = re.findall(r"(?<![\d.])[01]\.\d+|\d+(?:\.\d+)? ?%|AUROC[^|.]{0,20}\d", outside)
+    assert [number for number in found if not number.startswith("3.1")] == []
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_links_of_a_readme_lead_somewhere(name):
+    text = (PROJECT / name).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
+        assert target.startswith("https://") or (PROJECT / target).exists(), target
+
+
+def test_both_readmes_have_the_same_parts_commands_and_numbers():
+    english, chinese = ((PROJECT / name).read_text(encoding="utf-8") for name in READMES)
+    for pattern in (r"^## ", r"^\| ", r"^!\[", r"^\./|^python -m"):
+        count = [len(re.findall(pattern, text, re.MULTILINE)) for text in (english, chinese)]
+        assert count[0] == count[1], pattern
+    inside = [text.partition(claims.BEGIN)[2].partition(claims.END)[0] for text in (english, chinese)]
+    numbers = [re.findall(r"-?\d\.\d{3}", text) for text in inside]
+    assert numbers[0] == numbers[1]
+
+
+def metric(value):
+    return {"value": value, "low": value - 0.0521, "high": value + 0.0519, "n_images": 276, "n_patients": 238}
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A checkout with the documents, and with references where a test writes them."""
+    for name in [claims.SOURCE, *READMES]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(PROJECT / name, tmp_path / name)
+    return tmp_path
+
+
+def publish(project, profile, **changes):
+    rows = next(block["rows"] for block in CONTENT["results"] if block["profile"] == profile)
+    metrics: dict = {}
+    for place, row in enumerate(rows):
+        notebook, _, key = row["key"].partition("/")
+        metrics.setdefault(notebook, {})[key] = changes.get(row["key"], metric(0.6 + 0.041 * place))
+    write_json(project / "reports" / "reference" / profile / "metrics.json", metrics)
+
+
+def test_without_a_reference_the_readme_says_so_and_shows_no_number(project):
+    for language in ("en", "zh"):
+        text = claims.results(language, project)
+        assert not re.search(r"\d\.\d{3}", text) and "./run_all.sh" in text and "open_data" in text
+    assert claims.drawing(project) is None
+    claims.write(project)
+    assert claims.write(project, check=True) == []
+
+
+def test_with_references_every_number_stands_with_its_interval_in_both_languages(project):
+    publish(project, "quick")
+    publish(project, "open_data")
+    assert set(claims.write(project)) >= {*READMES, claims.TABLE, claims.DRAWING}
+    assert claims.write(project, check=True) == []
+    for name in READMES:
+        text = (project / name).read_text(encoding="utf-8")
+        assert "0.600 (0.548 to 0.652) | 276 / 238" in text and f"]({claims.DRAWING})" in text
+        assert "reports/reference/open_data" in text
+    table = (project / claims.TABLE).read_text(encoding="utf-8")
+    for block in CONTENT["results"]:
+        assert all(f"`{row['key']}`" in table for row in block["rows"])
+
+
+def test_a_changed_reference_is_noticed_and_a_typed_number_too(project, capsys, monkeypatch):
+    publish(project, "quick")
+    claims.write(project)
+    key = next(block["rows"] for block in CONTENT["results"] if block["profile"] == "quick")[0]["key"]
+    publish(project, "quick", **{key: metric(0.777)})
+    assert claims.DRAWING in claims.write(project, check=True)
+    claims.write(project)
+    path = project / "README.md"
+    path.write_text(path.read_text(encoding="utf-8").replace("0.777", "0.877"), encoding="utf-8")
+    assert claims.write(project, check=True) == ["README.md"]
+    monkeypatch.setattr(claims.write, "__defaults__", (project, False))
+    assert claims.main(["--check"]) == 1 and "README.md: out of date" in capsys.readouterr().out
+    assert claims.main([]) == 0 and claims.main(["--check"]) == 0
+
+
+def test_what_a_reference_did_not_compute_is_said(project):
+    rows = next(block["rows"] for block in CONTENT["results"] if block["profile"] == "open_data")
+    few = {
+        "value": None,
+        "low": None,
+        "high": None,
+        "n_images": 3,
+        "n_patients": 2,
+        "reason": "too few: 2 patients",
+    }
+    publish(project, "open_data", **{rows[0]["key"]: few})
+    path = project / "reports" / "reference" / "open_data" / "metrics.json"
+    content = json.loads(path.read_text())
+    notebook, _, key = rows[1]["key"].partition("/")
+    del content[notebook][key]
+    write_json(path, content)
+    text = claims.results("en", project)
+    assert f"| {rows[0]['en']} | too few: 2 patients | – |" in text
+    assert f"| {rows[1]['en']} | not computed in this reference | – |" in text
+
+
+def test_a_readme_without_its_markers_is_an_error(project):
+    (project / "README.md").write_text("# Nothing here\n")
+    with pytest.raises(ValueError, match=r"README\.md: expected"):
+        claims.write(project)
+
+
+def test_the_drawing_is_valid_says_its_numbers_and_fits_dark_pages(project):
+    publish(project, "quick")
+    text = claims.drawing(project)
+    root = ElementTree.fromstring(text)
+    space = {"svg": "http://www.w3.org/2000/svg"}
+    described = root.find("svg:desc", space).text
+    assert described.count("0.") >= 12 and "simulated" in text and "prefers-color-scheme:dark" in text
+    assert len(root.findall("svg:circle", space)) == 4 + 1
+    for line in root.findall("svg:line", space):
+        assert 0 <= float(line.get("x1")) <= float(line.get("x2")) <= 900

@@ -1,0 +1,142 @@
+"""Two runs held against each other."""
+
+import pytest
+
+from thyroid_lib.common.files import write_json
+from thyroid_lib.study import compare
+
+
+def interval(value, low, high):
+    return {"value": value, "low": low, "high": high, "n_images": 9, "n_patients": 3}
+
+
+def folder(path, metrics, **facts):
+    write_json(path / "metrics.json", metrics)
+    write_json(path / "run.json", facts)
+    return path
+
+
+def test_each_number_gets_the_verdict_of_the_stated_rule(tmp_path):
+    ours = {
+        "05": {"same": 1.0, "near": 100.5, "far": 2.0, "in": interval(0.80, 0.7, 0.9), "name": "a", "new": 1}
+    }
+    theirs = {
+        "05": {
+            "same": 1.0,
+            "near": 100.0,
+            "far": 1.0,
+            "in": interval(0.85, 0.75, 0.95),
+            "name": "b",
+            "old": 1,
+        }
+    }
+    result = compare.compare(folder(tmp_path / "a", ours), folder(tmp_path / "b", theirs))
+    assert result.identical == ["05/same"] and result.close == ["05/in", "05/near"]
+    assert [row.split(":")[0] for row in result.different] == ["05/far", "05/name"]
+    assert result.missing == ["05/new: only in the run", "05/old: only in the reference"]
+    assert not result.agrees
+
+
+def test_a_stage_that_the_reference_has_not_is_told_and_decides_nothing(tmp_path):
+    reference = folder(tmp_path / "b", {"05_evaluate": {"x": 1.0}})
+    more = folder(tmp_path / "a", {"05_evaluate": {"x": 1.0}, "06_ablation": {"y": 2.0, "z": 3.0}})
+    result = compare.compare(more, reference)
+    assert result.agrees and not result.missing
+    assert result.around["stages"] == ["06_ablation: 2 numbers, not in the reference"]
+    assert "stages (1)" in result.verdict and "06_ablation" in result.report()
+    assert not compare.compare(reference, more).agrees  # the other way round a stage is missing
+
+
+def test_an_interval_must_hold_the_other_value_both_ways(tmp_path):
+    wide, narrow = interval(0.9, 0.1, 1.0), interval(0.5, 0.45, 0.55)
+    result = compare.compare(folder(tmp_path / "a", {"x": wide}), folder(tmp_path / "b", {"x": narrow}))
+    assert result.different == ["x: 0.9000 (0.1000 to 1.0000), reference 0.5000 (0.4500 to 0.5500)"]
+
+
+def many(outside, headline=0.8):
+    """Metrics of which `outside` of 100 lie outside the interval of those of `many(0)`."""
+    metrics = {f"m{n:03}": interval(0.8, 0.7, 0.9) for n in range(100)}
+    metrics |= {f"m{n:03}": interval(0.95, 0.92, 0.98) for n in range(outside)}
+    key = {"label": "Macro AUROC", "metric": interval(headline, headline - 0.1, headline + 0.1)}
+    return {"05_evaluate": {**metrics, "headline": {"first": key}}}
+
+
+def test_of_many_intervals_one_in_twenty_may_miss_but_no_key_number(tmp_path):
+    reference = folder(tmp_path / "b", many(0))
+    few = compare.compare(folder(tmp_path / "few", many(5)), reference)
+    assert few.agrees and len(few.outside) == 5 and "5 outside an interval as may be" in few.verdict
+    more = compare.compare(folder(tmp_path / "more", many(6)), reference)
+    assert not more.agrees and len(more.different) == 6
+    key = compare.compare(folder(tmp_path / "key", many(0, headline=0.5)), reference)
+    assert [row.split(":")[0] for row in key.different] == ["05_evaluate/headline/first/metric"]
+
+
+def test_noisy_keys_are_listed_and_do_not_decide(tmp_path):
+    def training(epoch, loss, threshold, pixels, curve):
+        return {
+            "01_preprocess": {"finetune": {"crops_hash": pixels, "files": 40}},
+            "03_pretrain": {"best_epoch": epoch, "images": {"train": 9}},
+            "04_finetune": {
+                "trainings": {"finetuned, fold 0": {"val_loss": loss}},
+                "fixed_on_validation": {"finetuned/fold0": {"operating_points": {"a": threshold}}},
+            },
+            "05_evaluate": {"internal": {"finetuned": {"curves": {"a": {"sensitivity": curve}}}}},
+        }
+
+    a = folder(tmp_path / "a", training(3, 1.2, 0.2, "aa", [0, 0.5, 1]))
+    b = folder(tmp_path / "b", training(5, 0.8, 0.4, "bb", [0, 0.7, 1]))
+    result = compare.compare(a, b)
+    assert result.agrees and len(result.noisy) == 5 and len(result.identical) == 2
+    assert result.around["data"] == ["01_preprocess/finetune/crops_hash: aa, reference bb"]
+    other = training(3, 1.2, 0.2, "aa", [0, 0.5, 1])
+    other["01_preprocess"]["finetune"]["files"] = 30
+    assert not compare.compare(a, folder(tmp_path / "c", other)).agrees, "other data are no noise"
+
+
+def test_where_the_data_lie_is_no_difference(tmp_path):
+    a = folder(tmp_path / "a", {"x": 1}, parameters={"01": {"finetune_data": "ddti:../../data/ddti"}})
+    b = folder(tmp_path / "b", {"x": 1}, parameters={"01": {"finetune_data": "ddti:ddti"}})
+    result = compare.compare(a, b)
+    assert result.around["parameters"] == [] and "same data, parameters and environment" in result.verdict
+
+
+def test_every_key_is_listed_when_asked_for(tmp_path, capsys):
+    a, b = folder(tmp_path / "a", many(2)), folder(tmp_path / "b", many(0))
+    assert compare.main([str(a), str(b), "--all"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"05_evaluate/m{n:03}" in said for n in range(100)) and compare.RULE in said
+
+
+def test_differences_of_environment_parameters_are_listed_and_do_not_decide(tmp_path, capsys):
+    a = folder(
+        tmp_path / "a",
+        {"x": 1},
+        parameters={"04": {"epochs": 3}},
+        environment={"packages": {"torch": "2.15"}},
+    )
+    b = folder(
+        tmp_path / "b",
+        {"x": 1},
+        parameters={"04": {"epochs": 4}},
+        environment={"packages": {"torch": "2.11"}},
+    )
+    assert compare.main([str(a), str(b)]) == 0
+    said = capsys.readouterr().out
+    assert "Around: parameters:\n  04/epochs: 3, reference 4" in said
+    assert "Around: environment:\n  packages/torch: 2.15, reference 2.11" in said
+    assert "Around it: parameters (1), environment (1) differ." in said
+
+
+def test_the_exit_status_tells_agreement_difference_and_misuse(tmp_path, capsys):
+    a, b = folder(tmp_path / "a", {"x": 1}), folder(tmp_path / "b", {"x": 2})
+    assert compare.main([str(a), str(a)]) == 0
+    assert compare.main([str(a), str(b)]) == 1
+    assert compare.main([str(a), str(tmp_path)]) == 2
+    assert "expected a run with metrics.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", [None, interval(None, None, None), [1.0, None]])
+def test_an_undefined_number_equals_itself_and_nothing_else(tmp_path, value):
+    a = folder(tmp_path / "a", {"x": value})
+    assert compare.compare(a, a).agrees
+    assert not compare.compare(a, folder(tmp_path / "b", {"x": 0.5})).agrees

@@ -1,0 +1,494 @@
+"""Faults of the machine: killed, full, read-only, hanging, out of memory, with a clock that jumps.
+
+A study of two small notebooks is brought down in many ways; then the same command is given again, and must end with
+the numbers of an undisturbed run and with no file that such a run would not have.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import small_jobs
+from hardening import goes_wrong
+from test_study import notebook
+
+from thyroid_lib import datasets
+from thyroid_lib.common.files import PROJECT, read_json
+from thyroid_lib.common.jobs import run_jobs
+from thyroid_lib.data import crops
+from thyroid_lib.study import profiles
+from thyroid_lib.study import runner as study
+from thyroid_lib.training import loop
+
+WORK = """
+import numpy as np, os, signal, time
+values = np.arange(5) * factor
+np.save(run.path("data", "values.npy"), values)
+(run.path("checkpoints", "a", "x.json")).write_text("{}")
+"""
+READ = """
+import numpy as np
+values = np.load(run.dir / "data" / "values.npy")
+run.record("02_second", {"sum": int(values.sum())})
+"""
+CHILD = """
+import os, pathlib, signal, sys
+from thyroid_lib.common import files
+from thyroid_lib.study import profiles, runner
+books = pathlib.Path(sys.argv[1])
+profiles.NOTEBOOKS, profiles.PROFILES = books, books / "profiles"
+profiles.STAGES = (profiles.Stage("01_first"), profiles.Stage("02_second", ("01_first",)))
+runner.against_reference = lambda run, profile: None  # two small notebooks have no reference
+runner.provenance.library_hash = lambda: "the library"
+left, replace = int(sys.argv[2]), os.replace
+def dying(source, target):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, target)
+os.replace = dying
+sys.exit(study.main(sys.argv[3:]))
+"""
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A study of two small notebooks, the second reading what the first wrote."""
+    return make_project(tmp_path, monkeypatch)
+
+
+def make_project(folder: Path, monkeypatch, first: str = "", second: str = "") -> Path:
+    books = folder / "notebooks"
+    (books / "profiles").mkdir(parents=True, exist_ok=True)
+    notebook(books / "01_first.ipynb", "01", WORK, *([first] if first else []))
+    notebook(books / "02_second.ipynb", "02", READ, *([second] if second else []))
+    (books / "profiles" / "quick.yaml").write_text("common: {factor: 3}\n")
+    monkeypatch.setattr(study, "against_reference", lambda run, profile: None)
+    monkeypatch.setattr(profiles, "NOTEBOOKS", books)
+    monkeypatch.setattr(profiles, "PROFILES", books / "profiles")
+    monkeypatch.setattr(
+        profiles, "STAGES", (profiles.Stage("01_first"), profiles.Stage("02_second", ("01_first",)))
+    )
+    monkeypatch.setattr(study.provenance, "library_hash", lambda: "the library")
+    monkeypatch.setenv("THYROID_REPORTS", str(folder / "reports"))
+    monkeypatch.setenv("THYROID_STATUS", os.devnull)
+    return folder
+
+
+def child(project: Path, *arguments: str, die_at: int = 0, **options) -> subprocess.Popen:
+    """The study in a process of its own, which kills itself at its n-th file that is moved into place."""
+    command = [sys.executable, "-c", CHILD, str(project / "notebooks"), str(die_at), *arguments]
+    return subprocess.Popen(
+        command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+NAMES = {
+    *(
+        "01_first.html",
+        "01_first.ipynb",
+        "02_second.html",
+        "02_second.ipynb",
+        "index.html",
+        "run.json",
+        "metrics.json",
+    ),
+    *("figures/01_line.png", "figures/02_line.png", "data/values.npy", "checkpoints/a/x.json", ".lock"),
+}
+NUMBERS = {"01_first": {"factor": 3}, "02_second": {"factor": 3, "sum": 30}}
+
+
+def whole(project: Path) -> bool:
+    """Whether a run has all numbers and files of an undisturbed one, and no other."""
+    run = project / "reports" / "quick"
+    names = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
+    assert names == NAMES
+    assert read_json(run / "metrics.json") == NUMBERS
+    return set(read_json(run / "run.json")["stages"]) == {"01_first", "02_second"}
+
+
+def wait_for(condition, seconds: float = 600) -> bool:
+    """Whether a condition came true in time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+POINTS = [pytest.param(n, marks=() if n in (5, 9) else pytest.mark.slow) for n in range(1, 13)]
+
+
+@pytest.mark.parametrize("point", POINTS)
+@goes_wrong(
+    "The machine or the runner dies (SIGKILL, a power cut) while a stage runs or a file is written",
+    sees="Reports: ",
+    do="Give the same command again: what had finished is kept, the rest is done anew, with the same numbers.",
+)
+def test_killed_at_any_write_the_same_command_ends_with_the_same_numbers(project, capsys, point, sees, count):
+    runner = child(project, die_at=point)
+    runner.communicate(timeout=600)
+    assert runner.returncode == -signal.SIGKILL
+    assert study.main([]) == 0 and whole(project)
+    assert sees in capsys.readouterr().out
+    count(faults=1)
+
+
+@goes_wrong(
+    "A notebook's process is killed, by the system for want of memory or by hand",
+    sees="its process died",
+    do="Give the same command again; if memory was short, with a smaller batch_size or fewer jobs.",
+)
+def test_a_kernel_that_dies_is_told_and_the_next_run_goes_on(tmp_path, monkeypatch, capsys, sees, count):
+    mark = tmp_path / "once"
+    dies = (
+        f"import os\nif not os.path.exists({str(mark)!r}):\n"
+        f"    open({str(mark)!r}, 'w').close()\n    os.kill(os.getpid(), 9)"
+    )
+    project = make_project(tmp_path, monkeypatch, second=dies)
+    assert study.main([]) == 1
+    said = capsys.readouterr().err
+    assert sees in said and "02_second failed" in said and "Traceback" not in said
+    run = project / "reports" / "quick"
+    assert (
+        set(read_json(run / "run.json")["stages"]) == {"01_first"} and not (run / "02_second.html").exists()
+    )
+    assert study.main([]) == 0 and whole(project)
+    count(faults=1)
+
+
+HANGS = """
+import signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(999)"
+subprocess.Popen([sys.executable, "-c", deaf])
+while {hang}:
+    try:
+        time.sleep(999)
+    except KeyboardInterrupt:
+        pass
+"""
+
+
+@goes_wrong(
+    "A notebook hangs",
+    sees="minutes that a stage may take",
+    do="Give the same command again; `--time-limit MINUTES` sets how long one notebook may take (a day), 0 lifts it.",
+)
+def test_a_notebook_that_hangs_is_stopped_with_all_it_started(tmp_path, monkeypatch, capsys, sees, count):
+    project = make_project(tmp_path, monkeypatch, second=HANGS.format(hang=True))
+    before = set(psutil.Process().children(recursive=True))
+    assert study.main(["--only", "01"]) == 0  # with all the time that a busy machine needs for it
+    capsys.readouterr()
+    assert study.main(["--time-limit", "0.2"]) == 1
+    said = capsys.readouterr().err
+    assert sees in said and "02_second failed after" in said and "Traceback" not in said
+    left = [
+        p for p in set(psutil.Process().children(recursive=True)) - before if "999" in " ".join(p.cmdline())
+    ]
+    assert left == []
+    assert (project / "reports" / "quick" / "01_first.html").exists()
+    count(faults=1)
+
+
+def test_what_a_finished_notebook_left_running_is_ended(tmp_path, monkeypatch, count):
+    project = make_project(tmp_path, monkeypatch, second=HANGS.format(hang=False) + "\ntime.sleep(2)")
+    mark = "import signal, time; signal.signal"
+    assert study.main([]) == 0 and whole(project)
+    assert not [p for p in psutil.process_iter(["cmdline"]) if mark in " ".join(p.info["cmdline"] or [])]
+    count(faults=1)
+
+
+@pytest.mark.parametrize("text", ["-1", "nan", "inf", "soon"])
+def test_a_time_limit_that_is_none_is_refused(text, capsys):
+    with pytest.raises(SystemExit) as wrong:
+        study.main(["--time-limit", text])
+    assert wrong.value.code == 2 and "--time-limit" in capsys.readouterr().err
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A small file system of its own: mounts it with a size; the test is skipped where that is not allowed."""
+    folders = []
+
+    def mount(size: str) -> Path:
+        folder = tmp_path / f"disk{len(folders)}"
+        folder.mkdir()
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True
+        )
+        if done.returncode:
+            pytest.skip("mounting a small file system is not allowed here (it needs root)")
+        folders.append(folder)
+        return folder
+
+    if not shutil.which("mount"):
+        pytest.skip("this system has no mount command")
+    yield mount
+    for folder in folders:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def fill(folder: Path, leave: int) -> Path:
+    """Fills a file system but for so many bytes."""
+    free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
+    (folder / "filler").write_bytes(bytes(max(0, free - leave)))
+    return folder / "filler"
+
+
+@goes_wrong(
+    "The disk is full",
+    sees="No space left on device",
+    do="Make room and give the same command again; files that were whole are still whole.",
+)
+def test_a_full_disk_is_told_and_with_room_again_the_run_goes_on(
+    project, disk, monkeypatch, capsys, sees, count
+):
+    place = disk("3m")
+    monkeypatch.setenv("THYROID_REPORTS", str(place / "reports"))
+    assert study.main(["--only", "01"]) == 0
+    page = (place / "reports" / "quick" / "01_first.html").read_bytes()
+    filler = fill(place, leave=8192)
+    capsys.readouterr()
+    assert study.main([]) == 1
+    said = capsys.readouterr().err
+    assert sees in said and "Traceback" not in said
+    assert (place / "reports" / "quick" / "01_first.html").read_bytes() == page
+    filler.unlink()
+    assert study.main([]) == 0 and whole(place)
+    count(faults=1)
+
+
+def test_crops_meet_a_full_disk_with_an_error_not_a_crash(disk, tmp_path, monkeypatch, count):
+    monkeypatch.setenv("THYROID_CACHE", str(tmp_path / "cache"))
+    table = datasets.read("phantom:clinic?patients=4&seed=5")
+    place = disk("1m")
+    code = (
+        "import sys; from thyroid_lib import datasets; from thyroid_lib.data import crops\n"
+        "table = datasets.read('phantom:clinic?patients=4&seed=5')\n"
+        "try: crops.build(table, sys.argv[1], size=int(sys.argv[2]), jobs=1)\n"
+        "except OSError as error: print(error.strerror)"
+    )
+    built = crops.build(table, place / "crops", size=64, jobs=1)
+    done = subprocess.run(
+        [sys.executable, "-c", code, place / "crops", "400"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, "No space left on device\n"), done.stderr[-500:]
+    assert np.array_equal(crops.Crops.open(place / "crops").images, built.images)
+    assert [path.name for path in place.iterdir()] == ["crops"]
+    count(faults=1)
+
+
+def test_a_full_cache_is_told_and_leaves_nothing_half_made(disk, monkeypatch, count):
+    place = disk("256k")
+    monkeypatch.setenv("THYROID_CACHE", str(place))
+    with pytest.raises(OSError, match=r"is the disk full\?|No space left"):
+        datasets.read("phantom:clinic?patients=20&seed=5")
+    assert not list(place.rglob("*.png"))
+    count(faults=1)
+
+
+@goes_wrong(
+    "The folder of the reports cannot be written to",
+    sees="expected a folder that can be written to",
+    do="Mend its permissions, or name another place: `THYROID_REPORTS=FOLDER ./run_all.sh`.",
+)
+def test_a_read_only_place_is_told_before_anything_runs(project, disk, monkeypatch, capsys, sees, count):
+    place = disk("1m")
+    subprocess.run(["mount", "-o", "remount,ro", place], check=True)
+    monkeypatch.setenv("THYROID_REPORTS", str(place / "reports"))
+    assert study.main([]) == 1
+    said = capsys.readouterr().err
+    assert sees in said and "Nothing was started" in said and "Traceback" not in said
+    count(faults=1)
+
+
+@goes_wrong(
+    "Two runs are started into one folder",
+    sees="another run is writing to",
+    do="Wait for the first, or give the second a folder of its own with `--run NAME`.",
+)
+def test_a_second_run_stops_and_the_first_is_not_disturbed(tmp_path, monkeypatch, capsys, sees, count):
+    go = tmp_path / "go"
+    waits = f"import os, time\nwhile not os.path.exists({str(go)!r}):\n    time.sleep(0.1)"
+    project = make_project(tmp_path, monkeypatch, first=waits)
+    first = child(project)
+    assert wait_for((project / "reports" / "quick" / ".work" / "01_first.ipynb").exists)
+    assert study.main([]) == 2
+    said = capsys.readouterr().err
+    assert sees in said and "Nothing was started" in said
+    go.touch()
+    first.communicate(timeout=600)
+    assert first.returncode == 0 and whole(project)
+    count(faults=1)
+
+
+def test_a_clock_that_jumps_changes_neither_numbers_nor_what_is_skipped(project, monkeypatch, capsys, count):
+    real, calls = time.time, iter(range(10**9))
+
+    def jumping() -> float:
+        ours = (
+            sys._getframe(1).f_globals["__name__"].startswith("thyroid_lib")
+        )  # Jupyter's own waits keep the time
+        return real() + ours * (-1) ** next(calls) * 40_000_000  # a year and more, to and fro
+
+    monkeypatch.setattr(time, "time", jumping)
+    assert study.main([]) == 0 and whole(project)
+    run = project / "reports" / "quick"
+    assert all(0 < stage["seconds"] < 100_000 for stage in read_json(run / "run.json")["stages"].values())
+    for path in run.rglob("*"):
+        os.utime(path, (2**33, 2**33))  # files from the year 2242
+    capsys.readouterr()
+    assert study.main([]) == 0
+    assert capsys.readouterr().out.count("unchanged, skipped") == 2
+    count(faults=1)
+
+
+@pytest.mark.parametrize("name", ["run.json", "metrics.json"])
+@goes_wrong(
+    "A file of a run is damaged (half written by another program, emptied by a broken disk)",
+    sees="expected JSON, came",
+    do="Remove the file that is named and give the same command again.",
+)
+def test_a_damaged_file_of_a_run_is_named(project, capsys, name, sees, count):
+    run = project / "reports" / "quick"
+    run.mkdir(parents=True)
+    (run / name).write_text('{"half":')
+    assert study.main([]) in (1, 2)
+    said = capsys.readouterr().err
+    assert sees in said and str(name) in said and "Traceback" not in said
+    if name == "run.json":
+        (run / name).unlink()
+        assert study.main([]) == 0 and whole(project)
+    count(faults=1)
+
+
+TRAIN = """
+import resource, sys
+from types import SimpleNamespace
+import numpy as np
+from thyroid_lib.training import command, loop
+command._train = lambda options, module: loop.fit(
+    loop.Settings(model=MODEL, epochs=2, batch_size=256, precision="32", threads=1),
+    SimpleNamespace(images=np.zeros((600, 96, 96), np.uint8), labels=np.arange(600) % 2, hash="x"),
+    np.arange(576), np.arange(576, 600), sys.argv[1])
+import lightning_fabric, torch  # what the training imports anyway takes address space too
+from thyroid_lib import network
+from thyroid_lib.training import engine, ranks
+torch.randn(4, 4, requires_grad=True).sum().backward()
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 400 * 2**20,) * 2)
+sys.exit(command.main(["--crops", "x", "--folder", sys.argv[1]]))
+"""
+MODEL = {"name": "xception", "num_classes": 2, "in_chans": 1, "width": 0.25, "middle_blocks": 1}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
+@goes_wrong(
+    "Memory runs out in training",
+    sees="out of memory in epoch",
+    do="Start again with a smaller batch_size; the checkpoint before it is kept.",
+)
+def test_out_of_memory_in_a_training_process_is_told_with_what_to_do(tmp_path, sees, count):
+    code = TRAIN.replace("MODEL", repr(MODEL))
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "fit"], capture_output=True, text=True, cwd=PROJECT
+    )
+    assert done.returncode == 1, done.stderr[-500:]
+    assert sees in done.stderr and "smaller batch_size" in done.stderr and "Traceback" not in done.stderr
+    count(faults=1)
+
+
+@goes_wrong(
+    "A worker process is killed for want of memory",
+    sees="excessive memory usage",
+    do="Start again with fewer workers (`--set jobs=1`, `--set parallel=1`); nothing half-made is left.",
+)
+def test_a_worker_that_is_killed_or_short_of_memory_stops_the_jobs_with_a_reason(sees, count):
+    with pytest.raises(Exception, match=sees):
+        run_jobs(small_jobs.killed, [{}, {}], parallel=2)
+    with pytest.raises(MemoryError):
+        run_jobs(small_jobs.greedy, [{"size": 10}, {"size": 2**34}], parallel=2)
+    assert run_jobs(small_jobs.greedy, [{"size": 1}, {"size": 2}], parallel=2) == [
+        1,
+        2,
+    ]  # and the next jobs run
+    count(faults=2)
+
+
+ORPHANS = """
+import sys, numpy as np
+from pathlib import Path
+from thyroid_lib import datasets
+from thyroid_lib.data import crops
+from thyroid_lib.training import loop, ranks
+table = datasets.read("phantom:clinic?patients=8&seed=5")
+built = crops.build(table, sys.argv[1] + "/crops", size=32, jobs=1)
+rows = np.arange(len(built))
+settings = loop.Settings(model=MODEL, epochs=100_000, batch_size=8, devices=2, precision="32", patience=0)
+print("started", flush=True)
+ranks.fit(settings, built, rows[:-4], rows[-4:], sys.argv[1] + "/fit")
+"""
+
+
+@pytest.mark.slow
+def test_workers_end_when_the_process_that_started_them_is_killed(tmp_path, monkeypatch, count):
+    monkeypatch.setenv("THYROID_CACHE", str(tmp_path / "cache"))
+    code = ORPHANS.replace("MODEL", repr(MODEL | {"num_classes": 4}))
+    parent = subprocess.Popen([sys.executable, "-c", code, tmp_path], cwd=PROJECT)
+    assert wait_for((tmp_path / "fit" / "state.json").exists)
+    family = psutil.Process(parent.pid).children(recursive=True)
+    assert len(family) >= 3  # torchrun and its two ranks
+    parent.kill()
+    parent.wait()
+    assert wait_for(lambda: not any(p.is_running() and p.status() != "zombie" for p in family))
+    count(faults=1)
+
+
+@pytest.mark.slow
+def test_killed_in_every_real_stage_the_study_ends_with_the_same_numbers(tmp_path, monkeypatch, count):
+    monkeypatch.delenv("THYROID_STATUS", raising=False)
+    names = [stage.name for stage in profiles.STAGES if stage.default]
+
+    def command(place: str) -> subprocess.Popen:
+        environment = os.environ | {"THYROID_REPORTS": str(tmp_path / place), "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(
+            [sys.executable, "-m", "thyroid_lib", "run", "--profile", "smoke"],
+            cwd=PROJECT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    undisturbed = command("a")
+    _, said = undisturbed.communicate(timeout=1800)
+    assert undisturbed.returncode == 0, said
+    for number, name in enumerate(names):
+        runner = command("b")
+        partial = tmp_path / "b" / "smoke" / ".work" / f"{name}.ipynb"
+        assert wait_for(lambda path=partial: path.exists()), name
+        time.sleep(1 + 1.5 * (number % 3))
+        runner.send_signal(signal.SIGKILL)
+        runner.communicate()
+    last = command("b")
+    _, said = last.communicate(timeout=1800)
+    assert last.returncode == 0, said
+    a, b = (tmp_path / place / "smoke" for place in "ab")
+    listed = [{p.relative_to(x).as_posix() for p in x.rglob("*") if p.is_file()} for x in (a, b)]
+    assert listed[0] == listed[1]
+    assert json.dumps(read_json(a / "metrics.json")) == json.dumps(read_json(b / "metrics.json"))
+    assert (a / "predictions.csv").read_bytes() == (b / "predictions.csv").read_bytes()
+    count(faults=len(names))
+
+
+def test_a_training_error_is_no_other_runtime_error(tmp_path):
+    with pytest.raises(RuntimeError, match="unrelated") as error, loop._enough_memory(None):
+        raise RuntimeError("unrelated")
+    assert not isinstance(error.value, loop.TrainingError)

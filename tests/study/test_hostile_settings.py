@@ -1,0 +1,353 @@
+"""Hostile settings: profiles, SPECs, run folders and classifier folders of any content end in words, not tracebacks."""
+
+import copy
+import functools
+import hashlib
+import json
+import os
+import random
+import shutil
+import struct
+import warnings
+
+import pytest
+import small_classifier as small
+import yaml
+from hardening import goes_wrong
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from thyroid_lib import datasets
+from thyroid_lib.classifier import Classifier, backends, definition
+from thyroid_lib.common.files import DamagedFile
+from thyroid_lib.deploy import command
+from thyroid_lib.study import compare, profiles, runner
+
+QUIET = dict(deadline=None, derandomize=True, database=None,
+             suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])  # fmt: skip
+plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9) | st.dates()
+values = st.recursive(
+    plain, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(plain, inner, max_size=3), max_leaves=8
+)
+NOTEBOOKS = st.sampled_from(["common", "01_preprocess", "04_finetune", "04", "99_none", ""])
+PARAMETERS = st.sampled_from("epochs lr size finetune_data seed run_dir jobs folds_to_run cluster x".split())
+
+
+@pytest.fixture(autouse=True)
+def notebooks_read_once(monkeypatch):
+    monkeypatch.setattr(profiles, "declared", DECLARED)
+
+
+DECLARED = functools.cache(profiles.declared)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("profiles")
+
+
+@given(
+    profile=st.dictionaries(
+        NOTEBOOKS | plain, st.dictionaries(PARAMETERS | plain, values, max_size=4) | values, max_size=4
+    )
+)
+@settings(max_examples=60, **QUIET)
+def test_any_profile_is_resolved_or_refused_with_all_its_problems(place, monkeypatch, profile):
+    monkeypatch.setenv("THYROID_CALLER", str(place))
+    (place / "p.yaml").write_text(yaml.dump(profile), encoding="utf-8")
+    try:
+        resolved = profiles.resolve(profiles.load("p.yaml"), [], {})
+    except profiles.ProfileError as error:
+        assert error.problems and all(isinstance(problem, str) and problem for problem in error.problems)
+    else:
+        assert all(isinstance(parameters, dict) for parameters in resolved.values())
+
+
+@given(data=st.binary(max_size=80) | st.text(max_size=80).map(str.encode))
+@settings(max_examples=150, **QUIET)
+def test_any_bytes_in_a_profile_are_read_or_refused(place, monkeypatch, data):
+    monkeypatch.setenv("THYROID_CALLER", str(place))
+    (place / "b.yaml").write_bytes(data)
+    try:
+        profile = profiles.load("b.yaml")
+    except profiles.ProfileError as error:
+        assert "b.yaml" in str(error)
+    else:
+        assert isinstance(profile, dict)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a: &a [*a]", "&a [" * 400, "a: " + "[" * 3000, "? ? ? ?", "x: 2026-99-99", "a: 0o9", "---\n---\n"],
+)
+def test_yaml_that_ties_itself_in_knots_is_refused_or_read(place, monkeypatch, capsys, text):
+    monkeypatch.setenv("THYROID_CALLER", str(place))
+    (place / "k.yaml").write_text(text)
+    assert runner.main(["--profile", "k.yaml"]) == 2
+    said = capsys.readouterr().err
+    assert "Nothing was started" in said and "Traceback" not in said
+
+
+def test_a_yaml_that_multiplies_itself_takes_no_memory(place, monkeypatch, capsys):
+    lines = ["a: &a0 [lol, lol, lol, lol, lol, lol, lol, lol, lol]"]
+    lines += [f"b{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 30)]
+    monkeypatch.setenv("THYROID_CALLER", str(place))
+    (place / "lol.yaml").write_text("\n".join(lines))
+    assert runner.main(["--profile", "lol.yaml"]) == 2
+    assert len(capsys.readouterr().err) < 2000
+
+
+SETTINGS = [
+    "",
+    "=",
+    "x",
+    ".=1",
+    "04.epochs=",
+    "04.epochs=[[[",
+    "04.epochs=!!python/name:os.system",
+    "04.epochs=1e99",
+]
+SETTINGS += [
+    "04.lr=nan",
+    "\0=1",
+    "04_finetune.run_dir=/etc",
+    "common.epochs={a: 1}",
+    "04.epochs=" + "[" * 3000,
+]
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_any_setting_on_the_command_line_is_taken_or_refused(setting):
+    try:
+        resolved = profiles.resolve({}, [setting], {})
+    except profiles.ProfileError as error:
+        assert error.problems
+    else:
+        assert isinstance(resolved, dict)
+
+
+NASTY_SPECS = [
+    "",
+    ":",
+    "x:y",
+    "manifest:",
+    "manifest:\0",
+    "folder:" + "x" * 5000,
+    "dicom:~nobody/x",
+    "phantom:clinic?patients=1e9",
+    "phantom:clinic?patients=-1",
+    "phantom:../../etc?patients=2",
+    "phantom:clinic?patients=2&seed=x",
+    "phantom:clinic?jobs=x",
+    "busi:/proc",
+    "ddti:/dev/null",
+    "stanford:/dev/zero",
+    "manifest:/dev/zero",
+    "tn3k:http://127.0.0.1:9/",
+    "folder:/proc/self/fd?patient=x",
+    "manifest:.?classes=" + "," * 999,
+    "dicom:.?frames=-1",
+    "folder:.?title=" + "<b>" * 500,
+    "\ud800:x",
+    "manifest:\ud800",
+]
+
+
+@pytest.mark.parametrize("spec", NASTY_SPECS)
+def test_any_spec_is_read_or_refused_in_words(spec, monkeypatch, tmp_path, count):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("THYROID_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(datasets.DatasetError) as error:
+        datasets.read(spec)
+    assert 20 < len(str(error.value)) < 10_000
+    assert isinstance(profiles.spec_problem(spec), str)
+    count(inputs=1)
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    return small.make(tmp_path_factory.mktemp("run") / "classifier", members=1)
+
+
+@pytest.fixture
+def folder(sound, tmp_path):
+    shutil.copytree(sound, tmp_path / "classifier")
+    Image.fromarray(small.sector_frame(1)).save(tmp_path / "frame.png")
+    return tmp_path / "classifier"
+
+
+def put(folder, content: dict) -> None:
+    """Writes a definition whose id and hashes are in order, as an attacker would."""
+    for name in content.get("files", {}) if isinstance(content.get("files"), dict) else ():
+        path = folder / str(name)
+        if path.is_file() and isinstance(content["files"][name], dict):
+            content["files"][name] |= {"sha256": backends.sha256(path), "bytes": path.stat().st_size}
+    try:
+        content["id"] = definition.identity(content)
+    except (KeyError, TypeError, ValueError):
+        pass
+    (folder / "classifier.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def answer(folder, capsys) -> int:
+    """Exit status of classifying one sound frame; 0 and 1 give an answer or its error, 2 says what is wrong."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        arguments = [
+            str(folder.parent / "frame.png"),
+            "--classifier",
+            str(folder),
+            "--backend",
+            "torch",
+            "--json",
+        ]
+        status = command.main(arguments)
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err and len(captured.err) < 5000
+    assert captured.err.startswith("error: ") if status == 2 else json.loads(captured.out)
+    return status
+
+
+def paths_of(value, at=()) -> list[tuple]:
+    found = [at] if at else []
+    children = (
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    )
+    for key, inner in children:
+        found += paths_of(inner, (*at, key))
+    return found
+
+
+EXTREMES = [None, True, 0, -1, 1, 2**31, 10**30, 0.5, 1e-300, 1e300, float("inf"), float("nan")]
+EXTREMES += ["", "x", "../../etc/passwd", "\0", "<script>", [], [[]], {}, {"a": {}}, [0] * 3, "x" * 9999]
+
+
+@pytest.mark.parametrize("examples", [160, pytest.param(4000, marks=pytest.mark.slow)])
+def test_any_value_anywhere_in_a_classifiers_definition_is_survived(folder, capsys, count, examples):
+    original = json.loads((folder / "classifier.json").read_text(encoding="utf-8"))
+    places, chance, statuses = paths_of(original), random.Random(7), set()
+    for _ in range(examples):
+        content = copy.deepcopy(original)
+        for _ in range(chance.choice((1, 1, 2))):
+            *way, last = chance.choice(places)
+            target = content
+            try:
+                for key in way:
+                    target = target[key]
+                if chance.random() < 0.2:
+                    del target[last]
+                else:
+                    target[last] = chance.choice(EXTREMES)
+            except (KeyError, IndexError, TypeError):
+                continue  # an earlier change took this place away
+        put(folder, content)
+        statuses.add(answer(folder, capsys))
+    assert statuses == {0, 2} or statuses == {0, 1, 2}
+    count(inputs=examples)
+
+
+def header_of(path) -> tuple[dict, bytes]:
+    data = path.read_bytes()
+    size = struct.unpack("<Q", data[:8])[0]
+    return json.loads(data[8 : 8 + size]), data[8 + size :]
+
+
+def weights(path, header, body: bytes) -> None:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + body)
+
+
+def overlapping(header):
+    for entry in header.values():
+        entry["data_offsets"] = [0, 8] if "data_offsets" in entry else None
+
+
+def huge(header):
+    next(v for k, v in header.items() if k != "__metadata__")["shape"] = [2**40, 2**20]
+
+
+def far(header):
+    next(v for k, v in header.items() if k != "__metadata__")["data_offsets"] = [0, 2**60]
+
+
+def strange(header):
+    next(v for k, v in header.items() if k != "__metadata__")["dtype"] = "PICKLE"
+
+
+def empty(header):
+    header.clear()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "novelty.safetensors"])
+@pytest.mark.parametrize(
+    "change", [overlapping, huge, far, strange, empty, b"{", b"[]", b"\xff" * 64, "cut", "long", "zeros"]
+)
+def test_a_classifiers_arrays_of_any_content_are_refused_in_words(folder, capsys, count, name, change):
+    path = folder / name
+    header, body = header_of(path)
+    if callable(change):
+        change(header)
+        weights(path, header, body)
+    elif change == "cut":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif change == "long":
+        path.write_bytes(struct.pack("<Q", 2**62) + bytes(100))
+    elif change == "zeros":
+        weights(path, header, bytes(len(body)))
+    else:
+        weights(path, change, body)
+    put(folder, json.loads((folder / "classifier.json").read_text(encoding="utf-8")))
+    assert answer(folder, capsys) in ((0, 1, 2) if change == "zeros" else (2,))
+    count(inputs=1)
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside.safetensors", "/etc/passwd", "model.safetensors/../../outside.safetensors"]
+)
+def test_a_classifier_names_no_file_outside_its_folder(folder, capsys, name):
+    content = json.loads((folder / "classifier.json").read_text(encoding="utf-8"))
+    content["files"][name] = {"sha256": hashlib.sha256(b"").hexdigest(), "bytes": 0}
+    put(folder, content)
+    assert answer(folder, capsys) == 2
+
+
+@goes_wrong(
+    "A classifier folder was changed, cut short or exchanged in part",
+    sees="copy it again",
+    do="Copy the whole folder from where it was made; its parts are held together by SHA-256.",
+)
+def test_a_changed_classifier_is_refused(folder, sees):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(definition.ClassifierError) as error:
+        Classifier.load(folder, backend="torch")
+    assert sees in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "null", '{"a": NaN}', '{"04": "x"}', '{"a": {"value": "x"}}', "\0", '"' + "x" * 10**6],
+)
+def test_a_run_with_any_metrics_can_be_compared_or_is_refused(tmp_path, capsys, content):
+    for run in ("a", "b"):
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "metrics.json").write_text(content)
+        (tmp_path / run / "run.json").write_text(content)
+    try:
+        status = compare.main([str(tmp_path / "a"), str(tmp_path / "b")])
+    except (SystemExit, DamagedFile) as stopped:
+        status = getattr(stopped, "code", 2)
+    assert status in (0, 1, 2)
+    assert "Traceback" not in "".join(capsys.readouterr())
+
+
+def test_many_files_can_be_open_at_once_and_none_is_left(sound, capsys, tmp_path):
+    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    for number in range(40):
+        (tmp_path / f"{number}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(number))
+    for _ in range(3):
+        command.main([str(tmp_path), "--classifier", str(sound), "--backend", "torch"])
+    capsys.readouterr()
+    after = len(os.listdir("/proc/self/fd")) if before else 0
+    assert after <= before + 3

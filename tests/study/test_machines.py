@@ -1,0 +1,281 @@
+"""Other machines: other Pythons and names of folders, no home, no git, no network, other processors."""
+
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import small_classifier as small
+import torch
+from hardening import goes_wrong
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from PIL import Image
+from test_faults import NAMES, NUMBERS, make_project
+
+from thyroid_lib import network
+from thyroid_lib.common import files as cache
+from thyroid_lib.common.files import PROJECT, read_json
+from thyroid_lib.study import provenance, runner
+from thyroid_lib.training import hardware
+
+LOCK = (PROJECT / "requirements.lock").read_text(encoding="utf-8")
+PINS = [Requirement(line.rstrip("\\ ")) for line in LOCK.splitlines() if re.match(r"[a-z0-9]", line)]
+PYTHONS = ["3.11", "3.12", "3.13"]
+SYSTEMS = {
+    "linux": ("Linux", "x86_64", "posix"),
+    "darwin": ("Darwin", "arm64", "posix"),
+    "win32": ("Windows", "AMD64", "nt"),
+}
+ODD = "Über 研究 (copy) 'a' & b"
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+@pytest.mark.parametrize("system", list(SYSTEMS))
+def test_the_lock_pins_each_package_once_for_every_python_and_system(python, system):
+    name, machine, kind = SYSTEMS[system]
+    environment = default_environment() | {
+        "python_version": python,
+        "python_full_version": f"{python}.4",
+        "sys_platform": system,
+        "platform_system": name,
+        "platform_machine": machine,
+        "os_name": kind,
+    }
+    here = [pin for pin in PINS if pin.marker is None or pin.marker.evaluate(environment)]
+    names = [pin.name for pin in here]
+    assert len(names) == len(set(names)) > 100
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    asked = [Requirement(text) for text in project["dependencies"]]
+    asked += [Requirement(text) for extra in project["optional-dependencies"].values() for text in extra]
+    pinned = {pin.name: next(iter(pin.specifier)).version for pin in here}
+    for need in asked:
+        if need.marker is None or need.marker.evaluate(environment):
+            assert need.specifier.contains(pinned[need.name.lower()], prereleases=True), need
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("python", PYTHONS)
+def test_the_lock_installs_for_every_python(python, tmp_path):
+    uv = shutil.which("uv") or str(PROJECT / ".uv" / "bin" / "uv")
+    if not Path(uv).exists():
+        pytest.skip("uv is not here")
+    command = [uv, "pip", "install", "--dry-run", "--target", tmp_path / "site", "--python-version", python]
+    command += [
+        "--require-hashes",
+        "--only-binary",
+        ":all:",
+        "--no-binary",
+        "grad-cam",
+        "-r",
+        PROJECT / "requirements.lock",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=tmp_path)
+    # not "network": networkx is a package
+    unreachable = r"dns error|error sending request|failed to fetch|timed out"
+    if done.returncode and re.search(unreachable, done.stderr, re.IGNORECASE):
+        pytest.skip("the package index cannot be reached from here")
+    assert done.returncode == 0, done.stderr[-1500:]
+    assert re.search(r"Would install \d{3} packages", done.stderr)
+
+
+HOOK = """
+import os, sys
+def refuse(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.sendto"):
+        host = arguments[1][0] if event != "socket.getaddrinfo" and isinstance(arguments[1], tuple) else arguments[0]
+        if isinstance(host, str) and not host.startswith(("127.", "::1", "localhost", "/")):
+            with open(os.environ["CALLS"], "a") as file:
+                file.write(f"{event} {host}\\n")
+            raise OSError(f"no network in this test: {host}")
+sys.addaudithook(refuse)
+"""
+CHILD = """
+import pathlib, sys
+from thyroid_lib.study import profiles, runner
+books = pathlib.Path(sys.argv[1])
+profiles.NOTEBOOKS, profiles.PROFILES = books, books / "profiles"
+profiles.STAGES = (profiles.Stage("01_first"), profiles.Stage("02_second", ("01_first",)))
+runner.against_reference = lambda run, profile: None  # two small notebooks have no reference
+sys.exit(runner.main([]))
+"""
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory):
+    """The study run in a folder with blanks and other letters, by a user without a home, git or network."""
+    place = tmp_path_factory.mktemp("machine") / ODD
+    place.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        make_project(place, patch)
+    (place / "hook").mkdir()
+    (place / "hook" / "sitecustomize.py").write_text(HOOK)
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("THYROID", "JUPYTER", "XDG"))
+    }
+    environment |= {
+        "HOME": "/proc/nobody",
+        "PATH": str(place / "empty"),
+        "PYTHONPATH": os.pathsep.join([str(place / "hook"), str(PROJECT)]),
+        "CALLS": str(place / "calls"),
+        "THYROID_REPORTS": str(place / "reports"),
+        "TMPDIR": str(place),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, place / "notebooks"],
+        cwd=PROJECT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    return place, done, environment
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="uses /proc for a home that cannot be written to")
+def test_blanks_other_letters_no_home_no_git_and_no_network_change_nothing(elsewhere, count):
+    place, done, _ = elsewhere
+    assert done.returncode == 0, done.stderr[-2000:]
+    run = place / "reports" / "quick"
+    assert {p.relative_to(run).as_posix() for p in run.rglob("*") if p.is_file()} == NAMES
+    assert read_json(run / "metrics.json") == NUMBERS
+    assert read_json(run / "run.json")["environment"]["git_commit"] is None
+    assert not (place / "calls").exists(), (place / "calls").read_text()
+    count(faults=4)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="uses /proc for a home that cannot be written to")
+def test_a_classifier_works_there_too(elsewhere):
+    place, _, environment = elsewhere
+    folder = small.make(place / "Classifier Ω", members=1)
+    Image.fromarray(small.sector_frame(1)).save(place / "bild ü 图.png")
+    command = [
+        sys.executable,
+        "-m",
+        "thyroid_lib",
+        "classify",
+        place / "bild ü 图.png",
+        "--classifier",
+        folder,
+    ]
+    done = subprocess.run(
+        [*command, "--out", place / "out put"],
+        cwd=PROJECT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(list((place / "out put").glob("*.html"))) == 1
+
+
+def test_without_git_the_commit_is_unknown_and_nothing_fails(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    facts = provenance.environment()
+    assert facts["git_commit"] is None and facts["git_clean"] is None and facts["library_sha256"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="uses /proc for a home that cannot be written to")
+def test_the_cache_of_a_user_without_a_home_is_private(monkeypatch, tmp_path):
+    monkeypatch.delenv("THYROID_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", "/proc/nobody")
+    monkeypatch.setattr(cache.tempfile, "tempdir", str(tmp_path))
+    folder = cache.cache_folder()
+    assert folder.parent == tmp_path and stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert cache.cache_folder() == folder
+    folder.chmod(0o777)  # somebody else could have put a key there
+    assert cache.cache_folder() != folder
+    folder.rmdir()
+    folder.symlink_to(tmp_path)
+    other = cache.cache_folder()
+    assert other != folder and stat.S_IMODE(other.stat().st_mode) == 0o700
+
+
+def test_the_cache_lies_where_each_system_keeps_caches(monkeypatch, tmp_path):
+    monkeypatch.delenv("THYROID_CACHE", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for system, variables, expected in (
+        ("linux", {}, ".cache/thyroid_lib"),
+        ("linux", {"XDG_CACHE_HOME": str(tmp_path / "x")}, "x/thyroid_lib"),
+        ("darwin", {}, "Library/Caches/thyroid_lib"),
+        ("win32", {"LOCALAPPDATA": str(tmp_path / "local")}, "local/thyroid_lib"),
+    ):
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(cache.sys, "platform", system)
+        assert cache.cache_folder() == tmp_path / expected and (tmp_path / expected).is_dir()
+    monkeypatch.setenv("THYROID_CACHE", "~/mine")
+    assert cache.cache_folder() == tmp_path / "mine"
+
+
+@pytest.mark.parametrize("gain, expected", [(0.3, "32-true"), (1.0, "32-true"), (4.0, "bf16-mixed")])
+def test_a_processor_slow_at_bfloat16_trains_in_float32(monkeypatch, tmp_path, gain, expected):
+    monkeypatch.setenv("THYROID_CACHE", str(tmp_path))
+    monkeypatch.setattr(hardware, "probe", lambda model, size: {"float32": gain, "bfloat16": 1.0})
+    model = network.xception(2, 1, width=0.0625, middle_blocks=1)
+    chosen, why = hardware.choose_precision("auto", torch.device("cpu"), model, 32)
+    assert chosen == expected and f"{gain:.2f} times as fast" in why
+
+
+@pytest.mark.parametrize(
+    "flags, units", [("fpu sse2", ""), ("fpu avx2", "avx2"), ("avx2 avx512_bf16 amx_bf16", "avx512_bf16")]
+)
+def test_what_a_processor_has_is_read_from_its_flags(monkeypatch, flags, units):
+    text = f"model name\t: Old CPU\nflags\t\t: {flags}\n"
+    monkeypatch.setattr(hardware.Path, "read_text", lambda self, **options: text)
+    said = hardware.processor()
+    assert said.startswith("Old CPU") and (units in said if units else "(" not in said)
+
+
+@pytest.mark.parametrize("bfloat16, expected", [(True, "bf16-mixed"), (False, "32-true")])
+def test_a_gpu_is_used_with_the_precision_it_has_units_for(monkeypatch, bfloat16, expected):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **options: bfloat16)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *device: "A GPU")
+    chosen, why = hardware.choose_precision("auto", torch.device("cuda", 0))
+    assert chosen == expected and why.startswith("A GPU has")
+
+
+def test_without_cuda_nothing_asks_for_it():
+    code = (
+        "import torch; torch.cuda.is_available = lambda: False; torch.cuda.device_count = lambda: 0\n"
+        "from thyroid_lib.training import hardware; print(hardware.describe()['cuda'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PROJECT)
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+
+
+@goes_wrong(
+    "A stage is asked for whose inputs this run does not have",
+    sees="which this run does not have yet",
+    do="Run the earlier stages first: the same command without `--from` or `--only`.",
+)
+def test_a_stage_without_its_inputs_is_told(tmp_path, monkeypatch, capsys, sees):
+    make_project(tmp_path, monkeypatch)
+    assert runner.main(["--only", "02"]) == 2
+    assert sees in capsys.readouterr().err
+
+
+def test_the_page_about_machines_speaks_of_each_system():
+    text = (PROJECT / "docs" / "machines.md").read_text(encoding="utf-8")
+    for word in (
+        "Linux",
+        "macOS",
+        "Windows",
+        "WSL",
+        "3.11",
+        "3.13",
+        "CUDA",
+        "bfloat16",
+        "THYROID_CACHE",
+        "offline",
+    ):
+        assert word in text

@@ -1,0 +1,88 @@
+"""The notebooks as they are stored: clean, small, tagged, and able to fail."""
+
+import ast
+import json
+
+import nbformat
+import pytest
+import yaml
+
+from thyroid_lib.study import profiles
+
+BOOKS = sorted(profiles.NOTEBOOKS.glob("*.ipynb"))
+MARK = "# NBVAL_CHECK_OUTPUT"
+every_notebook = pytest.mark.parametrize("path", BOOKS, ids=lambda path: path.stem)
+
+
+def cells(path, kind):
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == kind]
+
+
+@every_notebook
+def test_outputs_are_stored_only_where_nbval_compares_them(path):
+    for cell in cells(path, "code"):
+        checked = cell.source.startswith(MARK)
+        assert bool(cell.outputs) == checked, f"{path.name}: {cell.source[:60]}"
+        if checked:
+            assert all(output.output_type in ("stream", "execute_result") for output in cell.outputs)
+            assert cell.execution_count is not None, "nbval takes a cell that was never run for a mistake"
+        else:
+            assert cell.execution_count is None
+
+
+@every_notebook
+def test_something_in_a_notebook_can_fail(path):
+    sources = [cell.source for cell in cells(path, "code")]
+    trees = [ast.parse("\n".join(line for line in s.splitlines() if line[:1] not in "%!")) for s in sources]
+    asserted = sum(isinstance(node, ast.Assert) for tree in trees for node in ast.walk(tree))
+    assert asserted + sum(source.startswith(MARK) for source in sources) >= 1
+
+
+@every_notebook
+def test_logic_lives_in_the_library(path):
+    for cell in cells(path, "code"):
+        tree = ast.parse(cell.source)
+        assert not any(isinstance(node, ast.ClassDef | ast.FunctionDef) for node in ast.walk(tree)), (
+            cell.source
+        )
+        if "parameters" not in cell.metadata.get("tags", []):
+            assert len(cell.source.splitlines()) <= 16, cell.source
+
+
+@every_notebook
+def test_a_notebook_opens_with_its_title_and_one_paragraph_and_ends_with_what_was_found(path):
+    texts = [cell.source for cell in cells(path, "markdown")]
+    assert texts[0].startswith(f"# {path.stem[:2]}") and len(texts[0].split("\n\n")[1]) > 100
+    assert any(text.startswith("## What was found") for text in texts)
+
+
+@every_notebook
+def test_parameters_are_typed_and_every_line_says_what_it_is(path):
+    assert "run_dir" in profiles.declared(path)
+    cell = next(cell for cell in cells(path, "code") if "parameters" in cell.metadata.get("tags", []))
+    assert all("#" in line for line in cell.source.splitlines())
+
+
+@every_notebook
+def test_metadata_holds_nothing_of_somebodys_machine(path):
+    content = json.loads(path.read_text())
+    assert content["metadata"]["kernelspec"]["name"] == "python3"
+    assert "papermill" not in content["metadata"] and "widgets" not in content["metadata"]
+    assert len({cell["id"] for cell in content["cells"]}) == len(content["cells"])
+
+
+@pytest.mark.parametrize("path", sorted(profiles.PROFILES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_profile_fits_the_notebooks_and_says_what_it_is_for(path):
+    profile = profiles.load(path.stem)
+    data = {"pretrain_data": "", "finetune_data": ""} if path.stem.startswith("open_data") else {}
+    profiles.resolve(profile, [], data)
+    opening = path.read_text().splitlines()[0]
+    assert opening.startswith(f"# {path.stem}:") and len(opening) > 40
+
+
+def test_the_stored_defaults_are_the_smoke_profile():
+    assert not yaml.safe_load((profiles.PROFILES / "smoke.yaml").read_text())
+
+
+def test_the_runner_knows_every_notebook():
+    assert [path.stem for path in BOOKS] == [stage.name for stage in profiles.STAGES]

@@ -1,0 +1,82 @@
+"""The recipes tried on real data: scored on validation parts alone, every one told, resumable."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from thyroid_lib.common.files import PROJECT
+from thyroid_lib.study import profiles
+from thyroid_lib.training import summary
+
+SCRIPT = PROJECT / "benchmarks" / "recipes.py"
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("recipes")
+    command = [sys.executable, str(SCRIPT), "--pretrain-data", "phantom:open?patients=16", "--finetune-data"]
+    command += ["phantom:clinic?patients=40", "--smoke", "--work", str(folder / "work"), "--jobs", "1"]
+    command += ["--out", str(folder / "recipes.json")]
+    first = subprocess.run(
+        [*command, "--only", "plain"], capture_output=True, text=True, cwd=folder, check=True
+    )
+    second = subprocess.run(
+        [*command, "--only", "scratch"], capture_output=True, text=True, cwd=folder, check=True
+    )
+    return folder, json.loads((folder / "recipes.json").read_text()), first.stdout + second.stdout
+
+
+def test_each_recipe_is_one_row_and_a_second_call_adds_its_own(found):
+    _, content, said = found
+    assert list(content["recipes"]) == ["plain", "scratch"]
+    assert content["recipes"]["scratch"]["pretrain"] is None
+    assert said.count("macro AUROC") == 2
+    for row in content["recipes"].values():
+        assert 0 <= row["validation_macro_auroc"] <= 1
+        scores = [fold["macro_auroc"] for fold in row["by_fold"]]
+        assert row["validation_macro_auroc"] == pytest.approx(sum(scores) / len(scores))
+
+
+def test_held_out_folds_are_not_looked_at(found):
+    folder, content, _ = found
+    from thyroid_lib.data.crops import Crops
+
+    crops = Crops.open(folder / "work" / "finetune-32")
+    for row in content["recipes"].values():
+        for fold in row["by_fold"]:
+            assert fold["images"] < (crops.index["fold"] != fold["fold"]).sum() / 3
+
+
+def test_the_table_shows_all_and_marks_the_one_taken(found, monkeypatch):
+    folder, content, _ = found
+    monkeypatch.setattr(summary, "PROJECT", folder)
+    (folder / "marked.json").write_text(json.dumps(content | {"taken": "plain"}))
+    table = summary.recipe_table("marked.json")
+    assert table["recipe"].tolist() == ["plain", "scratch"]
+    assert table["taken"].tolist() == ["taken", ""]
+    assert table.loc[1, "epochs"].startswith("0 + ")
+
+
+def test_a_missing_file_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(summary, "PROJECT", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"there is none at gone\.json"):
+        summary.recipe_table("gone.json")
+
+
+def test_the_profile_does_what_the_recipe_taken_did():
+    profile = profiles.load("open_data")
+    content = json.loads((PROJECT / profile["04_finetune"]["recipes"]).read_text())
+    taken = content["recipes"][content["taken"]]
+    candidates = [
+        row for row in content["recipes"].values() if row["pretrain_data"] == taken["pretrain_data"]
+    ]
+    best = max(row["validation_macro_auroc"] for row in candidates)
+    assert taken["pretrain_data"] == "as asked for"  # a profile asks for the set, and its command names it
+    assert taken["validation_macro_auroc"] == best
+    for stage, settings in (("03_pretrain", taken["pretrain"]), ("04_finetune", taken["finetune"])):
+        assert {name: profile[stage][name] for name in settings} == settings
+        assert profile[stage]["monitor"] == "last"
+    assert profile["common"]["size"] == taken["size"]
+    assert profile["04_finetune"].get("mirror", False) == taken["mirror"]

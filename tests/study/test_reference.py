@@ -1,0 +1,248 @@
+"""A run made fit to be published: what stays, what must not, and that it can be compared with."""
+
+import base64
+import io
+import re
+
+import matplotlib.pyplot as plt
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from bs4 import BeautifulSoup
+from PIL import Image
+
+from thyroid_lib.common.files import read_json, write_json
+from thyroid_lib.evaluation.predictions import prediction_table, read_predictions, write_predictions
+from thyroid_lib.study import compare, profiles, reference
+from thyroid_lib.study.run import Run
+
+CLASSES = ["2-3", "4a"]
+NAMES = [f"{case}_{n}.jpg" for case in (7, 12, 30, 41) for n in (1, 2)]
+
+
+def picture(seed=0):
+    """A PNG with its base64 text, as a notebook holds it."""
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 3, (60, 90), np.uint8) * 90
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def figure(name, patient, seed):
+    words = {"alt": f"alt text of {name}", "caption": f"caption of {name}", "name": name, "share": 100}
+    words |= {} if patient is None else {"patient": patient}
+    return nbformat.v4.new_output("display_data", {"image/png": picture(seed)}, metadata={"image/png": words})
+
+
+def code(source, *outputs):
+    cell = nbformat.v4.new_code_cell(source)
+    cell.outputs = list(outputs)
+    return cell
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A run on real data with one figure of each kind, and image names in a table and in a parameter."""
+    monkeypatch.setenv("THYROID_HASH_KEY", "a key of sixteen and more")
+    folder = tmp_path / "reports" / "mine"
+    spec = "ddti:../../somewhere/private/ddti?labels=groups"
+    pages = {
+        "01_preprocess": [
+            nbformat.v4.new_markdown_cell("# 01 Preprocess\n\nWhich frames?\n\n## Frames"),
+            code(f'finetune_data = "{spec}"'),
+            code("steps", figure("01_steps", True, 1)),
+            code("audit", figure("01_audit", False, 2)),
+            code("old", figure("01_old", None, 3)),
+            code(
+                "table",
+                nbformat.v4.new_output(
+                    "display_data", {"text/html": "<p>12_1.jpg = 30_2.jpg, 112_1.jpg</p>"}
+                ),
+                nbformat.v4.new_output("stream", text="worst: 7_1.jpg\n"),
+            ),
+        ],
+        "05_evaluate": [nbformat.v4.new_markdown_cell("# 05 Evaluate\n\nHow good?\n\n## Found")],
+    }
+    for name, cells in pages.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / f"{name}.ipynb")
+    describe(folder, simulated=False)
+    index = pd.DataFrame({
+        "image": NAMES, "patient": [n.partition("_")[0] for n in NAMES], "dataset": "ddti",
+        "label": np.repeat(CLASSES, 4), "age": [93, 93, 40, 40, 41, 41, 50, 50], "sex": "F", "tirads": "2",
+        "margins": "well defined",
+    })  # fmt: skip
+    (folder / "data" / "finetune").mkdir(parents=True, exist_ok=True)
+    index.to_csv(folder / "data" / "finetune" / "index.csv", index=False)
+    logits = np.random.default_rng(0).normal(size=(8, 2))
+    points = dict.fromkeys(CLASSES, 0.5)
+    table = prediction_table(index, CLASSES, logits, 1.0, points, model="finetuned", set="internal", fold=0)
+    write_predictions([table], folder / "predictions.csv")
+    value = {"value": 0.8, "low": 0.7, "high": 0.9, "n_images": 8, "n_patients": 4}
+    write_json(folder / "metrics.json", {"05_evaluate": {"auroc": value}, "01_preprocess": {}})
+    write_json(
+        folder / "run.json",
+        {
+            "run": "mine",
+            "profile": "open_data",
+            "parameters": {"01_preprocess": {"finetune_data": spec, "folds": 5}},
+            "environment": {"python": "3.12.1", "packages": {"torch": "2.9"}},
+            "stages": {
+                name: {
+                    "seconds": 3.0,
+                    "finished": "2026-01-02T03:04:05+00:00",
+                    "outputs": {"figures/x.png": 3},
+                }
+                for name in pages
+            },
+        },
+    )
+    return folder
+
+
+def describe(folder, *, simulated):
+    names = {key: [key, key] for key in CLASSES}
+    about = {"simulated": simulated, "classes": CLASSES, "names": names, "title": "DDTI"}
+    write_json(folder / "data" / "finetune" / "crops.json", about)
+
+
+def published(run, tmp_path):
+    return reference.write(run, tmp_path / "reference" / "open_data")
+
+
+def page(folder, name="01_preprocess"):
+    return BeautifulSoup((folder / f"{name}.html").read_text(encoding="utf-8"), "html.parser")
+
+
+def test_figures_of_patients_stay_at_home_and_a_sentence_says_so(run, tmp_path):
+    folder, about = published(run, tmp_path)
+    soup = page(folder)
+    assert about["left_out"] == ["01_steps", "01_old"], "a figure that does not say is kept at home too"
+    assert [image["alt"] for image in soup.select("main img")] == ["alt text of 01_audit"]
+    places = [place.get_text(" ") for place in soup.select("figure.left-out")]
+    assert len(places) == 2 and all("real patients" in text for text in places)
+    assert "caption of 01_steps" in places[0] and "alt text of 01_steps" in places[0]
+    assert "2 figures" in soup.select_one("blockquote").get_text(" ")
+    assert all("iVBOR" not in path.read_text() for path in folder.iterdir()), "no PNG is left in any file"
+
+
+def test_the_figures_that_stay_keep_every_pixel(run, tmp_path):
+    folder, _ = published(run, tmp_path)
+    source = page(folder).select_one("main img")["src"]
+    kept = Image.open(io.BytesIO(base64.b64decode(source.partition("base64,")[2])))
+    original = Image.open(io.BytesIO(base64.b64decode(picture(2))))
+    assert np.array_equal(np.asarray(kept.convert("L")), np.asarray(original))
+
+
+def test_of_phantoms_everything_stays(run, tmp_path):
+    describe(run, simulated=True)
+    folder, about = published(run, tmp_path)
+    assert about["left_out"] == [] and len(page(folder).select("main img")) == 3
+    assert (folder / "predictions.csv").read_text() == (run / "predictions.csv").read_text()
+    assert "12_1.jpg" in page(folder).get_text() and not page(folder).select("figure.left-out")
+
+
+def test_no_file_names_an_image_a_patient_or_a_place(run, tmp_path):
+    folder, _ = published(run, tmp_path)
+    text = "\n".join(path.read_text(encoding="utf-8") for path in folder.iterdir())
+    for name in NAMES:
+        assert not re.search(rf"(?<!\d){re.escape(name)}", text)
+    assert "112_1.jpg" in text, "what only ends like a name of an image is left alone"
+    assert "somewhere" not in text and 'finetune_data = "ddti:ddti?labels=groups"' in page(folder).get_text()
+    assert (
+        read_json(folder / "run.json")["parameters"]["01_preprocess"]["finetune_data"]
+        == "ddti:ddti?labels=groups"
+    )
+    assert "outputs" not in read_json(folder / "run.json")["stages"]["01_preprocess"]
+
+
+def test_predictions_keep_their_numbers_under_keyed_names(run, tmp_path, monkeypatch):
+    folder, _ = published(run, tmp_path)
+    ours, theirs = read_predictions(run / "predictions.csv"), read_predictions(folder / "predictions.csv")
+    assert sorted(ours["p_4a"]) == sorted(theirs["p_4a"])
+    assert ours["p_4a"].tolist() != theirs["p_4a"].tolist(), "the order of the file names would tell them"
+    for column in ("image", "patient", "group"):
+        assert theirs[column].str.fullmatch("[0-9a-f]{16}").all()
+        assert theirs[column].nunique() == ours[column].nunique()
+    assert set(theirs.columns) & {"tirads", "margins"} == set() and {"age", "sex"} <= set(theirs.columns)
+    assert theirs["age"].max() == 90
+    monkeypatch.setenv("THYROID_HASH_KEY", "another key of sixteen")
+    other, _ = published(run, tmp_path)
+    assert set(read_predictions(other / "predictions.csv")["patient"]).isdisjoint(theirs["patient"])
+
+
+def test_a_run_agrees_with_its_own_reference(run, tmp_path, capsys):
+    folder, _ = published(run, tmp_path)
+    assert compare.main([str(run), str(folder)]) == 0
+    assert "same data, parameters and environment" in capsys.readouterr().out
+
+
+def test_a_path_or_a_name_that_slipped_through_stops_the_publication(run, tmp_path):
+    (run / "STUDY_CARD.md").write_text("weights in /home/somebody/weights.safetensors\n")
+    with pytest.raises(reference.NotPublishable, match=r"STUDY_CARD.md.*/home/somebody"):
+        published(run, tmp_path)
+    assert not (tmp_path / "reference" / "open_data").exists() and not list(
+        (tmp_path / "reference").iterdir()
+    )
+    (run / "STUDY_CARD.md").unlink()
+    metrics = read_json(run / "metrics.json")
+    write_json(run / "metrics.json", metrics | {"worst": "30_2.jpg"})
+    with pytest.raises(reference.NotPublishable, match=r"metrics.json.*30_2.jpg"):
+        published(run, tmp_path)
+
+
+def test_a_folder_that_is_no_finished_run_or_no_reference_is_refused(run, tmp_path, capsys):
+    target = tmp_path / "reference" / "open_data"
+    target.mkdir(parents=True)
+    (target / "mine.txt").write_text("keep me")
+    with pytest.raises(reference.NotPublishable, match="something else"):
+        reference.write(run, target)
+    assert (target / "mine.txt").exists()
+    (run / "05_evaluate.ipynb").unlink()
+    with pytest.raises(reference.NotPublishable, match="05_evaluate"):
+        reference.Reference(run)
+    assert reference.main([str(tmp_path)]) == 2 and "expected a finished run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "public"),
+    [
+        ("finetune_data", "ddti:../../data/ddti?labels=two", "ddti:ddti?labels=two"),
+        (
+            "finetune_data",
+            "dicom:/srv/pacs/study?labels=/srv/x/labels.csv&frames=1",
+            "dicom:study?labels=labels.csv&frames=1",
+        ),
+        ("finetune_data", "phantom:clinic?patients=9", "phantom:clinic?patients=9"),
+        ("external_data", "", ""),
+        ("initial_weights", "/srv/weights/w.safetensors", "w.safetensors"),
+        ("network_name", "optimized_xception", "optimized_xception"),
+        ("folds", 5, 5),
+    ],
+)
+def test_of_a_path_the_last_part_is_published(name, value, public):
+    assert profiles.public_value(name, value) == public
+
+
+def shown(tmp_path, monkeypatch, **words):
+    """Metadata of a figure with a picture of 64 px and a matrix of 4 px, as `Run.show` displays it."""
+    seen = []
+    monkeypatch.setattr("IPython.display.display", lambda *args, **kwargs: seen.append(kwargs))
+    fig, (left, right) = plt.subplots(1, 2)
+    left.imshow(np.zeros((words.pop("side", 64), 64)))
+    right.imshow(np.zeros((4, 4)))
+    Run(tmp_path).show(fig, "01_x", caption="A figure.", alt="What it shows.", **words)
+    return seen[0]["metadata"]["image/png"]
+
+
+def test_a_figure_declares_whether_it_shows_patients_and_a_picture_does_where_it_is_silent(
+    tmp_path, monkeypatch
+):
+    assert shown(tmp_path, monkeypatch)["patient"] is True
+    assert shown(tmp_path, monkeypatch, side=4)["patient"] is False, "a matrix is no picture"
+    assert shown(tmp_path, monkeypatch, simulated=True)["patient"] is False
+    assert shown(tmp_path, monkeypatch, simulated=True, patient=True)["patient"] is True, (
+        "one real frame is enough"
+    )
+    assert shown(tmp_path, monkeypatch, patient=False)["patient"] is False

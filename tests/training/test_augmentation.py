@@ -1,0 +1,112 @@
+"""Augmentation: the same numbers wherever a sample goes, and changes that ultrasound can have."""
+
+import numpy as np
+import pytest
+import torch
+
+from thyroid_lib.training.augmentation import Augmentation, uniforms
+
+NONE = Augmentation().scaled(0)
+
+
+def pictures(n=6, side=32):
+    return torch.from_numpy(np.random.default_rng(3).integers(0, 256, (n, side, side), dtype=np.uint8))
+
+
+def test_a_sample_is_changed_alike_in_every_batch_order_and_company():
+    images, samples = pictures(), np.arange(10, 16)
+    together = Augmentation()(images, samples, seed=5, epoch=2)
+    order = np.array([4, 0, 5])
+    apart = Augmentation()(images[order], samples[order], seed=5, epoch=2)
+    assert torch.equal(together[order], apart)
+    alone = torch.cat(
+        [Augmentation()(images[i : i + 1], samples[i : i + 1], seed=5, epoch=2) for i in range(6)]
+    )
+    assert torch.equal(together, alone)
+
+
+@pytest.mark.parametrize("other", [{"seed": 6, "epoch": 2}, {"seed": 5, "epoch": 3}])
+def test_another_seed_or_epoch_changes_every_sample_otherwise(other):
+    images, samples = pictures(), np.arange(6)
+    first = Augmentation()(images, samples, seed=5, epoch=2)
+    second = Augmentation()(images, samples, **other)
+    assert all(not torch.equal(a, b) for a, b in zip(first, second))
+
+
+def test_a_sample_drawn_twice_in_an_epoch_looks_different_the_second_time():
+    images = pictures(1).expand(2, -1, -1)
+    twice = Augmentation()(images, np.array([3, 3]), seed=0, epoch=0, occurrences=np.array([0, 1]))
+    assert not torch.equal(twice[0], twice[1])
+
+
+def test_strength_zero_changes_nothing():
+    images = pictures()
+    assert torch.equal(NONE(images, np.arange(6), seed=0, epoch=0), images)
+
+
+def test_a_flip_is_left_to_right_only():
+    images = pictures(64)
+    flipped = Augmentation(**NONE.__dict__ | {"flip": 0.5})(images, np.arange(64), seed=0, epoch=0)
+    same = (flipped == images).flatten(1).all(1)
+    mirrored = (flipped == images.flip(2)).flatten(1).all(1)
+    assert (same | mirrored).all()
+    assert 20 < mirrored.sum() < 44
+
+
+def test_a_shift_brings_in_black_and_no_more_than_its_range():
+    white = torch.full((50, 100, 100), 255, dtype=torch.uint8)
+    moved = Augmentation(**NONE.__dict__ | {"shift": 0.06})(white, np.arange(50), seed=1, epoch=0)
+    lost = 1 - (moved > 250).float().mean((1, 2))
+    assert lost.max() <= 1 - 0.93**2
+    assert lost.max() > 0.06
+    assert (moved[:, 8:-8, 8:-8] == 255).all()
+
+
+def test_a_shadow_only_darkens_and_deepens_downwards():
+    white = torch.full((200, 64, 64), 200, dtype=torch.uint8)
+    shaded = Augmentation(**NONE.__dict__ | {"shadow": 0.5, "shadow_depth": 1.0})(
+        white, np.arange(200), seed=1, epoch=0
+    )
+    assert shaded.max() == 200
+    with_shadow = (shaded < 200).flatten(1).any(1)
+    assert 70 < with_shadow.sum() < 130
+    assert (shaded.int().diff(dim=1) <= 0).all()  # never lighter with depth
+    assert (shaded[:, 0] == 200).all()
+
+
+def test_gain_and_gamma_keep_black_and_the_order_of_grey_levels():
+    ramp = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16).expand(40, -1, -1)
+    changed = Augmentation(**NONE.__dict__ | {"gain": 0.2, "gamma": 0.3})(
+        ramp, np.arange(40), seed=1, epoch=0
+    )
+    levels = changed.flatten(1).int()
+    assert (levels[:, 0] == 0).all()
+    assert (levels.diff(dim=1) >= 0).all()
+
+
+def test_speckle_is_multiplicative_of_the_stated_size():
+    grey = torch.full((400, 32, 32), 100, dtype=torch.uint8)
+    grey[:, :16] = 0
+    noisy = Augmentation(**NONE.__dict__ | {"speckle": 0.1})(grey, np.arange(400), seed=1, epoch=0).float()
+    assert (noisy[:, :16] == 0).all()
+    spread = noisy[:, 16:].flatten(1).std(1) / 100
+    assert spread.max() < 0.12  # the largest is 0.1, give or take a sample's deviation
+    assert spread.mean() == pytest.approx(0.05, abs=0.01)  # uniform between 0 and 0.1
+    assert noisy[:, 16:].mean() == pytest.approx(100, abs=0.5)
+
+
+def test_the_hashed_numbers_are_uniform_and_independent():
+    u = uniforms(0, 0, np.arange(20000), np.zeros(20000, np.int64), 4)
+    assert u.min() >= 0 and u.max() < 1
+    counts = np.histogram(u, 20, (0, 1))[0] / u.size
+    assert counts == pytest.approx(1 / 20, abs=0.002)
+    assert np.abs(np.corrcoef(u.T) - np.eye(4)).max() < 0.03
+    assert abs(np.corrcoef(u[1:, 0], u[:-1, 0])[0, 1]) < 0.03
+    assert len(np.unique(u)) == u.size
+
+
+def test_wrong_input_is_refused():
+    with pytest.raises(ValueError, match="uint8"):
+        Augmentation()(torch.zeros(2, 8, 8), np.arange(2), seed=0, epoch=0)
+    with pytest.raises(ValueError, match="strength"):
+        Augmentation().scaled(-1)

@@ -1,0 +1,156 @@
+"""Folds: nothing of the held-out patients is used before they are predicted."""
+
+import hashlib
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.special import softmax
+
+from thyroid_lib import datasets, manifest
+from thyroid_lib.classifier.determination import determine
+from thyroid_lib.data.crops import build
+from thyroid_lib.evaluation.predictions import read_predictions, write_predictions
+from thyroid_lib.training import folds, loop, pretraining
+
+SHORT = {"epochs": 1, "batch_size": 16, "precision": "32", "threads": 1}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Crops of a small run, as notebook 01 leaves them."""
+    folder = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("THYROID_CACHE", str(folder / "cache"))
+        for role, spec in {"finetune": "clinic?patients=24", "external": "external?patients=8"}.items():
+            frames = datasets.read(f"phantom:{spec}")
+            frames = manifest.split(frames, folds=2) if role == "finetune" else frames
+            build(frames, folder / "data" / role, size=32)
+    return folder / "data"
+
+
+@pytest.fixture(scope="module")
+def settings(data):
+    crops, _ = folds.open_crops(data)
+    config = pretraining.model_config(crops, "optimized_xception", 0.0625, 1)
+    return loop.Settings(model=config, **SHORT)
+
+
+@pytest.fixture(scope="module")
+def results(data, settings):
+    return folds.run(settings, data, data.parent / "checkpoints", folds=2, initial=None, scratch=False)
+
+
+def test_no_group_is_in_two_parts_and_every_labelled_image_in_one(data):
+    crops, _ = folds.open_crops(data)
+    for fold in (0, 1):
+        rows = folds.parts(crops, fold, 0.2, 0)
+        groups = [set(crops.index["group"].iloc[chosen]) for chosen in rows.values()]
+        assert not (groups[0] & groups[1] or groups[0] & groups[2] or groups[1] & groups[2])
+        assert sorted(np.concatenate(list(rows.values()))) == list(np.flatnonzero(crops.labels >= 0))
+        assert (crops.index["fold"].iloc[rows["test"]] == fold).all()
+
+
+def test_each_image_is_tested_once_by_the_network_that_never_saw_its_patient(data, results):
+    crops, _ = folds.open_crops(data)
+    internal = pd.concat([result.tables["internal"] for result in results])
+    assert sorted(internal["image"]) == sorted(crops.index["image"][crops.labels >= 0])
+    for result in results:
+        learnt = set(
+            crops.index["patient"].iloc[np.concatenate([result.rows["train"], result.rows["validation"]])]
+        )
+        assert not learnt & set(result.tables["internal"]["patient"])
+
+
+def test_temperature_and_operating_points_come_from_the_validation_part_alone(data, results):
+    crops, _ = folds.open_crops(data)
+    first = results[0]
+    rows = first.rows["validation"]
+    logits = loop.predict(first.fit.model(), crops.images, rows)
+    assert first.temperature == pytest.approx(loop.fit_temperature(logits, crops.labels[rows]))
+    points = loop.operating_points(
+        softmax(logits / first.temperature, axis=1), crops.labels[rows], crops.classes
+    )
+    assert first.operating_points == pytest.approx(points)
+    external = first.tables["external"]
+    for key in crops.classes:
+        expected = external[f"p_{key}"] >= first.operating_points[key]
+        assert (external[f"positive_{key}"].astype(bool) == expected).all()
+
+
+def test_the_tables_make_a_predictions_file_with_the_mean_of_the_folds_outside(data, results, tmp_path):
+    tables = folds.tables(results) + folds.sign_reader(data, 2)
+    write_predictions(tables, tmp_path / "predictions.csv")
+    read = read_predictions(tmp_path / "predictions.csv")
+    assert not read.duplicated(["model", "set", "image"]).any()
+    outside = read[(read["model"] == "finetuned") & (read["set"] == "external")].set_index("image")
+    each = [result.tables["external"].set_index("image").loc[outside.index] for result in results]
+    key = read.attrs["classes"][0]
+    np.testing.assert_allclose(outside[f"p_{key}"], np.mean([t[f"p_{key}"] for t in each], axis=0), rtol=1e-8)
+    assert set(read["model"]) == {"finetuned", "reference_signs"}
+
+
+def test_a_second_call_reads_the_finished_folds(data, settings, results, monkeypatch):
+    monkeypatch.setattr(loop.Training, "epoch", None)  # nothing is trained again
+    again = folds.run(settings, data, data.parent / "checkpoints", folds=2, initial=None, scratch=False)
+    for a, b in zip(again, results):
+        pd.testing.assert_frame_equal(a.tables["internal"], b.tables["internal"])
+
+
+def test_other_settings_set_the_old_checkpoint_aside_and_say_so(data, settings, tmp_path):
+    from dataclasses import replace
+
+    crops, _ = folds.open_crops(data)
+    rows = folds.parts(crops, 0, 0.2, 0)
+    first = pretraining.fit(settings, crops, rows, tmp_path / "fit")
+    second = pretraining.fit(replace(settings, lr=5e-4), crops, rows, tmp_path / "fit")
+    assert "settings.lr: 0.001 there, 0.0005 asked for" in second.choices["set_aside"]
+    assert (tmp_path / "fit.before" / "best.safetensors").is_file()
+    assert "set_aside" not in first.choices
+
+
+def test_the_reference_stands_on_the_same_parts(data, results):
+    reference = folds.run_reference(data, 2)
+    for ours, theirs in zip(results, reference):
+        assert ours.tables["internal"]["image"].equals(theirs.tables["internal"]["image"])
+
+
+def test_the_folds_become_a_classifier_that_gives_the_same_probabilities(data, results, tmp_path):
+    from thyroid_lib.classifier import Classifier
+
+    crops, _ = folds.open_crops(data)
+    folder = determine(results, data, tmp_path / "classifier", None)
+    loaded = Classifier.load(folder, backend="torch")
+    assert loaded.classes == crops.classes
+    external = results[0].tables["external"].sort_values("image")
+    mean = np.mean(
+        [r.tables["external"].sort_values("image")[f"p_{crops.classes[0]}"] for r in results], axis=0
+    )
+    outside = folds.open_crops(data)[1]
+    order = np.argsort(outside.index["image"].to_numpy())
+    assert len(external) == len(order)
+    np.testing.assert_allclose(loaded.probabilities(outside.images[order])[:, 0], mean, atol=1e-5)
+
+
+def test_an_external_set_with_other_classes_is_refused(data, tmp_path):
+    import json
+    import shutil
+
+    shutil.copytree(data, tmp_path / "data")
+    about = json.loads((tmp_path / "data/external/crops.json").read_text())
+    about["classes"] = about["classes"][:2]
+    (tmp_path / "data/external/crops.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match="expected the classes nodular_goiter"):
+        folds.open_crops(tmp_path / "data")
+
+
+def test_the_origin_of_initial_weights_is_kept_with_their_hash(data, settings, tmp_path):
+    crops, _ = folds.open_crops(data)
+    rows = folds.parts(crops, 0, 0.2, 0)
+    pretraining.fit(settings, crops, rows, tmp_path / "random")
+    assert pretraining.provenance(tmp_path / "random") == {}
+    start = tmp_path / "random" / "best.safetensors"
+    pretraining.fit(settings, crops, rows, tmp_path / "started", str(start))
+    origin = pretraining.provenance(tmp_path / "started")
+    assert origin["sha256"] == hashlib.sha256(start.read_bytes()).hexdigest()
+    assert origin["source"] == "best.safetensors" and origin["licence"]

@@ -1,0 +1,60 @@
+"""What is chosen for a machine: asked for, probed, and the same the next time."""
+
+import json
+
+import pytest
+import torch
+
+from thyroid_lib import network
+from thyroid_lib.training import hardware
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def model(monkeypatch, tmp_path):
+    monkeypatch.setenv("THYROID_CACHE", str(tmp_path))
+    return network.optimized_xception(4, 1, width=0.0625, middle_blocks=1)
+
+
+def test_what_is_asked_for_is_taken_without_a_probe(monkeypatch):
+    monkeypatch.setattr(hardware, "probe", None)
+    assert hardware.choose_precision("32", CPU)[0] == "32-true"
+    assert hardware.choose_precision("bf16", CPU)[0] == "bf16-mixed"
+    with pytest.raises(ValueError, match="expected one of auto, 32, bf16; 'half' came"):
+        hardware.choose_precision("half", CPU)
+
+
+@pytest.mark.parametrize(("bfloat16", "chosen"), [(0.5, "bf16-mixed"), (0.95, "32-true"), (2.0, "32-true")])
+def test_bfloat16_is_taken_only_where_it_is_clearly_faster(model, monkeypatch, bfloat16, chosen):
+    monkeypatch.setattr(hardware, "probe", lambda *_: {"float32": 1.0, "bfloat16": bfloat16})
+    precision, why = hardware.choose_precision("auto", CPU, model, 32)
+    assert precision == chosen
+    assert f"{1 / bfloat16:.2f} times as fast" in why
+
+
+def test_the_next_run_on_the_machine_chooses_the_same_without_a_probe(model, monkeypatch, tmp_path):
+    first = hardware.choose_precision("auto", CPU, model, 32)
+    files = list(tmp_path.glob("precision-*.json"))
+    assert len(files) == 1 and set(json.loads(files[0].read_text())) == {"float32", "bfloat16"}
+    monkeypatch.setattr(hardware, "probe", lambda *_: {"float32": 1.0, "bfloat16": 0.1})
+    assert hardware.choose_precision("auto", CPU, model, 32) == first or first[0] == "32-true"
+    files[0].write_text("{")
+    monkeypatch.setattr(hardware, "probe", lambda *_: {"float32": 1.0, "bfloat16": 1.0})
+    assert hardware.choose_precision("auto", CPU, model, 32)[0] == "32-true"  # a damaged note is probed again
+
+
+def test_a_probe_leaves_the_network_and_the_threads_as_they_were(model):
+    before, threads = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_num_threads()
+    times = hardware.probe(model, 32, rounds=1)
+    assert all(seconds > 0 for seconds in times.values())
+    assert torch.get_num_threads() == threads
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_the_description_names_the_processor_and_counts_are_plain():
+    about = hardware.describe()
+    assert about["processor"] and about["threads"] >= 1 and about["memory_gib"] > 0
+    assert json.dumps(about)
+    assert hardware.matrix_rate(torch.float32, 64, 1) > 0

@@ -1,0 +1,322 @@
+"""Training: exactly resumable, the same on any number of processes, every rule as stated."""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hardening import goes_wrong
+from safetensors.torch import load_file
+from scipy.special import softmax
+from sklearn.metrics import log_loss, roc_auc_score, roc_curve
+
+from thyroid_lib import network
+from thyroid_lib.data import rows
+from thyroid_lib.training import checkpoint, loop, settings
+
+MODEL = {"name": "optimized_xception", "num_classes": 4, "in_chans": 1, "width": 0.0625, "middle_blocks": 1}
+TRAIN, VALIDATION = np.arange(26), np.arange(26, 40)
+
+
+@dataclass
+class Spots:
+    """Crops whose class is where the bright spot lies."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    hash: str = "spots"
+
+
+def spots(n=40, side=32, seed=0) -> Spots:
+    random = np.random.default_rng(seed)
+    labels = np.arange(n) % 4
+    images = random.integers(0, 80, (n, side, side), dtype=np.uint8)
+    for image, label in zip(images, labels):
+        y, x = divmod(int(label), 2)
+        image[4 + 12 * y : 14 + 12 * y, 4 + 12 * x : 14 + 12 * x] += 120
+    return Spots(images, labels)
+
+
+def asked(**changes) -> loop.Settings:
+    plain = {"epochs": 2, "batch_size": 9, "lr": 2e-3, "precision": "32", "threads": 1, "augment": 1.0}
+    return loop.Settings(model=MODEL, **plain | changes)
+
+
+def trained(folder, crops=None, **changes) -> loop.Fit:
+    return loop.fit(asked(**changes), crops or spots(), TRAIN, VALIDATION, folder)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> loop.Fit:
+    return trained(
+        tmp_path_factory.mktemp("undisturbed"), ema=0.9, sampling="balanced", frozen_epochs=1, epochs=3
+    )
+
+
+def same_weights(a: loop.Fit, b: loop.Fit) -> bool:
+    first, second = load_file(a.weights), load_file(b.weights)
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_it_learns_where_the_spot_is(tmp_path):
+    fit = trained(tmp_path, epochs=12, augment=0, batch_size=13, lr=6e-3)
+    assert fit.history.train_loss.iloc[-1] < 0.5 * fit.history.train_loss.iloc[0]
+    assert fit.history.val_auroc.max() > 0.9
+    best = fit.history.iloc[fit.best_epoch - 1]
+    logits = loop.predict(fit.model(), spots().images, VALIDATION)
+    again = loop.macro_auroc(softmax(logits.astype(float), axis=1), spots().labels[VALIDATION])
+    assert again == pytest.approx(best.val_auroc, abs=1e-9)  # the kept weights are the best epoch's
+
+
+def test_twice_is_the_same_to_the_bit(tmp_path, undisturbed):
+    again = trained(tmp_path, ema=0.9, sampling="balanced", frozen_epochs=1, epochs=3)
+    assert same_weights(again, undisturbed)
+    pd.testing.assert_frame_equal(again.history, undisturbed.history, check_exact=True)
+
+
+def test_interrupted_after_each_epoch_it_ends_with_the_same_bits(tmp_path, undisturbed):
+    class Interrupted(Exception):
+        pass
+
+    def stop(history):
+        raise Interrupted
+
+    settings = asked(ema=0.9, sampling="balanced", frozen_epochs=1, epochs=3)
+    starts = 0
+    while True:
+        starts += 1
+        try:
+            fit = loop.fit(settings, spots(), TRAIN, VALIDATION, tmp_path, on_epoch=stop)
+            break
+        except Interrupted:
+            continue
+    assert starts == 4
+    assert same_weights(fit, undisturbed)
+    pd.testing.assert_frame_equal(fit.history, undisturbed.history, check_exact=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["best.safetensors", "state.json"]
+
+
+def test_a_finished_training_is_returned_at_once(tmp_path, monkeypatch):
+    first = trained(tmp_path)
+    monkeypatch.setattr(network, "build", None)  # nothing is built or trained again
+    assert same_weights(trained(tmp_path), first)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"lr": 1e-3}, "settings.lr: 0.002 there, 0.001 asked for"),
+        ({"model": MODEL | {"width": 0.125}}, "settings.model.width: 0.0625 there, 0.125 asked for"),
+        ({"seed": 1}, "settings.seed: 0 there, 1 asked for"),
+    ],
+)
+def test_a_checkpoint_of_other_settings_is_refused(undisturbed, change, named):
+    settings = replace(asked(ema=0.9, sampling="balanced", frozen_epochs=1, epochs=3), **change)
+    with pytest.raises(checkpoint.CheckpointError) as error:
+        loop.fit(settings, spots(), TRAIN, VALIDATION, undisturbed.weights.parent)
+    assert named in str(error.value)
+    assert str(error.value).count("asked for") == 1
+
+
+@pytest.mark.parametrize("change", ["crops", "rows", "labels", "initial"])
+def test_a_checkpoint_of_other_data_is_refused(undisturbed, change):
+    settings = asked(ema=0.9, sampling="balanced", frozen_epochs=1, epochs=3)
+    crops, options, train = spots(), {}, TRAIN
+    if change == "crops":
+        crops.hash = "other"
+    if change == "rows":
+        train = TRAIN[:-1]
+    if change == "labels":
+        options = {"labels": 3 - crops.labels}
+    if change == "initial":
+        options = {"initial": undisturbed.weights}
+    names = {
+        "crops": "data.crops",
+        "rows": "data.training rows",
+        "labels": "data.labels",
+        "initial": "initial weights",
+    }
+    with pytest.raises(checkpoint.CheckpointError, match=names[change]):
+        loop.fit(settings, crops, train, VALIDATION, undisturbed.weights.parent, **options)
+
+
+def test_it_starts_from_pretrained_weights_and_says_what_they_brought(tmp_path, undisturbed):
+    two = spots()
+    two.labels = two.labels % 2
+    fit = loop.fit(
+        replace(
+            asked(epochs=1, lr=1e-12, weight_decay=0.0, frozen_batchnorm=True),
+            model=MODEL | {"num_classes": 2},
+        ),
+        two,
+        TRAIN,
+        VALIDATION,
+        tmp_path,
+        initial=undisturbed.weights,
+    )
+    before, after = load_file(undisturbed.weights), load_file(fit.weights)
+    body = [name for name in before if not name.startswith("fc.")]
+    assert all(torch.allclose(before[name].float(), after[name].float(), atol=1e-6) for name in body)
+    assert after["fc.weight"].shape[0] == 2
+    assert "another number of classes" in fit.load_report
+
+
+def test_only_the_head_learns_in_frozen_epochs(tmp_path):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        initial = network.build(MODEL).state_dict()
+    fit = trained(tmp_path, epochs=1, frozen_epochs=1)
+    kept = load_file(fit.weights)
+    changed = {name.split(".")[0] for name in kept if not torch.equal(kept[name], initial[name])}
+    assert changed == {"fc"}
+
+
+@goes_wrong(
+    "The loss becomes not a number in training",
+    sees="lower lr",
+    do="Set a lower `lr`, or `clip` above 0, and start again: the last good epoch is kept.",
+)
+def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_epoch(tmp_path, sees):
+    with pytest.raises(loop.TrainingError, match=sees):
+        trained(tmp_path, lr=1e30, clip=0, warmup_epochs=0)
+    assert checkpoint.read_state(tmp_path) is None
+
+
+def test_training_stops_when_patience_runs_out(tmp_path):
+    fit = trained(tmp_path, epochs=40, patience=2, lr=1e-9, monitor="loss", augment=0, frozen_batchnorm=True)
+    assert len(fit.history) == fit.best_epoch + 2 < 40
+    assert fit.stopped == "no better epoch for 2 epochs"
+    assert fit.history.best.sum() == 1 and fit.history.best[fit.best_epoch - 1]
+
+
+def test_every_image_is_seen_once_an_epoch_in_even_batches():
+    order, occurrences = loop.epoch_order(asked(), spots().labels, TRAIN, 0)
+    assert sorted(order) == list(TRAIN) and not occurrences.any()
+    other, _ = loop.epoch_order(asked(), spots().labels, TRAIN, 1)
+    assert list(other) != list(order)
+    sizes = [len(part) for part in np.array_split(order, math.ceil(len(order) / 9))]
+    assert max(sizes) - min(sizes) <= 1 and max(sizes) <= 9
+
+
+def test_balanced_sampling_draws_classes_equally_and_counts_repeats():
+    labels = np.repeat([0, 1, 2], [900, 90, 10])
+    order, occurrences = loop.epoch_order(asked(sampling="balanced"), labels, np.arange(1000), 0)
+    assert np.bincount(labels[order]) == pytest.approx([333, 333, 333], abs=60)
+    seen = {}
+    for row, count in zip(order, occurrences):
+        assert seen.get(row, 0) == count
+        seen[row] = count + 1
+
+
+def test_the_learning_rate_rises_then_falls_on_a_cosine_to_nothing():
+    rule = replace(asked(epochs=10, warmup_epochs=2.0, lr=1e-3), batch_size=32)
+    rates = [settings.learning_rate(rule, step, 5) for step in range(50)]
+    assert np.argmax(rates) == 10 and rates[10] == pytest.approx(1e-3)
+    assert np.diff(rates[:11]) == pytest.approx(1e-3 / 11)
+    assert rates[30] == pytest.approx(0.5e-3)
+    assert 0 < rates[-1] < 3e-6
+    assert settings.learning_rate(replace(rule, batch_size=128), 10, 5) == pytest.approx(2e-3)
+
+
+def test_rows_that_overlap_or_have_no_label_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="share 1 rows"):
+        loop.fit(asked(), spots(), TRAIN, np.arange(25, 40), tmp_path)
+    crops = spots()
+    crops.labels[3] = -1
+    with pytest.raises(ValueError, match="row 3 has -1"):
+        loop.fit(asked(), crops, TRAIN, VALIDATION, tmp_path)
+
+
+@pytest.mark.parametrize("setting", [{"loss": "hinge"}, {"epochs": 0}, {"lr": 0.0}, {"precision": "8"}])
+def test_settings_that_make_no_sense_are_refused(setting):
+    with pytest.raises(ValueError, match="expected"):
+        asked(**setting)
+
+
+def test_predictions_do_not_depend_on_company_and_leave_the_mode(undisturbed):
+    model, images = undisturbed.model().train(), spots().images
+    together = loop.predict(model, images)
+    assert model.training
+    assert together.shape == (40, 4) and together.dtype == np.float32
+    apart = loop.predict(model, images, np.array([7, 3]), batch_size=1)
+    np.testing.assert_allclose(apart, together[[7, 3]], atol=1e-5)
+    assert np.array_equal(together, loop.predict(model, images))
+
+
+def test_a_mirroring_network_predicts_the_mean_over_an_image_and_its_mirror_image(undisturbed):
+    model, images = undisturbed.model(), spots().images
+    straight = loop.predict(model, images)
+    mirrored = loop.predict(model, np.ascontiguousarray(images[:, :, ::-1]))
+    model.config["mirror"] = True
+    both = loop.predict(model, images)
+    np.testing.assert_allclose(both, (straight + mirrored) / 2, atol=1e-5)
+    assert np.abs(both - straight).max() > 5e-5  # five times the tolerance above
+    np.testing.assert_allclose(both, loop.predict(model, images[:, :, ::-1]), atol=1e-5)
+
+
+def test_rows_are_read_from_disk_as_they_are_in_memory(tmp_path):
+    images = spots().images
+    np.save(tmp_path / "crops.npy", images)
+    reader = rows.RowReader(np.load(tmp_path / "crops.npy", mmap_mode="r"))
+    assert np.array_equal(reader.read(np.array([5, 0, 39, 5])), images[[5, 0, 39, 5]])
+    cpu = torch.device("cpu")
+    assert np.array_equal(reader.tensor(np.array([7, 2]), cpu), images[[7, 2]])
+    reader.keep_on(cpu)  # as on a GPU with room for all of them
+    assert np.array_equal(reader.tensor(np.array([7, 2]), cpu), images[[7, 2]])
+    with open(tmp_path / "crops.npy", "rb+") as file:
+        file.truncate(20 * 32 * 32)
+    with pytest.raises(rows.DataVanished, match=r"crops\.npy; the file ends before row 39"):
+        reader.read(np.array([1, 39]))
+
+
+def test_crops_that_vanish_stop_the_training_and_keep_the_last_epoch(tmp_path):
+    np.save(tmp_path / "crops.npy", spots().images)
+    crops = spots()
+    crops.images = np.load(tmp_path / "crops.npy", mmap_mode="r")
+
+    def cut(history):
+        with open(tmp_path / "crops.npy", "rb+") as file:
+            file.truncate(1000)
+
+    with pytest.raises(rows.DataVanished):
+        loop.fit(asked(epochs=3), crops, TRAIN, VALIDATION, tmp_path / "fit", on_epoch=cut)
+    state = checkpoint.read_state(tmp_path / "fit")
+    assert state["epoch"] == 1
+    assert checkpoint.load_state_tensors(tmp_path / "fit", state)
+
+
+def test_temperature_is_the_one_of_least_log_loss():
+    random = np.random.default_rng(0)
+    true = random.normal(size=(3000, 4)) * 2
+    labels = np.array([random.choice(4, p=softmax(row)) for row in true])
+    temperature = loop.fit_temperature(true * 3, labels)  # three times too confident
+    assert temperature == pytest.approx(3, rel=0.1)
+    losses = {
+        t: log_loss(labels, softmax(true * 3 / t, axis=1)) for t in np.linspace(0.5, 1.5, 21) * temperature
+    }
+    assert min(losses, key=losses.get) == pytest.approx(temperature)
+
+
+def test_operating_points_have_the_largest_youden_index():
+    random = np.random.default_rng(1)
+    labels = random.integers(0, 4, 300)
+    probabilities = softmax(random.normal(size=(300, 4)) + 2 * np.eye(4)[labels], axis=1)
+    points = loop.operating_points(probabilities, labels, list("abcd"))
+    for i, key in enumerate("abcd"):
+        fpr, tpr, _ = roc_curve(labels == i, probabilities[:, i])
+        called = probabilities[:, i] >= points[key]
+        j = called[labels == i].mean() - called[labels != i].mean()
+        assert j == pytest.approx((tpr - fpr).max())
+    absent = loop.operating_points(probabilities[labels > 0], labels[labels > 0], list("abcd"))
+    assert absent["a"] == 0.25
+
+
+def test_macro_auroc_is_scikit_learns():
+    random = np.random.default_rng(2)
+    labels = random.integers(0, 4, 100)
+    scores = softmax(np.round(random.normal(size=(100, 4)) + np.eye(4)[labels], 1), axis=1)
+    expected = roc_auc_score(labels, scores, multi_class="ovr", average="macro")
+    assert loop.macro_auroc(scores, labels) == pytest.approx(expected)
+    assert math.isnan(loop.macro_auroc(scores[:3], np.zeros(3, int)))

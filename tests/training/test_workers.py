@@ -1,0 +1,225 @@
+"""More processes than one: the same result, and errors that can be read."""
+
+import math
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hardening import goes_wrong
+from safetensors.torch import load_file
+
+from thyroid_lib import datasets, manifest
+from thyroid_lib.common import fingerprint
+from thyroid_lib.common.files import PROJECT
+from thyroid_lib.common.jobs import run_jobs
+from thyroid_lib.data.crops import Crops, build
+from thyroid_lib.training import checkpoint, loop, ranks
+
+MODEL = {"name": "optimized_xception", "num_classes": 2, "in_chans": 1, "width": 0.0625, "middle_blocks": 1}
+TRAIN, VALIDATION = np.arange(23), np.arange(23, 32)  # neither can be dealt evenly to two
+
+
+@pytest.fixture(scope="module")
+def crops(tmp_path_factory) -> Crops:
+    """A small crops folder, as notebook 01 leaves it."""
+    folder = tmp_path_factory.mktemp("crops")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("THYROID_CACHE", str(folder / "cache"))
+        frames = manifest.split(datasets.read("phantom:open?patients=16"), folds=2)
+        made = build(frames.head(32), folder / "data", size=32)
+    assert len(made) == 32 and (made.labels >= 0).all()
+    return made
+
+
+def asked(**changes) -> loop.Settings:
+    plain = {"epochs": 2, "batch_size": 8, "lr": 2e-3, "precision": "32", "threads": 1}
+    return loop.Settings(model=MODEL, **plain | changes)
+
+
+def largest_difference(a: Path, b: Path) -> float:
+    first, second = load_file(a), load_file(b)
+    assert first.keys() == second.keys()
+    return max(float((first[name].double() - second[name].double()).abs().max()) for name in first)
+
+
+def test_two_ranks_with_frozen_batchnorm_give_one_ranks_result(crops, tmp_path):
+    settings = asked(frozen_batchnorm=True, ema=0.9, sampling="balanced", class_weights=0.9, frozen_epochs=1)
+    one = ranks.fit(settings, crops, TRAIN, VALIDATION, tmp_path / "one")
+    epochs = []
+    two = ranks.fit(
+        replace(settings, devices=2),
+        crops,
+        TRAIN,
+        VALIDATION,
+        tmp_path / "two",
+        on_epoch=lambda h: epochs.append(len(h)),
+    )
+    assert two.choices["processes"] == 2
+    assert largest_difference(one.weights, two.weights) < 1e-5
+    for column in ("lr", "train_loss", "ce", "focal", "val_loss", "val_auroc"):
+        np.testing.assert_allclose(two.history[column], one.history[column], atol=1e-5)
+    assert epochs == sorted(epochs)
+    assert ranks.fit(settings, crops, TRAIN, VALIDATION, tmp_path / "two").best_epoch == two.best_epoch
+
+
+@pytest.mark.slow
+def test_a_worker_that_fails_is_reported_with_its_last_lines(crops, tmp_path):
+    settings = asked(devices=2, lr=1e30, clip=0, warmup_epochs=0)
+    with pytest.raises(loop.TrainingError, match=r"2 worker processes .* start again with a lower lr"):
+        ranks.fit(settings, crops, TRAIN, VALIDATION, tmp_path)
+
+
+def test_arrays_in_memory_cannot_go_to_other_processes(tmp_path):
+    class Bare:
+        images, labels, hash = np.zeros((32, 32, 32), np.uint8), np.arange(32) % 2, "bare"
+
+    with pytest.raises(ValueError, match="lie in a folder"):
+        ranks.fit(asked(devices=2), Bare(), TRAIN, VALIDATION, tmp_path)
+
+
+def test_the_train_command_trains_and_goes_on(crops, tmp_path, capsys):
+    from thyroid_lib.training.command import main
+
+    command = [
+        "--crops",
+        str(crops.folder),
+        "--folder",
+        str(tmp_path / "out"),
+        "--fold",
+        "0",
+        "--width",
+        "0.0625",
+    ]
+    command += ["--middle-blocks", "1", "--set", "epochs=1", "--set", "precision=32", "--set", "batch_size=8"]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "best epoch 1 of 1" in said
+    assert main(command) == 0
+    assert capsys.readouterr().out == said
+    assert main([*command, "--set", "lr=0.5"]) == 1
+    assert "settings.lr: 0.001 there, 0.5 asked for" in capsys.readouterr().err
+    assert main([*command, "--set", "speed=2"]) == 1
+    assert "--set: expected NAME=VALUE" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_nodes_meet_and_train(crops, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-id", "test", "--rdzv-endpoint", f"127.0.0.1:{port}"]
+    command += ["-m", "thyroid_lib", "train", "--crops", str(crops.folder), "--folder", str(tmp_path / "out")]
+    command += [
+        "--fold",
+        "0",
+        "--width",
+        "0.0625",
+        "--middle-blocks",
+        "1",
+        "--set",
+        "epochs=1",
+        "--set",
+        "batch_size=8",
+    ]
+    command += ["--set", "precision=32", "--set", "threads=1"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    nodes = [
+        subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        for _ in range(2)
+    ]
+    said = [node.communicate(timeout=900)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], "\n".join(said)
+    assert sum("best epoch 1 of 1" in text for text in said) == 1
+    assert checkpoint.read_state(tmp_path / "out")["environment"]["processes"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", [{"parallel": 2}, {"cluster": "local:2"}])
+def test_jobs_on_several_workers_give_the_results_of_one(crops, tmp_path, where):
+    if "cluster" in where:
+        pytest.importorskip("distributed")
+    jobs = [
+        {"folder": str(crops.folder), "out": str(tmp_path / f"{'-'.join(where)}-{seed}"), "seed": seed}
+        for seed in (0, 1, 2)
+    ]
+    found = run_jobs(one_job, jobs, **where)
+    alone = [one_job(**job | {"out": job["out"] + "-alone"}) for job in jobs]
+    assert found == alone
+    assert len(set(found)) == 3
+
+
+def one_job(folder, out, seed) -> str:
+    """Trains one seed and gives the hash of its weights; at module level, so that workers can import it."""
+    fit = ranks.fit(asked(epochs=1, seed=seed), Crops.open(folder), TRAIN, VALIDATION, out)
+    return fingerprint.digest(load_file(fit.weights))
+
+
+def test_jobs_give_results_in_order():
+    assert run_jobs(math.gcd, []) == []
+    assert run_jobs(power, [{"a": 2, "b": b} for b in range(3)]) == [1, 2, 4]
+
+
+def power(a, b):
+    return a**b
+
+
+def test_workers_end_with_the_process_that_started_them(tmp_path):
+    import signal
+    import time
+
+    jobs = [{"folder": str(tmp_path), "name": str(n)} for n in range(2)]
+    code = f"import test_workers as t; t.run_jobs(t.sleeper, {jobs!r}, parallel=2)"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=os.environ
+        | {"PYTHONPATH": os.pathsep.join([str(PROJECT / "tests"), str(Path(__file__).parent), *sys.path])},
+    )
+    try:
+        until = time.monotonic() + 600
+        while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < until and parent.poll() is None:
+            time.sleep(0.1)
+        pids = [int(path.read_text()) for path in tmp_path.iterdir()]
+        assert len(pids) == 2
+    finally:
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+    until = time.monotonic() + 120
+    while any(map(alive, pids)) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not any(map(alive, pids))
+
+
+def sleeper(folder, name):
+    """Says who it is and sleeps longer than the test waits."""
+    import time
+
+    part = Path(folder).with_name(f"part{name}")
+    part.write_text(str(os.getpid()))
+    part.rename(Path(folder) / name)
+    time.sleep(3000)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@goes_wrong(
+    "A Dask cluster is asked for and Dask is not installed",
+    sees="extra `dask`",
+    do="Install `thyroid_lib[dask]`, or leave `cluster` empty.",
+)
+def test_a_cluster_without_dask_is_explained(monkeypatch, sees):
+    monkeypatch.setitem(sys.modules, "dask.distributed", None)
+    with pytest.raises(ImportError, match=sees):
+        run_jobs(power, [{"a": 1, "b": 1}], cluster="local:1")

@@ -1,0 +1,1 @@
+"""The grid of networks and losses, its jobs and its results."""

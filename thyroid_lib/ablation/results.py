@@ -1,0 +1,240 @@
+"""What a grid shows: numbers per arm, paired differences, and a verdict per claimed effect by a fixed rule (C15).
+
+Reads the predictions of all jobs and nothing else. Two things make a difference uncertain: the patients that
+happened to be tested, and the trainings that happened to be run. The first is had from the patient-cluster
+bootstrap, the same draws for all arms; the second from how trainings of one arm differ, pooled over the arms
+(a Student interval, degrees of freedom by Satterthwaite 1946). An interval without the second would call two
+trainings of the *same* network different. Tests of one family are corrected by Holm (1979).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from thyroid_lib.ablation.grid import ARMS
+from thyroid_lib.evaluation import comparison
+from thyroid_lib.evaluation import metrics as evaluation
+from thyroid_lib.evaluation.bootstrap import LEVEL, MINIMUM_PATIENTS, Clusters, estimate, ratio
+from thyroid_lib.evaluation.predictions import classes_of
+
+MAIN = "macro_auroc"
+WATCHED = ("follicular_neoplasm", "medullary_carcinoma")
+"""Lesion types whose sensitivity the grid is judged by: those that existing aids miss."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The draws of every metric of every arm.
+
+    Attributes:
+        draws: arm -> metric -> float64 (seeds, draws + 1), the value first.
+        images, patients: tested. scarcest: patients of the scarcest type.
+        minimum: fewest patients of the scarcest type for a number to be given.
+        watched: class keys whose sensitivity is among the metrics.
+    """
+
+    draws: dict[str, dict[str, np.ndarray]]
+    images: int
+    patients: int
+    scarcest: int
+    minimum: int
+    watched: list[str]
+
+    @property
+    def arms(self) -> list[str]:
+        """Names without those of cut connections, in the order of `ARMS`."""
+        return [name for name in ARMS if name in self.draws]
+
+    @property
+    def seeds(self) -> int:
+        """Trainings per arm and fold."""
+        return max(len(metrics[MAIN]) for metrics in self.draws.values())
+
+    def of(self, arm: str, metric: str = MAIN) -> np.ndarray:
+        """float64 (seeds, draws + 1)."""
+        return self.draws[arm][metric]
+
+
+def measure(
+    predictions: pd.DataFrame, *, draws: int = 2000, seed: int = 0, minimum: int = MINIMUM_PATIENTS
+) -> Measured:
+    """Draws every metric of every arm on the same patients.
+
+    Args:
+        predictions: of `ablation.collect`: model "<arm>/seed<k>", one set.
+        draws, seed, minimum: of the bootstrap, as in `evaluation.evaluate`.
+
+    Raises:
+        ValueError: two arms were not tested on the same images.
+    """
+    classes, clusters, first, found = classes_of(predictions), None, None, {}
+    watched = [key for key in WATCHED if key in classes] or list(classes)
+    for model in sorted({*predictions["model"]}):
+        rows = predictions[predictions["model"] == model].sort_values("image", ignore_index=True)
+        rows.attrs["classes"] = classes
+        if first is None:
+            first, clusters = rows, Clusters(rows["patient"], draws, seed)
+        if not rows[["image", "truth"]].equals(first[["image", "truth"]]):
+            raise ValueError(f"measure: expected all arms to be tested on the same images; {model!r} was not")
+        sample = evaluation.Sample(rows, draws=1, minimum=minimum)
+        sample.clusters = clusters
+        for name, values in _draws(sample, watched).items():
+            found.setdefault(model.partition("/")[0], {}).setdefault(name, []).append(values)
+    return Measured(
+        {arm: {name: np.array(values) for name, values in metrics.items()} for arm, metrics in found.items()},
+        len(first),
+        clusters.patients,
+        min(sample.scarcer(k) for k in range(len(classes))),
+        minimum,
+        watched,
+    )
+
+
+def _draws(sample: evaluation.Sample, watched: list[str]) -> dict[str, np.ndarray]:
+    p = sample.probabilities
+    errors = [
+        evaluation.bin_error(p[:, k], sample.is_class[:, k], sample.clusters) for k in range(p.shape[1])
+    ]
+    result = comparison.samples(sample) | {"ece_classwise": np.mean(errors, axis=0)}
+    for key in watched:
+        truth = sample.is_class[:, sample.classes.index(key)]
+        called = truth & sample.positive[:, sample.classes.index(key)]
+        result[f"sensitivity/{key}"] = ratio(*sample.clusters.sums(np.column_stack([called, truth])).T)
+    return result
+
+
+def per_arm(measured: Measured, arm: str) -> dict[str, dict]:
+    """Every metric of an arm, mean over its trainings, with its 95 % interval over patients.
+
+    Returns:
+        metric -> {"value", "low", "high", "n_images", "n_patients", "trainings": value of each[, "reason"]}.
+    """
+    result = {}
+    for name in measured.draws[arm]:
+        values = measured.of(arm, name)
+        top = 2.0 if name == "brier" else 1.0
+        made = _estimate(measured, values.mean(0), bounds=(0.0, top))
+        known = made["value"] is not None
+        result[name] = made | {"trainings": [_plain(v) for v in values[:, 0]] if known else []}
+    return result
+
+
+def training_noise(measured: Measured, metric: str = MAIN) -> tuple[float, int]:
+    """Variance of a metric between trainings of one arm, pooled over arms, and its degrees of freedom.
+
+    Left out are references, which have no luck of training, and shuffled labels, whose luck is another.
+
+    Args:
+        measured: of `measure`. metric: name.
+
+    Returns:
+        (variance, degrees of freedom); (0, 0) where every arm was trained once.
+    """
+    squares, freedom = 0.0, 0
+    for arm in measured.arms:
+        values = measured.of(arm, metric)[:, 0]
+        if ARMS[arm].model and not ARMS[arm].shuffled and len(values) > 1 and np.isfinite(values).all():
+            squares += float(((values - values.mean()) ** 2).sum())
+            freedom += len(values) - 1
+    return (squares / freedom if freedom else 0.0), freedom
+
+
+def contrast(
+    measured: Measured, weights: dict[str, float], metric: str = MAIN, *, trainings: bool = True
+) -> dict:
+    """A weighted sum of arms, such as one minus another, with a 95 % interval and a p value against 0.
+
+    Args:
+        measured: of `measure`. weights: arm -> factor. metric: name.
+        trainings: whether the interval speaks of trainings to come; else of these trained networks alone.
+
+    Returns:
+        {"value", "low", "high", "p", "n_images", "n_patients", "sd_trainings", "trainings_counted"[, "reason"]};
+        "trainings_counted" says whether the spread of trainings is in the interval: it is not where every arm was
+        trained once.
+    """
+    values = sum(factor * measured.of(arm, metric).mean(0) for arm, factor in weights.items())
+    result = _estimate(measured, values) | {"p": None, "sd_trainings": None, "trainings_counted": False}
+    if result["value"] is None:
+        return result
+    n = max(2, measured.scarcest)
+    draws = values[1:][np.isfinite(values[1:])]
+    over_patients = float(draws.var()) * n / (n - 1)
+    noise, freedom = training_noise(measured, metric) if trainings else (0.0, 0)
+    over_trainings = 0.0
+    for arm, factor in weights.items():
+        if arm in ARMS and ARMS[arm].model:
+            over_trainings += factor**2 * noise / len(measured.of(arm, metric))
+    variance = over_patients + over_trainings
+    if variance == 0:
+        return result | {"low": result["value"], "high": result["value"], "p": float(result["value"] == 0)}
+    parts = [(over_patients, n - 1)] + ([(over_trainings, freedom)] if freedom else [])
+    df = variance**2 / sum(part**2 / of for part, of in parts)
+    reach = stats.t.isf((1 - LEVEL) / 2, df) * np.sqrt(variance)
+    return result | {
+        "low": _plain(result["value"] - reach),
+        "high": _plain(result["value"] + reach),
+        "p": _plain(2 * stats.t.sf(abs(result["value"]) / np.sqrt(variance), df)),
+        "sd_trainings": _plain(np.sqrt(noise)) if freedom else None,
+        "trainings_counted": bool(freedom),
+    }
+
+
+def holm(p: list[float]) -> list[float]:
+    """Holm's step-down adjusted p values: the i-th smallest times (m - i + 1), never falling, at most 1.
+
+    Args:
+        p: of one family of m tests.
+
+    Source: Holm 1979, Scand J Stat 6:65.
+    """
+    order, adjusted, highest = np.argsort(p, kind="stable"), np.ones(len(p)), 0.0
+    for rank, place in enumerate(order):
+        highest = max(highest, min(1.0, (len(p) - rank) * p[place]))
+        adjusted[place] = highest
+    return [float(value) for value in adjusted]
+
+
+def corrected(tests: dict[str, dict]) -> dict[str, dict]:
+    """Contrasts of one family with "p_holm" added; those without a p value do not count as tests."""
+    known = [name for name, test in tests.items() if test.get("p") is not None]
+    adjusted = dict(zip(known, holm([tests[name]["p"] for name in known])))
+    return {
+        name: test | {"p_holm": _plain(adjusted[name]) if name in adjusted else None}
+        for name, test in tests.items()
+    }
+
+
+def differences(measured: Measured, to: str) -> dict[str, dict[str, dict]]:
+    """Every other arm minus one: metric -> arm -> contrast; the main metric's family is corrected by Holm.
+
+    The controls are left out: they are no candidates, and each further test costs the others power.
+
+    Args:
+        measured: of `measure`. to: the arm that is subtracted; {} where it is not in the grid.
+    """
+    if to not in measured.arms:
+        return {}
+    others = [arm for arm in measured.arms if arm != to and ARMS[arm].group != "controls"]
+    metrics = [name for name in measured.draws[to] if not name.startswith("auroc/")]
+    result = {
+        name: {arm: contrast(measured, {arm: 1.0, to: -1.0}, name) for arm in others} for name in metrics
+    }
+    return result | {MAIN: corrected(result[MAIN])}
+
+
+def _estimate(measured: Measured, values: np.ndarray, **options) -> dict:
+    return estimate(
+        values,
+        n_images=measured.images,
+        n_patients=measured.patients,
+        effective=measured.scarcest,
+        minimum=measured.minimum,
+        **options,
+    )
+
+
+def _plain(number: float) -> float:
+    return float(f"{float(number):.9g}") + 0.0

@@ -1,0 +1,96 @@
+"""Independent jobs (folds, seeds, arms, frames) side by side: joblib, or a Dask cluster by a setting."""
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from thyroid_lib.common.progress import progress
+
+
+def run_jobs(
+    function: Callable, jobs: list[dict], *, parallel: int = 1, cluster: str = "", title: str = "jobs"
+) -> list:
+    """Calls a function once per job, side by side, and gives the results in the jobs' order.
+
+    Args:
+        function: of an importable module; its results must be picklable.
+        jobs: keyword arguments of each call.
+        parallel: processes at a time on this machine; 1 runs the jobs here, one after another.
+        cluster: "" for this machine; "local:N" for a Dask cluster of N workers on this machine, or the
+            address of a Dask scheduler ("tcp://head:8786") whose workers see the same folders.
+        title: for the progress line.
+    """
+    from joblib import Parallel, delayed
+
+    if parallel == 1 and not cluster:
+        return [function(**job) for job in jobs]
+    with backend(cluster) as workers:
+        calls = (delayed(_tied)(function, job) for job in jobs)
+        results = Parallel(n_jobs=workers or parallel, return_as="generator")(calls)
+        return list(progress(results, title, len(jobs)))
+
+
+def _tied(function: Callable, job: dict):
+    exit_with_parent()
+    return function(**job)
+
+
+_watching = False
+
+
+def exit_with_parent() -> None:
+    """Lets this worker process end when the process that started it is gone.
+
+    joblib's workers would finish what they have begun, hold its folder meanwhile, and be in the way of whoever
+    starts the same command again. Called within a job; a second call does nothing.
+    """
+    global _watching
+    if _watching or multiprocessing.parent_process() is None:
+        return
+    _watching, parent = True, os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextlib.contextmanager
+def backend(cluster: str) -> Iterator[int]:
+    """Joblib on a Dask cluster while a with statement lasts; yields its number of workers, 0 without one.
+
+    Raises:
+        ImportError: Dask is not installed.
+        OSError: nobody answers at the address.
+    """
+    if not cluster:
+        yield 0
+        return
+    import joblib
+
+    try:
+        from dask.distributed import Client, LocalCluster
+    except ImportError as error:
+        raise ImportError(
+            f"cluster={cluster!r} needs Dask, which is not installed: install the extra `dask` or leave it "
+            "empty"
+        ) from error
+    local = None
+    if cluster.startswith("local:"):
+        count = int(cluster.partition(":")[2])
+        quiet = logging.ERROR  # that a worker took seconds to end is no news for a report
+        local = LocalCluster(
+            n_workers=count, threads_per_worker=1, dashboard_address=None, silence_logs=quiet
+        )
+    try:
+        with Client(local or cluster, timeout=60) as client, joblib.parallel_config(backend="dask"):
+            yield len(client.scheduler_info(n_workers=-1)["workers"])
+    finally:
+        if local is not None:
+            local.close()

@@ -1,0 +1,81 @@
+"""Values of somebody's files as messages quote them: short, and on one line whatever they hold."""
+
+import reprlib
+import unicodedata
+from collections.abc import Iterable, Mapping
+
+MOST = 80
+"""Characters of a value that a message shows."""
+MORE = 300
+"""The same where two values are held against each other and may differ late."""
+NAMES = 12
+"""Names of a list that a message shows."""
+_ESCAPED = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+
+
+def quoted(value, most: int = MOST) -> str:
+    """A value as Python writes it, in quotes where it is a text; the middle of a long one is left out."""
+    shortener = reprlib.Repr()
+    shortener.maxlevel = 3  # a small file can nest what would not fit any memory written out
+    shortener.maxstring = shortener.maxother = shortener.maxlong = most
+    shortener.maxlist = shortener.maxtuple = shortener.maxset = shortener.maxdict = NAMES
+    text = shortener.repr(value)
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[-most // 4 :]}"
+
+
+def named(value, most: int = MOST) -> str:
+    """A value without quotes where it is short and printable as it stands; else as `quoted` gives it."""
+    if not isinstance(value, str):
+        return quoted(value, most)
+    return value if len(value) <= most and value.isprintable() else quoted(value, most)
+
+
+def listed(values: Iterable) -> str:
+    """Names with commas between them; of a long list, the first and how many there are."""
+    values = list(values)
+    more = f", … ({len(values)} in all)" if len(values) > NAMES else ""
+    return ", ".join(map(named, values[:NAMES])) + more
+
+
+def say(metric: dict | None, digits: int = 2) -> str:
+    """A metric in words: ``0.91 (0.85 to 0.95)``, or why there is none.
+
+    Args:
+        metric: {"value", "low", "high"[, "reason"]}.
+        digits: decimals.
+    """
+    if not metric or metric.get("value") is None:
+        reason = (metric or {}).get("reason", "")
+        return next((word for word in ("too few", "undefined") if reason.startswith(word)), "not done")
+    value, low, high = (
+        f"{round(metric[name], digits) + 0.0:.{digits}f}" for name in ("value", "low", "high")
+    )
+    return f"{value} ({low} to {high})"  # + 0.0: never -0.00
+
+
+def english(names: dict, key: str) -> str:
+    """The English name of a class key; the key itself where none is known."""
+    name = names.get(key, key)
+    return name if isinstance(name, str) else name[0]
+
+
+def number(metric: object, digits: int = 3) -> str:
+    """A metric as text: its value and, where there is one, its 95 % interval."""
+    if isinstance(metric, Mapping):
+        value = number(metric.get("value"), digits)
+        if metric.get("low") is None or metric.get("high") is None:
+            return value
+        return f"{value} ({number(metric['low'], digits)} to {number(metric['high'], digits)})"
+    if isinstance(metric, float):
+        return f"{metric:.{digits}f}"
+    return "–" if metric is None else str(metric)
+
+
+def printable(text) -> str:
+    """Text that is inert in a terminal and on a page: control, format and lone surrogate characters escaped.
+
+    Escape sequences, line breaks and marks that turn the direction of writing become \\xNN or \\uNNNN.
+    """
+    return "".join(
+        c.encode("unicode_escape").decode() if unicodedata.category(c) in _ESCAPED else c for c in str(text)
+    )

@@ -1,0 +1,309 @@
+"""Crops on disk: every frame of a manifest as the network reads it, in memory-mapped arrays.
+
+A crops folder holds ``crops.npy`` (the largest connected region of each frame, letterboxed),
+``frames.npy`` (the whole frame, letterboxed: for the shortcut audit), ``masks.npy`` (the nodule under the
+same cut, where the source has masks), ``index.csv`` (one row per crop), ``excluded.csv`` (every frame that
+has none, with the reason) and ``crops.json`` (classes, recipe, hash).
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+from joblib import Parallel, delayed, effective_n_jobs
+
+from thyroid_lib import datasets, frames, regions
+from thyroid_lib.common import files, memory
+from thyroid_lib.common.progress import progress
+
+ARRAYS = ("crops", "frames", "masks")
+CHUNK = 32  # frames handed to a worker at a time
+WORTH_WORKERS = 256  # frames below which starting processes costs more than it saves
+TEXT_COLUMNS = {"image": str, "label": str, "patient": str, "group": str, "dataset": str, "device": str}
+
+
+@dataclass(frozen=True)
+class Crops:
+    """A crops folder, opened. Arrays are memory-mapped: opening it reads nothing but the index.
+
+    Attributes:
+        folder: where it lies.
+        index: one row per crop: the manifest's columns without `path`, then `box_x`, `box_y`, `box_width`,
+            `box_height` (px of the frame), `region_area` (px), `frame_height`, `frame_width` (px),
+            `inverted`, `mask_inside` (part of the nodule inside the box; empty without a mask) and
+            `text_lines`, `frame_text_lines` (lines of print in the crop and in the whole frame).
+        images: uint8 (N, S, S). masks: uint8 (N, S, S) of 0 and 1, or None. frames: uint8 (N, S, S).
+    """
+
+    folder: Path
+    index: pd.DataFrame
+    images: np.ndarray
+    frames: np.ndarray
+    masks: np.ndarray | None
+    classes: list[str]
+    names: dict[str, tuple[str, str]]
+    simulated: bool
+    title: str
+    recipe: regions.Recipe
+    hash: str
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def size(self) -> int:
+        """Side of the crops in px."""
+        return self.images.shape[1]
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """int64 (N,): position in `classes`, -1 where a frame has no label."""
+        codes = {key: code for code, key in enumerate(self.classes)}
+        return self.index["label"].map(codes).fillna(-1).to_numpy(np.int64)
+
+    @cached_property
+    def excluded(self) -> pd.DataFrame:
+        """Frames of the manifest that have no crop: `image`, `reason`."""
+        return pd.read_csv(self.folder / "excluded.csv", dtype=str, keep_default_na=False)
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike) -> "Crops":
+        """Opens a folder that `build` wrote.
+
+        Raises:
+            FileNotFoundError: there is none, or it is not complete.
+        """
+        folder = Path(folder)
+        if not (folder / "crops.json").is_file():
+            raise FileNotFoundError(
+                f"{folder}: expected a crops folder (crops.json, crops.npy, index.csv), found none. "
+                "Run notebook 01 into the same run first."
+            )
+        about = json.loads((folder / "crops.json").read_text(encoding="utf-8"))
+        index = pd.read_csv(
+            folder / "index.csv", dtype=TEXT_COLUMNS, keep_default_na=True, na_values=[""], low_memory=False
+        )
+        for column in TEXT_COLUMNS:
+            if column in index:
+                index[column] = index[column].fillna("")
+        index["mask_inside"] = index["mask_inside"].astype(np.float64)
+        arrays = {
+            name: np.load(folder / f"{name}.npy", mmap_mode="r")
+            for name in ARRAYS
+            if (folder / f"{name}.npy").is_file()
+        }
+        return cls(
+            folder=folder,
+            index=index,
+            images=arrays["crops"],
+            frames=arrays["frames"],
+            masks=arrays.get("masks"),
+            classes=about["classes"],
+            names={key: tuple(value) for key, value in about["names"].items()},
+            simulated=about["simulated"],
+            title=about["title"],
+            recipe=regions.Recipe(**about["recipe"]),
+            hash=about["hash"],
+        )
+
+
+def build(
+    manifest: pd.DataFrame,
+    folder: str | os.PathLike,
+    *,
+    size: int,
+    recipe: regions.Recipe = regions.RECIPE,
+    jobs: int = -1,
+) -> Crops:
+    """Cuts every frame of a manifest and writes a crops folder, whole or not at all.
+
+    Args:
+        manifest: as `datasets.read` gives it, with `fold` where it was split.
+        folder: written anew; a former content is replaced once the new one is complete.
+        size: side of the crops in px.
+        recipe: how frames are binarized.
+        jobs: worker processes; -1 for one per core. The result does not depend on it. A backend chosen with
+            `joblib.parallel_config` (a Dask cluster, say) takes the work over.
+
+    Returns:
+        The opened crops. Frames that cannot be read or have no region are in `excluded`.
+
+    Raises:
+        ValueError: not one frame of the manifest gave a crop.
+    """
+    if size < 8:
+        raise ValueError(f"crops.build: expected a size of at least 8 px, came {size!r}.")
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        _write(manifest, partial, size, recipe, jobs)
+        partial.chmod(files.FOLDER_MODE)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return Crops.open(folder)
+
+
+@contextlib.contextmanager
+def workers(cluster: str = "") -> Iterator[None]:
+    """Lets a Dask cluster do the work inside a with statement; "" changes nothing.
+
+    Args:
+        cluster: "local:N" for N workers on this machine, or a scheduler's address; its workers must see the
+            same folders.
+    """
+    if not cluster:
+        yield
+        return
+    from thyroid_lib.common.jobs import backend
+
+    with backend(cluster):
+        yield
+
+
+def _write(manifest: pd.DataFrame, folder: Path, size: int, recipe: regions.Recipe, jobs: int) -> None:
+    rows = manifest.to_dict("records")
+    has_masks = "mask" in manifest and manifest["mask"].fillna("").astype(str).ne("").any()
+    names = ARRAYS if has_masks else ARRAYS[:2]
+    for name in names:
+        _allocate(folder / f"{name}.npy", (len(rows), size, size))
+    starts = range(0, len(rows), CHUNK)
+    serial = len(rows) < WORTH_WORKERS
+    results = Parallel(n_jobs=1 if serial else effective_n_jobs(jobs), return_as="generator")(
+        delayed(_chunk)(folder, names, start, rows[start : start + CHUNK], size, recipe) for start in starts
+    )
+    parts = progress(results, "cropping frames", len(rows), size=len)
+    found = [fact for part in parts for fact in part]
+
+    kept = np.flatnonzero([not fact.get("reason") for fact in found])
+    excluded = [(row["image"], fact["reason"]) for row, fact in zip(rows, found) if fact.get("reason")]
+    if not len(kept):
+        first = f" The first reason: {excluded[0][1]}" if excluded else ""
+        raise ValueError(f"Expected frames with a sector, none of {len(rows)} gave a crop.{first}")
+    digest = hashlib.sha256()
+    for name in names:
+        _compact(folder / f"{name}.npy", kept, digest)
+    public = datasets.public(manifest).iloc[kept].reset_index(drop=True)
+    facts = pd.DataFrame([found[row] for row in kept])
+    public = public.rename(
+        columns={name: f"{name}_given" for name in facts}
+    )  # a table of others may use our words
+    index = pd.concat([public, facts], axis=1).to_csv(index=False, float_format="%.9g", lineterminator="\n")
+    digest.update(index.encode())
+    files.write_text(folder / "index.csv", index)
+    pd.DataFrame(excluded, columns=["image", "reason"]).to_csv(folder / "excluded.csv", index=False)
+    attrs = manifest.attrs
+    classes = list(attrs.get("classes") or sorted(set(manifest["label"]) - {""}))
+    files.write_json(
+        folder / "crops.json",
+        {
+            "title": attrs.get("title", ""),
+            "simulated": bool(attrs.get("simulated", False)),
+            "classes": classes,
+            "names": {key: list(attrs.get("names", {}).get(key, (key, key))) for key in classes},
+            "size": size,
+            "recipe": asdict(recipe),
+            "hash": digest.hexdigest(),
+        },
+    )
+
+
+def _chunk(
+    folder: Path, names, start: int, rows: list[dict], size: int, recipe: regions.Recipe
+) -> list[dict]:
+    """Writes the rows' crops into the arrays and returns what the index says of each."""
+    memory.keep_memory()
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)  # the workers share the cores already
+    try:
+        arrays = {name: np.zeros((len(rows), size, size), np.uint8) for name in names}
+        facts = []
+        for number, row in enumerate(rows):
+            try:
+                fact, pictures = _one(row, size, recipe, "masks" in names)
+            except (frames.FrameError, regions.NoRegion) as error:
+                facts.append({"reason": str(error)})
+                continue
+            for name, picture in pictures.items():
+                arrays[name][number] = picture
+            facts.append(fact)
+        # one write a chunk: workers that share a writable map would wait for each other
+        for name, block in arrays.items():
+            path = folder / f"{name}.npy"
+            with open(path, "r+b") as file:
+                file.seek(np.load(path, mmap_mode="r").offset + start * size * size)
+                block.tofile(file)
+        return facts
+    finally:
+        cv2.setNumThreads(threads)
+
+
+def _one(row: dict, size: int, recipe: regions.Recipe, with_mask: bool) -> tuple[dict, dict]:
+    gray = datasets.load_frame(row)
+    image, region = regions.extract(gray, size, recipe)
+    pictures = {"crops": image, "frames": regions.letterbox(gray, size)}
+    x, y, width, height = region.box
+    printed, around = regions.printed_lines(gray, region.box, (0, 0, gray.shape[1], gray.shape[0]))
+    inside = float("nan")
+    if with_mask:
+        mask = datasets.load_mask(row, gray.shape)
+        mask = np.zeros(gray.shape, bool) if mask is None else mask
+        cut = mask[y : y + height, x : x + width]
+        pictures["masks"] = regions.letterbox(cut, size)
+        inside = float(cut.sum() / mask.sum()) if mask.any() else inside
+    fact = {
+        "box_x": x,
+        "box_y": y,
+        "box_width": width,
+        "box_height": height,
+        "region_area": region.area,
+        "frame_height": gray.shape[0],
+        "frame_width": gray.shape[1],
+        "inverted": region.inverted,
+        "mask_inside": inside,
+        "text_lines": printed,
+        "frame_text_lines": around,
+    }
+    return fact, pictures
+
+
+def _allocate(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
+    """A new uint8 array file of this shape, its room on the disk taken at once.
+
+    Without that a full disk would be met in the middle of a memory map, where it kills the process.
+    """
+    array = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
+
+
+def _compact(path: Path, kept: np.ndarray, digest) -> None:
+    """Keeps the given rows of an array file, a chunk at a time, and feeds them to the digest."""
+    source = np.load(path, mmap_mode="r")
+    target = source
+    if len(kept) < len(source):
+        target = _allocate(path.with_suffix(".part"), (len(kept), *source.shape[1:]))
+    for start in range(0, len(kept), 1024):
+        block = source[kept[start : start + 1024]]
+        digest.update(block.tobytes())
+        if target is not source:
+            target[start : start + 1024] = block
+    if target is not source:
+        target.flush()
+        os.replace(path.with_suffix(".part"), path)

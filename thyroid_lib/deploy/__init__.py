@@ -1,0 +1,1 @@
+"""A classifier at work elsewhere: the classify command, its pages, ONNX."""

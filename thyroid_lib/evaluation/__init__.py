@@ -1,0 +1,1 @@
+"""From predictions.csv to numbers with intervals by patient."""

@@ -1,0 +1,311 @@
+"""predictions.csv: one row per model and image, and everything that evaluation may read.
+
+Every number of the report can be computed again from this file by someone who has neither the images
+nor the network. ``thyroid_lib.evaluation.metrics`` re-exports the three functions.
+
+Columns: ``model set image patient group dataset fold truth``, then per class key ``p_<key>`` (calibrated
+probability), ``raw_<key>`` (before temperature scaling) and ``positive_<key>`` (1 when ``p_<key>`` reaches
+the operating point that was fixed on the validation part), then covariates such as age, sex or device.
+"""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.special import softmax
+
+from thyroid_lib.common.messages import listed, named, quoted
+
+SETS = ("internal", "external", "validation")
+"""internal: held-out folds; external: another source, frozen model; validation: thresholds came from it."""
+
+IDENTITY = ["model", "set", "image", "patient", "group", "dataset", "fold", "truth"]
+
+# Columns of a crop index that describe a file, a place in the frame or free text: never published.
+_NOT_COVARIATES = {
+    "inverted",
+    "mask_inside",
+    "phash",
+    "sha256",
+    "text_lines",
+    "text_pixels",
+    "path",
+    "mask",
+    "label",
+    "box",
+    "text",
+    "frame_height",
+    "frame_width",
+    "region_area",
+    "fold",
+}
+_NOT_COVARIATES_PREFIX = ("box_", "sector_", "frame_", "region_", "p_", "raw_", "positive_")
+_LONGEST_COVARIATE = 40  # characters; anything longer is free text and may identify a person
+
+
+def prediction_table(
+    index_rows: pd.DataFrame,
+    classes: list[str],
+    logits: np.ndarray,
+    temperature: float,
+    operating_points: dict[str, float],
+    *,
+    model: str,
+    set: str,
+    fold: int,
+) -> pd.DataFrame:
+    """Turns logits into rows of ``predictions.csv``.
+
+    Args:
+        index_rows: N rows of ``Crops.index`` (image, patient, group, dataset, label and covariates).
+        classes: the C class keys in the order of the network's outputs.
+        logits: float (N, C), before temperature.
+        temperature: > 0, fitted on the validation part; probabilities are softmax(logits / temperature).
+        operating_points: class key -> threshold in 0..1 on the calibrated probability, fixed on validation.
+        model: name of the arm, e.g. "finetuned".
+        set: "internal", "external" or "validation".
+        fold: fold whose model made these predictions; -1 when it was the mean of several.
+
+    Returns:
+        DataFrame with N rows in the column order of this module's docstring. A column of printed text becomes
+        the yes/no covariate ``printed_text``; free text itself is never copied.
+
+    Raises:
+        ValueError: shapes, class keys, temperature or set name do not fit.
+    """
+    logits = np.asarray(logits, dtype=np.float64)
+    if logits.shape != (len(index_rows), len(classes)):
+        raise ValueError(
+            f"prediction_table: expected logits of shape {(len(index_rows), len(classes))} "
+            f"(rows of the index, classes), got {logits.shape}; predict exactly the rows you pass"
+        )
+    if not (np.isfinite(logits).all() and np.isfinite(temperature) and temperature > 0):
+        raise ValueError(
+            f"prediction_table: expected finite logits and a temperature > 0, got {temperature} and "
+            f"{int((~np.isfinite(logits)).sum())} non-finite logits; did {model}, fold {fold}, diverge?"
+        )
+    if missing := [key for key in classes if key not in operating_points]:
+        raise ValueError(
+            f"prediction_table: no operating point for {missing}; got {sorted(operating_points)}"
+        )
+    rows = index_rows.reset_index(drop=True)
+    table = pd.DataFrame({"model": model, "set": set, "image": rows["image"].astype(str)})
+    table["patient"] = rows["patient"].astype(str)
+    table["group"] = (rows["group"] if "group" in rows else rows["patient"]).astype(str)
+    table["dataset"] = rows["dataset"].astype(str) if "dataset" in rows else ""
+    table["fold"] = int(fold)
+    table["truth"] = rows["label"].astype(str)
+    calibrated, raw = softmax(logits / temperature, axis=1), softmax(logits, axis=1)
+    for prefix, values in (("p_", calibrated), ("raw_", raw)):
+        for column, key in enumerate(classes):
+            table[prefix + key] = values[:, column]
+    for column, key in enumerate(classes):
+        table["positive_" + key] = (calibrated[:, column] >= operating_points[key]).astype(np.int64)
+    return _check(pd.concat([table, _covariates(rows)], axis=1), classes, "prediction_table")
+
+
+def mean_predictions(
+    tables: list[pd.DataFrame], operating_points: dict[str, float], *, fold: int = -1
+) -> pd.DataFrame:
+    """Averages the probabilities that several folds' models gave the same images.
+
+    Args:
+        tables: outputs of :func:`prediction_table` for the same images, one per model.
+        operating_points: class key -> threshold for the mean probability.
+        fold: what the result states as its fold.
+
+    Returns:
+        One table; ``p_`` and ``raw_`` columns are means over the tables.
+
+    Raises:
+        ValueError: the tables do not hold the same images in the same order.
+    """
+    first = tables[0]
+    for other in tables[1:]:
+        if not first["image"].equals(other["image"]) or list(first.columns) != list(other.columns):
+            raise ValueError(
+                "mean_predictions: expected the same images and columns, in the same order, in every table"
+            )
+    classes = classes_of(first)
+    result = first.assign(fold=int(fold))
+    for prefix in ("p_", "raw_"):
+        for key in classes:
+            result[prefix + key] = np.mean([table[prefix + key] for table in tables], axis=0)
+    for key in classes:
+        result["positive_" + key] = (result["p_" + key] >= operating_points[key]).astype(np.int64)
+    return result
+
+
+def write_predictions(tables: list[pd.DataFrame], path: str | Path) -> Path:
+    """Writes tables of :func:`prediction_table` as one CSV, sorted, floats with 9 significant digits.
+
+    Args:
+        tables: one or more tables with the same classes; covariates may differ (absent ones stay empty).
+        path: file to write; replaced in one step, so a killed run leaves the old file or the new one.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: no rows, classes that differ between tables, or an image that stands twice for one model,
+            set and fold.
+    """
+    if not tables or not sum(map(len, tables)):
+        raise ValueError("write_predictions: expected at least one row, got none")
+    classes = classes_of(tables[0])
+    for table in tables:
+        if classes_of(table) != classes:
+            raise ValueError(
+                f"write_predictions: expected classes {classes} in every table, got {classes_of(table)}"
+            )
+    fixed = _columns(classes)
+    for table in tables:
+        if missing := [column for column in fixed if column not in table.columns]:
+            raise ValueError(f"write_predictions: expected the columns {fixed}; missing {missing}")
+    covariates = sorted({c for table in tables for c in table.columns} - {*fixed})
+    whole = pd.concat([t for t in tables if len(t)], ignore_index=True)
+    whole = whole.reindex(columns=fixed + covariates).sort_values(
+        ["model", "set", "image", "fold"], kind="stable", ignore_index=True
+    )
+    _check(whole, classes, "write_predictions")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    whole.to_csv(partial, index=False, float_format="%.9g", lineterminator="\n")
+    partial.replace(path)
+    return path
+
+
+def read_predictions(path: str | Path) -> pd.DataFrame:
+    """Reads and checks ``predictions.csv``.
+
+    Args:
+        path: the file, as :func:`write_predictions` wrote it.
+
+    Returns:
+        DataFrame; ``attrs["classes"]`` holds the class keys in the order of the network's outputs.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: columns are missing, probabilities are not probabilities, a truth is not a class, or a
+            patient is in two folds of one model's internal set.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"read_predictions: expected a file at {path}; notebook 04_finetune writes it: run that first"
+        )
+    text = {column: str for column in ("model", "set", "image", "patient", "group", "dataset", "truth")}
+    table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values={})
+    for column in table.columns:
+        if column not in text and table[column].dtype.kind not in "biuf":
+            table[column] = _numbers_where_possible(table[column])
+    classes = classes_of(table)
+    _check(table, classes, str(path))
+    table.attrs["classes"] = classes
+    return table
+
+
+def classes_of(table: pd.DataFrame) -> list[str]:
+    """Class keys of a predictions table, in the order of its ``p_`` columns.
+
+    Args:
+        table: any table with columns ``p_<key>``.
+
+    Returns:
+        The keys.
+
+    Raises:
+        ValueError: there are fewer than two.
+    """
+    if len(keys := table.attrs.get("classes", [])) >= 2:
+        return list(keys)
+    keys = [c[2:] for c in table.columns if c.startswith("p_") and f"raw_{c[2:]}" in table.columns]
+    if len(keys) < 2:
+        raise ValueError(
+            "predictions: expected columns p_<key> and raw_<key> for at least two classes, got "
+            f"{listed(table.columns)}"
+        )
+    return keys
+
+
+def covariates_of(table: pd.DataFrame) -> list[str]:
+    """Names of the covariate columns of a predictions table.
+
+    Args:
+        table: as :func:`read_predictions` returns it.
+
+    Returns:
+        Every column that is neither identity nor probability nor verdict, in file order.
+    """
+    fixed = {*_columns(classes_of(table))}
+    return [column for column in table.columns if column not in fixed]
+
+
+def _columns(classes: list[str]) -> list[str]:
+    return IDENTITY + [prefix + key for prefix in ("p_", "raw_", "positive_") for key in classes]
+
+
+def _covariates(rows: pd.DataFrame) -> pd.DataFrame:
+    kept = {}
+    for column in rows.columns:
+        if column in IDENTITY or column in _NOT_COVARIATES or column.startswith(_NOT_COVARIATES_PREFIX):
+            continue
+        values = rows[column]
+        if values.dtype == bool:
+            kept[column] = values.astype(np.int64)
+        elif values.dtype.kind in "iuf":
+            kept[column] = values
+        elif values.notna().any() and values.dropna().astype(str).str.len().max() <= _LONGEST_COVARIATE:
+            kept[column] = values.where(values.notna(), "").map(_plain)
+    if "text" in rows:
+        kept["printed_text"] = rows["text"].fillna("").astype(str).str.strip().ne("").astype(np.int64)
+    return pd.DataFrame(kept, index=rows.index)
+
+
+def _plain(value):
+    return int(value) if isinstance(value, bool | np.bool_) else str(value)
+
+
+def _numbers_where_possible(column: pd.Series) -> pd.Series:
+    filled = column.astype(str).str.strip()
+    numbers = pd.to_numeric(filled.replace("", np.nan), errors="coerce")
+    return numbers if numbers.notna().eq(filled.ne("")).all() and numbers.notna().any() else filled
+
+
+def _check(table: pd.DataFrame, classes: list[str], where: str) -> pd.DataFrame:
+    if missing := [column for column in _columns(classes) if column not in table.columns]:
+        raise ValueError(f"{where}: expected the columns {_columns(classes)}; missing {missing}")
+    if unknown := sorted({*table["set"]} - {*SETS}):
+        raise ValueError(f"{where}: expected set to be one of {SETS}, got {listed(unknown)}")
+    if strangers := sorted({*table["truth"]} - {*classes}):
+        raise ValueError(
+            f"{where}: expected every truth to be one of {listed(classes)}, got {listed(strangers)}"
+        )
+    for prefix in ("p_", "raw_"):
+        values = table[[prefix + key for key in classes]].to_numpy(np.float64)
+        bad = ~(np.isfinite(values).all(1) & (values >= 0).all(1) & (np.abs(values.sum(1) - 1) < 1e-5))
+        if bad.any():
+            raise ValueError(
+                f"{where}: expected {prefix}<key> to be probabilities that sum to 1; "
+                f"{int(bad.sum())} rows are not, first for image {quoted(table['image'][bad].iloc[0])}"
+            )
+    if (twice := table.duplicated(["model", "set", "image", "fold"])).any():
+        row = table[twice].iloc[0]
+        raise ValueError(
+            f"{where}: expected one row per model, set, image and fold; {quoted(row['image'])} stands twice for "
+            f"{named(row['model'])}, {row['set']}, fold {row['fold']}"
+        )
+    tested = table[table["set"] == "internal"]
+    folds = tested.groupby(["model", "group"])["fold"].nunique()
+    if (folds > 1).any():
+        model, group = folds.index[folds > 1][0]
+        raise ValueError(
+            f"{where}: group {quoted(group)} was tested in more than one fold of {named(model)}: the split leaked"
+        )
+    if absolute := [image for image in table["image"] if re.match(r"^(/|[A-Za-z]:[\\/])", image)]:
+        raise ValueError(
+            f"{where}: expected image names relative to their data set, got {quoted(absolute[0])}"
+        )
+    return table

@@ -1,0 +1,281 @@
+"""Experiments on a network: what its down-sampling reads, how its maps hang together, whether it is timm's."""
+
+import copy
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from thyroid_lib import network
+from thyroid_lib.inspection import structure
+
+FULL_COVERAGE = 71
+"""px: from this side on every map that is halved has at least 5 px a side, which dilation 3 needs to read all."""
+
+
+def gradient_coverage(downsampling: str, dilation: int, size: int) -> np.ndarray:
+    """How many output pixels send a gradient to each input pixel of a replaced pool.
+
+    Args:
+        downsampling: as in `network.Xception`; max-pooling sends each output's gradient to one winner.
+        dilation: of the convolution.
+        size: of the map, px a side.
+
+    Returns:
+        int (size, size): 0 where the layer never reads.
+    """
+    if downsampling == "max_pool":
+        x = torch.rand(1, 1, size, size, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        y = F.max_pool2d(x, 3, 2, 1)
+    else:
+        x = torch.zeros(1, 1, size, size, requires_grad=True)
+        y = F.conv2d(x, torch.ones(1, 1, 3, 3), stride=2, padding=dilation, dilation=dilation)
+    return torch.autograd.grad(y.sum(), x)[0][0, 0].round().int().numpy()
+
+
+def unread_pixels(model: network.Xception, size: int | tuple[int, int], seed: int = 0) -> pd.DataFrame:
+    """For each down-sampling of the network as it is: which pixels of its input get no gradient.
+
+    Measured, not deduced: a random image goes in, a random gradient comes back from each down-sampling alone.
+
+    Returns:
+        Columns: layer, height, width (of its input, px), unread (pixels without gradient in any channel).
+    """
+    rows = []
+    for name, grad in _through_downsamplings(model, size, seed):
+        unread = int((grad == 0).all(1).sum())
+        rows.append({"layer": name, "height": grad.shape[2], "width": grad.shape[3], "unread": unread})
+    return pd.DataFrame(rows)
+
+
+def gradient_reach(model: nn.Module, size: int | tuple[int, int], seed: int = 0) -> float | None:
+    """Share of the values entering the network's four down-samplings that get a gradient back from them.
+
+    Counted per pixel and channel: max-pooling sends a gradient to the winners only, a convolution of stride 2 and
+    dilation 2 to a quarter of the pixels. None for a network that is not of this study.
+    """
+    if not isinstance(model, network.Xception):
+        return None
+    grads = [grad for _, grad in _through_downsamplings(model, size, seed)]
+    return sum(int((grad != 0).sum()) for grad in grads) / sum(grad.numel() for grad in grads)
+
+
+def _through_downsamplings(model: network.Xception, size, seed: int) -> list[tuple[str, Tensor]]:
+    """The gradient at the input of each down-sampling when a random one comes back at its output."""
+    height, width = (size, size) if isinstance(size, int) else size
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randn(1, model.config["in_chans"], height, width, generator=generator)
+    inputs = {}
+    downs = [
+        (n, m) for n, m in model.named_modules() if n.endswith(".down") and not isinstance(m, nn.Identity)
+    ]
+    hooks = [
+        module.register_forward_pre_hook(lambda _, args, name=name: inputs.update({name: args[0]}))
+        for name, module in downs
+    ]
+    with evaluating(model), torch.no_grad():
+        model.forward_features(image)
+    for hook in hooks:
+        hook.remove()
+    grads = []
+    for name, module in downs:
+        x = inputs[name].detach().requires_grad_()
+        with evaluating(model):
+            y = module(x)
+        grads.append((name, torch.autograd.grad(y, x, torch.randn(y.shape, generator=generator))[0]))
+    return grads
+
+
+def wiring(model: network.Xception, images: Tensor, seed: int = 0) -> pd.DataFrame:
+    """Disturb x on its way to T1, F1 and F2, one at a time, and see which maps change.
+
+    The projections are given random weights meanwhile: at their identity they would hide T1 and T2.
+
+    Returns:
+        bool, a row for each disturbed map, a column for each map of `forward_maps` after x.
+    """
+    model = copy.deepcopy(model).eval()
+    generator = torch.Generator().manual_seed(seed)
+    for name in ("project1", "project2"):
+        if isinstance(getattr(model, name, None), nn.Conv2d):
+            nn.init.normal_(getattr(model, name).weight, std=0.05, generator=generator)
+
+    def noisy(x):
+        return x + torch.randn(x.shape, generator=generator)
+
+    places = {
+        "x (to T1)": lambda: model.transition1.register_forward_pre_hook(lambda _, a: (noisy(a[0]), *a[1:])),
+        "F1": lambda: model.entry_flow.register_forward_hook(lambda _m, _a, y: noisy(y)),
+        "F2": lambda: model.middle_flow.register_forward_hook(lambda _m, _a, y: noisy(y)),
+    }
+    rows = {}
+    with torch.inference_mode():
+        before = model.forward_maps(images)
+        for place, disturb in places.items():
+            hook = disturb()
+            after = model.forward_maps(images)
+            hook.remove()
+            rows[place] = {name: not torch.equal(before[name], after[name]) for name in before if name != "x"}
+    return pd.DataFrame(rows).T.rename_axis("disturbed")
+
+
+def execution_order(model: network.Xception, images: Tensor) -> list[str]:
+    """Names of the network's parts in the order in which a forward pass calls them."""
+    calls = []
+    hooks = [
+        module.register_forward_hook(lambda *_, name=name: calls.append(name))
+        for name, module in model.named_children()
+    ]
+    with evaluating(model), torch.inference_mode():
+        model(images)
+    for hook in hooks:
+        hook.remove()
+    return calls
+
+
+class evaluating:
+    """Context in which a model is in evaluation mode; its mode comes back afterwards."""
+
+    def __init__(self, model: nn.Module):
+        self.model, self.mode = model, model.training
+
+    def __enter__(self):
+        return self.model.eval()
+
+    def __exit__(self, *_):
+        self.model.train(self.mode)
+
+
+def difference_to_timm(size: int | tuple[int, int], seed: int = 0) -> dict[str, float]:
+    """Hold the original network against timm's `legacy_xception` with timm's own random weights.
+
+    Args:
+        size: of a random image, px.
+        seed: of weights and image.
+
+    Returns:
+        parameters and timm_parameters (1000 classes), entries (loaded), difference (largest absolute, of the
+        logits) and largest_logit (absolute), for scale.
+
+    Raises:
+        ImportError: timm is not installed.
+    """
+    try:
+        import timm
+    except ImportError as error:
+        raise ImportError(
+            "expected timm for the comparison: install thyroid_lib[peers], or leave it out"
+        ) from error
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        reference = timm.create_model("legacy_xception").eval()
+        model = network.xception(1000).eval()
+        height, width = (size, size) if isinstance(size, int) else size
+        image = torch.randn(1, 3, height, width)
+    report = network.load_timm_weights(model, reference.state_dict())
+    with torch.inference_mode():
+        ours, theirs = model(image), reference(image)
+    return {
+        "parameters": structure.parameters(model),
+        "timm_parameters": structure.parameters(reference),
+        "entries": len(report.loaded),
+        "difference": float((ours - theirs).abs().max()),
+        "largest_logit": float(theirs.abs().max()),
+    }
+
+
+def effective_receptive_field(model: nn.Module, images: Tensor) -> np.ndarray:
+    """How strongly each image pixel moves the centre of the last feature map (Luo et al. 2016, arXiv 1701.04128).
+
+    Args:
+        model: with `forward_features`. images: float (N, in_chans, S, S), as the network takes them.
+
+    Returns:
+        float64 (S, S): absolute gradient, mean over images, largest 1.
+    """
+    with evaluating(model):
+        x = images.clone().requires_grad_()
+        features = model.forward_features(x)
+        y, x_ = features.shape[2] // 2, features.shape[3] // 2
+        grad = torch.autograd.grad(features[:, :, y, x_].sum(), x)[0]
+    return _scaled(grad)
+
+
+def gradient_map(model: nn.Module, images: Tensor) -> np.ndarray:
+    """How strongly each image pixel moves the logit of the predicted class.
+
+    Args:
+        model: any network. images: float (N, in_chans, S, S).
+
+    Returns:
+        float64 (S, S): absolute gradient, mean over images, largest 1.
+    """
+    with evaluating(model):
+        x = images.clone().requires_grad_()
+        grad = torch.autograd.grad(model(x).max(1).values.sum(), x)[0]
+    return _scaled(grad)
+
+
+def _scaled(grad: Tensor) -> np.ndarray:
+    field = grad.abs().double().mean((0, 1)).cpu().numpy()
+    return field / max(field.max(), np.finfo(float).tiny)
+
+
+def field_side(field: np.ndarray) -> float:
+    """Side, in px, of a square as large as the effective receptive field: all above 4.55 % of its largest value
+    (what lies within two standard deviations of a Gaussian; Luo et al. 2016, section 3)."""
+    return float(np.sqrt((field > 1 - 0.9545).sum()))
+
+
+def evenness(field: np.ndarray) -> float:
+    """Participation ratio of a map, (sum)^2 / (n sum of squares): 1 where all pixels weigh alike, 1/4 where a
+    quarter of them carry everything alike."""
+    return float(field.sum() ** 2 / (field.size * max((field**2).sum(), np.finfo(float).tiny)))
+
+
+class shallow_cut:
+    """Context in which the dense connection modules get, beside the main path, only the mean over some images.
+
+    What a module would be told about the image at hand by x and F1 (T1, T2) is replaced by its mean, position by
+    position; the main path stays. What the network loses by it, it had taken from its dense connections.
+
+    Args:
+        model: with dense connections. batches: of images, float (N, in_chans, S, S), over which the means go.
+
+    Raises:
+        ValueError: the network has no dense connections.
+    """
+
+    def __init__(self, model: network.Xception, batches):
+        if not getattr(model, "config", {}).get("dense_connections"):
+            raise ValueError("shallow_cut: expected a network with dense connections")
+        self.model, self.modules, sums, count = model, (model.dense1, model.dense2), {}, 0
+        hooks = [
+            module.register_forward_pre_hook(
+                lambda module, maps: sums.update(
+                    {(module, k): sums.get((module, k), 0) + m.double().sum(0) for k, m in enumerate(maps)}
+                )
+            )
+            for module in self.modules
+        ]
+        with evaluating(model), torch.inference_mode():
+            for batch in batches:
+                model(batch)
+                count += len(batch)
+        for hook in hooks:
+            hook.remove()
+        self.means = {key: (total / count) for key, total in sums.items()}
+
+    def __enter__(self):
+        self.hooks = [module.register_forward_pre_hook(self._replace) for module in self.modules]
+        return self.model
+
+    def _replace(self, module, maps):
+        means = [self.means[module, k].to(maps[0].dtype) for k in range(1, len(maps))]
+        return maps[0], *(mean.expand(len(maps[0]), *mean.shape) for mean in means)
+
+    def __exit__(self, *_):
+        for hook in self.hooks:
+            hook.remove()

@@ -1,0 +1,1 @@
+"""What the network is built from: convolutions, input layers, published weights, peers."""

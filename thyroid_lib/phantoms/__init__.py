@@ -1,0 +1,1 @@
+"""Simulated ultrasound frames with known truth."""

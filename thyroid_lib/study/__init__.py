@@ -1,0 +1,1 @@
+"""The study as a run: notebooks, profiles, reports, references."""

@@ -1,0 +1,278 @@
+"""Profiles: plain YAML files of notebook parameters, checked before anything runs.
+
+A profile maps a notebook's name to its parameters; ``common`` goes to every notebook that declares the
+name. What a notebook declares is read from its cell tagged ``parameters``: ``name: type = default``.
+"""
+
+import ast
+import difflib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from thyroid_lib.common.files import PROJECT, read_json
+from thyroid_lib.common.messages import named, quoted
+
+NOTEBOOKS = PROJECT / "notebooks"
+PROFILES = NOTEBOOKS / "profiles"
+SOURCES = "phantom ddti busi tn3k tg3k tn5000 auitd thyus2path stanford folder manifest dicom".split()
+_TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A notebook, the stages whose files it reads, and whether it runs without being asked for."""
+
+    name: str
+    needs: tuple[str, ...] = ()
+    default: bool = True
+
+
+STAGES = tuple(
+    stage
+    for stage in (
+        Stage("01_preprocess"),
+        Stage("02_architecture"),
+        Stage("03_pretrain", ("01_preprocess",)),
+        Stage("04_finetune", ("01_preprocess", "03_pretrain")),
+        Stage("05_evaluate", ("04_finetune",)),
+        Stage("06_ablation", ("01_preprocess",), default=False),
+        Stage("07_explore", ("04_finetune",), default=False),  # for JupyterLab; --only 07 makes a static page
+    )
+    if (NOTEBOOKS / f"{stage.name}.ipynb").exists()
+)
+
+
+class ProfileError(ValueError):
+    """What is wrong with the parameters of a run; ``problems`` lists every one of them."""
+
+    def __init__(self, problems: list[str]):
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a notebook: its name, the name of its type, its stored default."""
+
+    name: str
+    kind: str
+    default: object
+
+
+def declared(notebook: Path) -> dict[str, Parameter]:
+    """The parameters a notebook declares in its cell tagged ``parameters``.
+
+    Raises:
+        ProfileError: there is no such cell, or a line in it is no ``name: type = literal``.
+    """
+    import nbformat  # takes seconds: only the runner needs it, not the notebooks
+
+    cells = nbformat.read(notebook, as_version=4).cells
+    tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    if len(tagged) != 1:
+        raise ProfileError([f"{notebook.name}: expected one cell tagged 'parameters', came {len(tagged)}"])
+    found = {}
+    for line in ast.parse(tagged[0].source).body:
+        try:
+            name, kind, default = line.target.id, ast.unparse(line.annotation), ast.literal_eval(line.value)
+        except (AttributeError, ValueError, TypeError):
+            raise ProfileError(
+                [f"{notebook.name}: expected 'name: type = literal', came '{ast.unparse(line)}'"]
+            ) from None
+        found[name] = Parameter(name, kind.split("[")[0], default)
+    return found
+
+
+def load(profile: str) -> dict:
+    """The profile of that name in ``notebooks/profiles``, or the YAML file of that path.
+
+    Raises:
+        ProfileError: there is none, or it does not map names to mappings.
+    """
+    path = PROFILES / f"{profile}.yaml"
+    if not path.is_file():
+        path = Path(os.environ.get("THYROID_CALLER", "."), profile)
+        if path.suffix not in (".yaml", ".yml") or not path.is_file():
+            known = ", ".join(sorted(file.stem for file in PROFILES.glob("*.yaml")))
+            raise ProfileError([f"profile '{profile}': expected one of {known}, or the path of a .yaml file"])
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ) as error:  # ValueError: a date that is none, another encoding
+        raise ProfileError([f"profile {path.name}: not readable as YAML: {error}"]) from None
+    if not isinstance(content, dict) or not all(isinstance(part or {}, dict) for part in content.values()):
+        raise ProfileError(
+            [f"profile {path.name}: expected notebook names, each with 'parameter: value' lines"]
+        )
+    return {
+        str(book): {str(name): value for name, value in (part or {}).items()}
+        for book, part in content.items()
+    }
+
+
+def resolve(profile: dict, settings: list[str], data: dict[str, str]) -> dict[str, dict]:
+    """Every notebook's parameters: the profile, then data sources, then ``--set`` on top.
+
+    Args:
+        profile: what ``load`` gives.
+        settings: ``NOTEBOOK.NAME=VALUE`` or ``NAME=VALUE`` (every notebook that declares it).
+        data: parameter name (``finetune_data``) to SPEC.
+
+    Returns:
+        notebook name -> parameters that differ from its stored defaults or are set explicitly.
+
+    Raises:
+        ProfileError: with all problems at once.
+    """
+    notebooks = {path.stem: declared(path) for path in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))}
+    problems: list[str] = []
+    resolved: dict[str, dict] = {name: {} for name in notebooks}
+
+    def give(target: str, name: str, value: object, origin: str) -> None:
+        takers = [book for book in notebooks if name in notebooks[book]] if target == "common" else [target]
+        known = {parameter for book in notebooks.values() for parameter in book}
+        if target != "common" and target not in notebooks:
+            problems.append(f"{origin}: no notebook '{named(target)}'{_nearest(target, notebooks)}")
+        elif target == "common" and not takers:
+            problems.append(f"{origin}: no notebook has a parameter '{named(name)}'{_nearest(name, known)}")
+        elif target != "common" and name not in notebooks[target]:
+            near = _nearest(name, notebooks[target])
+            problems.append(f"{origin}: {target} has no parameter '{named(name)}'{near}")
+        else:
+            for book in takers:
+                try:
+                    resolved[book][name] = _typed(value, notebooks[book][name])
+                except ValueError as error:
+                    problems.append(f"{origin}: {error}")
+                    return
+
+    for target in sorted(profile, key=lambda name: name != "common"):  # common first, the rest on top
+        for name, value in profile[target].items():
+            give(target, name, value, f"profile, {named(target)}.{named(name)}")
+    for name, spec in data.items():
+        give("common", name, spec, f"--{name.replace('_', '-')}")
+    for setting in settings:
+        name, separator, text = setting.partition("=")
+        target, _, name = name.strip().rpartition(".")
+        if not separator or not name:
+            problems.append(f"--set {setting}: expected NOTEBOOK.NAME=VALUE, such as 04_finetune.epochs=3")
+            continue
+        target = next((book for book in notebooks if target and book.startswith(target)), target or "common")
+        try:
+            give(target, name, yaml.safe_load(text), f"--set {setting}")
+        except (yaml.YAMLError, ValueError, RecursionError):
+            give(target, name, text, f"--set {setting}")
+    problems += [
+        f"{book}.{name}: {problem}"
+        for book, parameters in resolved.items()
+        for name, value in parameters.items()
+        if name.endswith("_data") and (problem := spec_problem(value))
+    ]
+    if problems:
+        raise ProfileError(list(dict.fromkeys(problems)))
+    return resolved
+
+
+def locate(spec: str) -> str:
+    """A SPEC given on the command line with its path as the notebooks will see it.
+
+    A path beside or in the checkout becomes relative to ``notebooks/``, so that reports do not carry the
+    layout of somebody's disk; any other becomes absolute.
+    """
+    kind, separator, rest = spec.partition(":")
+    if kind == "phantom" or not separator:
+        return spec
+    path, mark, options = rest.partition("?")
+    full = Path(os.environ.get("THYROID_CALLER", "."), path).expanduser().resolve()
+    if full.is_relative_to(PROJECT.parent):
+        full = Path(os.path.relpath(full, NOTEBOOKS))
+    return f"{kind}:{full.as_posix()}{mark}{options}"
+
+
+def public_value(name: str, value: object) -> object:
+    """A parameter's value without the layout of a disk: of a path, its last part stays.
+
+    Args:
+        name: the parameter's;  value: its value. ``finetune_data`` and the like are SPECs:
+            ``ddti:../data/ddti?labels=two`` becomes ``ddti:ddti?labels=two``; any other text that is a path keeps
+            its last part.
+    """
+    if not isinstance(value, str):
+        return value
+    if name.endswith("_data"):
+        kind, separator, rest = value.partition(":")
+        path, mark, options = rest.partition("?")
+        if kind == "phantom" or not separator:
+            return value
+        return f"{kind}:{Path(path).name}{mark}{re.sub(r'=[^&]*/', '=', options)}"
+    return Path(value).name if re.match(r"(\.{0,2}/|[A-Za-z]:\\|~)", value) else value
+
+
+def public(parameters: dict[str, dict]) -> dict[str, dict]:
+    """``public_value`` over notebook -> name -> value."""
+    return {
+        book: {name: public_value(name, value) for name, value in values.items()}
+        for book, values in parameters.items()
+    }
+
+
+def spec_path(spec: str) -> Path | None:
+    """The file or folder a SPEC names, ``None`` where it names none (phantoms, an empty text)."""
+    kind, separator, rest = spec.partition(":")
+    if kind == "phantom" or not separator:
+        return None
+    return Path(os.path.normpath(NOTEBOOKS / rest.partition("?")[0]))
+
+
+def spec_problem(spec: str) -> str:
+    """What keeps a SPEC from being read, before anything is opened; empty where nothing does."""
+    kind, separator, _ = spec.partition(":")
+    if not spec:
+        return ""
+    if not separator or kind not in SOURCES:
+        return f"'{named(spec)}': expected KIND:PATH with KIND one of {', '.join(SOURCES)}{_nearest(kind, SOURCES)}"
+    path = spec_path(spec)
+    try:
+        there = path is None or path.exists()
+    except (OSError, ValueError):  # too long, or no name at all
+        there = False
+    return "" if there else f"'{named(spec)}': {named(str(path))} is not there"
+
+
+def _typed(value: object, parameter: Parameter) -> object:
+    """``value`` as the parameter's type; YAML reads 1e-3 as a text, which is meant as a number."""
+    wanted = _TYPES.get(parameter.kind, str)
+    if wanted is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if wanted is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    if wanted is str and value is None:
+        return ""
+    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+        raise ValueError(f"'{parameter.name}' expects {parameter.kind}, came {quoted(value)}")
+    return value
+
+
+def _nearest(name: str, known) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def used(run, stage: str, name: str):
+    """The value of a notebook's parameter in a run: of run.json, else the notebook's stored default.
+
+    Args:
+        run: ``study.run.Run``. stage: the notebook, such as "01_preprocess". name: of the parameter.
+    """
+    kept = read_json(run.dir / "run.json").get("parameters", {}).get(stage, {})
+    return kept.get(name) or declared(NOTEBOOKS / f"{stage}.ipynb")[name].default

@@ -1,0 +1,220 @@
+"""Folds: train on some patients, fix everything on others, predict the rest once (C1, C9, C12).
+
+A fold's model learns on the training part, its epoch, temperature and operating points are chosen on the
+validation part, and the fold itself is predicted with all of that frozen, as is the external set.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.special import softmax
+
+from thyroid_lib import manifest
+from thyroid_lib.common.jobs import run_jobs
+from thyroid_lib.data.crops import Crops
+from thyroid_lib.evaluation.predictions import mean_predictions, prediction_table
+from thyroid_lib.training import loop, ranks, texture
+
+FINETUNED, SCRATCH, TEXTURE, SIGNS = "finetuned", "scratch", "reference_texture", "reference_signs"
+
+
+@dataclass(frozen=True)
+class FoldResult:
+    """One model of one fold.
+
+    Attributes:
+        model: "finetuned", "scratch" or "reference_texture".
+        fold: the fold that was held out.
+        rows: part -> int (n,), rows of the crops.
+        temperature: fitted on validation. operating_points: class key -> threshold, fixed on validation.
+        tables: prediction tables by set: "internal" (the fold), "validation", and "external" where there is one.
+        fit: the training; None for a reference.
+    """
+
+    model: str
+    fold: int
+    rows: dict[str, np.ndarray]
+    temperature: float
+    operating_points: dict[str, float]
+    tables: dict[str, pd.DataFrame]
+    fit: loop.Fit | None = None
+
+
+def run(
+    settings: loop.Settings,
+    data: Path,
+    folder: Path,
+    *,
+    folds: int,
+    initial: Path | None,
+    scratch: bool = True,
+    parallel: int = 1,
+    cluster: str = "",
+    validation: float = 0.15,
+    on_epoch=None,
+) -> list[FoldResult]:
+    """Fine-tunes on the first `folds` folds, and once from scratch on the first.
+
+    Interrupted, it goes on: each fold has its own checkpoints and a finished one is read, not trained again.
+
+    Args:
+        settings: of every fold.
+        data: the run's folder of crops, with "finetune" and, if there is an external set, "external".
+        folder: for checkpoints: <model>/fold<k>.
+        folds: how many of the manifest's folds to hold out in turn.
+        initial: weights of the pre-trained network.
+        scratch: train fold 0 from random weights too, with the same settings.
+        parallel: folds at a time on this machine. cluster: a Dask cluster, as `common.jobs.run_jobs`.
+        validation: share of the remaining patients that chooses epoch, temperature and operating points.
+        on_epoch: called with the history after each epoch where folds run one after another.
+
+    Returns:
+        Results in the order finetuned folds, then scratch.
+    """
+    arms = [(FINETUNED, fold, initial) for fold in range(folds)] + [(SCRATCH, 0, None)] * bool(scratch)
+    jobs = [
+        {
+            "settings": settings if model == FINETUNED else replace(settings, frozen_epochs=0),
+            "data": str(data),
+            "folder": str(Path(folder) / model / f"fold{fold}"),
+            "model": model,
+            "fold": fold,
+            "initial": str(start) if start else None,
+            "validation": validation,
+            "title": f"{model}, fold {fold + 1} of {folds if model == FINETUNED else 1}",
+        }
+        for model, fold, start in arms
+    ]
+    if parallel == 1 and not cluster:
+        return [run_fold(**job, on_epoch=on_epoch) for job in jobs]
+    return run_jobs(run_fold, jobs, parallel=parallel, cluster=cluster, title="folds")
+
+
+def run_fold(settings, data, folder, model, fold, initial, validation, title, on_epoch=None) -> FoldResult:
+    """Trains one fold and predicts with it; arguments as `run`."""
+    crops, external = open_crops(data)
+    rows = parts(crops, fold, validation, settings.seed)
+    fit = ranks.fit(
+        settings,
+        crops,
+        rows["train"],
+        rows["validation"],
+        folder,
+        initial=initial,
+        title=title,
+        on_epoch=on_epoch,
+        set_aside=True,
+    )
+    network = fit.model()
+
+    def logits(source: Crops, chosen: np.ndarray) -> np.ndarray:
+        return loop.predict(network, source.images, chosen)
+
+    return _result(model, fold, rows, crops, external, logits, fit)
+
+
+def run_reference(data: Path, folds: int, *, validation: float = 0.15, seed: int = 0) -> list[FoldResult]:
+    """Logistic regression on texture and shape under the true mask, on the same parts as the networks."""
+    crops, external = open_crops(data)
+    features = {id(crops): texture.texture_features(crops.images, crops.masks)}
+    if external is not None:
+        features[id(external)] = texture.texture_features(external.images, external.masks)
+    results = []
+    for fold in range(folds):
+        rows = parts(crops, fold, validation, seed)
+        own = features[id(crops)]
+        logits_of = texture.fit_reference(
+            own.iloc[rows["train"]], crops.labels[rows["train"]], len(crops.classes), seed
+        )
+
+        def logits(source: Crops, chosen: np.ndarray, logits_of=logits_of) -> np.ndarray:
+            return logits_of(features[id(source)].iloc[chosen])
+
+        results.append(_result(TEXTURE, fold, rows, crops, external, logits, None))
+    return results
+
+
+def sign_reader(data: Path, folds: int) -> list[pd.DataFrame]:
+    """The ceiling, on phantoms only: a reader who sees the drawn signs; [] for real images."""
+    from thyroid_lib.phantoms import signs
+
+    crops, external = open_crops(data)
+    tables = []
+    for source, name, held_out in ((crops, "internal", range(folds)), (external, "external", None)):
+        if source is None or not source.simulated or f"sign_{next(iter(signs.SIGNS))}" not in source.index:
+            continue
+        chosen = source.labels >= 0
+        if held_out is not None:
+            chosen &= source.index["fold"].isin(held_out).to_numpy()
+        index = source.index[chosen]
+        kind = index["dataset"].iloc[0].partition(":")[2]
+        logits = np.log(np.maximum(signs.sign_reader(index, kind), 1e-12))
+        even = dict.fromkeys(source.classes, 1 / len(source.classes))
+        tables.append(
+            prediction_table(index, source.classes, logits, 1.0, even, model=SIGNS, set=name, fold=-1)
+        )
+    return tables
+
+
+def tables(results: list[FoldResult]) -> list[pd.DataFrame]:
+    """What goes into predictions.csv: every held-out fold, and the external set once per model.
+
+    The external set is predicted by the mean of the folds' models, as the classifier does. The fine-tuned
+    models' validation parts come along, set "validation": prediction sets are calibrated on them.
+    """
+    out = [result.tables["internal"] for result in results]
+    out += [result.tables["validation"] for result in results if result.model == FINETUNED]
+    for model in dict.fromkeys(result.model for result in results):
+        mine = [result for result in results if result.model == model and "external" in result.tables]
+        if len(mine) == 1:
+            out.append(mine[0].tables["external"])
+        elif mine:
+            keys = mine[0].operating_points
+            points = {key: float(np.mean([result.operating_points[key] for result in mine])) for key in keys}
+            out.append(mean_predictions([result.tables["external"] for result in mine], points))
+    return out
+
+
+def parts(crops: Crops, fold: int | None, validation: float, seed: int) -> dict[str, np.ndarray]:
+    """Rows of the training, validation and (with a fold) test part; unlabelled images are in none."""
+    labelled = crops.index[crops.labels >= 0]
+    part = manifest.partition(labelled, fold, validation=validation, seed=seed)
+    return {name: part.index[part == name].to_numpy(np.int64) for name in ("train", "validation", "test")}
+
+
+def open_crops(data: Path) -> tuple[Crops, Crops | None]:
+    """The run's crops to fine-tune on, and the external ones where there are any.
+
+    Raises:
+        ValueError: the external set has other classes.
+    """
+    crops = Crops.open(Path(data) / "finetune")
+    if not (Path(data) / "external" / "crops.json").is_file():
+        return crops, None
+    external = Crops.open(Path(data) / "external")
+    if external.classes != crops.classes:
+        raise ValueError(
+            f"external data: expected the classes {', '.join(crops.classes)}; {', '.join(external.classes)} "
+            "came. Map its labels to these, or run without external data"
+        )
+    return crops, external
+
+
+def _result(model, fold, rows, crops, external, logits, fit) -> FoldResult:
+    truth = crops.labels[rows["validation"]]
+    raw = logits(crops, rows["validation"])
+    temperature = loop.fit_temperature(raw, truth)
+    points = loop.operating_points(softmax(raw / temperature, axis=1), truth, crops.classes)
+    sets = {"internal": (crops, rows["test"], None), "validation": (crops, rows["validation"], raw)}
+    if external is not None:
+        sets["external"] = (external, np.flatnonzero(external.labels >= 0), None)
+    made = {}
+    for name, (source, chosen, known) in sets.items():
+        scores = logits(source, chosen) if known is None else known
+        index = source.index.iloc[chosen]
+        made[name] = prediction_table(
+            index, source.classes, scores, temperature, points, model=model, set=name, fold=fold
+        )
+    return FoldResult(model, fold, rows, temperature, points, made, fit)

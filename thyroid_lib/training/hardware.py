@@ -1,0 +1,168 @@
+"""What this machine is and which arithmetic it is fast at: probed, not assumed.
+
+A probe times the network that is to be trained, in float32 and under bfloat16 autocast. Because a later run
+must choose the same, the outcome is kept per network, machine and PyTorch version in the cache folder, and in
+every checkpoint.
+"""
+
+import contextlib
+import copy
+import inspect
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from thyroid_lib.common.files import cache_folder
+from thyroid_lib.common.fingerprint import digest
+
+PRECISIONS = ("auto", "32", "bf16")
+GAIN = 1.15  # bfloat16 is chosen where it is at least this much faster: it also costs accuracy
+_ROUNDS = 3
+
+
+def describe() -> dict:
+    """Processor, threads, memory and accelerators, as plain values for run.json."""
+    import psutil
+
+    cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "cuda": cuda,
+        "torch": torch.__version__,
+    }
+
+
+def peak_memory_mib() -> int | None:
+    """The largest resident memory of this process so far; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10))
+
+
+def processor() -> str:
+    """The processor's model name and whether it has bfloat16 instructions."""
+    name, flags = platform.processor() or platform.machine(), ""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.split(":", 1)[1].strip()
+            if line.startswith("flags"):
+                flags = line
+                break
+    units = [unit for unit in ("avx512_bf16", "amx_bf16", "avx2") if f" {unit}" in flags]
+    return f"{name} ({', '.join(units)})" if units else name
+
+
+def choose_precision(
+    asked: str, device: torch.device, model: nn.Module | None = None, size: int = 96
+) -> tuple[str, str]:
+    """Chooses between float32 and bfloat16 autocast.
+
+    Args:
+        asked: "32", "bf16", or "auto" for whatever is faster here.
+        device: where the training runs.
+        model: the network to be trained, with its `config`; for "auto" on a CPU.
+        size: side of its images, px.
+
+    Returns:
+        Fabric's name of the precision ("32-true" or "bf16-mixed"), and the reason in words.
+
+    Raises:
+        ValueError: `asked` is none of the three.
+    """
+    if asked not in PRECISIONS:
+        raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}; {asked!r} came")
+    if asked == "32":
+        return "32-true", "float32 was asked for"
+    if asked == "bf16":
+        return "bf16-mixed", "bfloat16 autocast was asked for"
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16-mixed", f"{torch.cuda.get_device_name(device)} has bfloat16 units"
+        return "32-true", f"{torch.cuda.get_device_name(device)} has no bfloat16 units"
+    if device.type != "cpu" or model is None:
+        return "32-true", f"bfloat16 is not probed on {device.type}"
+    times = _probed(model, size)
+    gain = times["float32"] / times["bfloat16"]
+    words = f"this network, probed on one thread, learns {gain:.2f} times as fast in bfloat16 as in float32"
+    if gain >= GAIN:
+        return "bf16-mixed", words
+    return "32-true", f"{words}; {GAIN} times is asked for"
+
+
+def probe(model: nn.Module, size: int, rounds: int = _ROUNDS) -> dict[str, float]:
+    """Times forward and backward passes of a network, the two precisions in turn.
+
+    On one thread and in processor time, so that whatever else the machine is doing disturbs it little. The
+    network is copied and left as it is.
+
+    Args:
+        model: with `config["in_chans"]`.
+        size: side of the images, px.
+        rounds: measurements of each after one that does not count; the fastest counts.
+
+    Returns:
+        Seconds per pass of four images: {"float32", "bfloat16"}.
+    """
+    threads = torch.get_num_threads()
+    model = copy.deepcopy(model).to(memory_format=torch.channels_last).train()
+    x = torch.linspace(-1, 1, 4 * size * size).reshape(4, 1, size, size)
+    x = x.expand(-1, model.config["in_chans"], -1, -1).contiguous(memory_format=torch.channels_last)
+    times = {"float32": [], "bfloat16": []}
+    torch.set_num_threads(1)
+    try:
+        for _ in range(rounds + 1):
+            for name, seconds in times.items():
+                begin = time.thread_time()
+                with torch.autocast("cpu", torch.bfloat16, enabled=name == "bfloat16"):
+                    y = model(x)
+                y.float().sum().backward()
+                seconds.append(time.thread_time() - begin)
+    finally:
+        torch.set_num_threads(threads)
+    return {name: min(seconds[1:]) for name, seconds in times.items()}
+
+
+def matrix_rate(
+    dtype: torch.dtype = torch.bfloat16, size: int = 2048, rounds: int = 5, device: torch.device | None = None
+) -> float:
+    """FLOP/s of a square matrix product, the median of several rounds; 2 size³ per product."""
+    device = device or torch.device("cpu")
+    a, b = torch.randn(2, size, size, device=device).to(dtype)
+    repeats, seconds = 1 if device.type == "cpu" else 50, []
+    for _ in range(rounds + 1):
+        begin = time.perf_counter()
+        for _ in range(repeats):
+            torch.mm(a, b)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append((time.perf_counter() - begin) / repeats)
+    return 2 * size**3 / statistics.median(seconds[1:])
+
+
+def _probed(model: nn.Module, size: int) -> dict[str, float]:
+    what = json.dumps([model.config, size, torch.__version__, processor(), inspect.getsource(probe)])
+    path = cache_folder() / f"precision-{digest(what)[:16]}.json"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        times = json.loads(path.read_text())
+        return {"float32": float(times["float32"]), "bfloat16": float(times["bfloat16"])}
+    times = probe(model, size)
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            json.dump(times, file)
+        os.replace(file.name, path)
+    return times

@@ -1,0 +1,128 @@
+"""Pre-training on open data (C8): what it reads, how it starts, and where the fine-tuning finds it."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from thyroid_lib import network
+from thyroid_lib.common.files import read_json, write_json
+from thyroid_lib.data.crops import Crops
+from thyroid_lib.training import checkpoint, loop, ranks
+from thyroid_lib.training.augmentation import Augmentation
+
+TITLE = "pre-training"
+ORIGIN = "initial_weights.json"
+
+
+def open_data(folder: Path) -> Crops:
+    """The crops to pre-train on.
+
+    Raises:
+        FileNotFoundError: notebook 01 made none.
+        ValueError: they have fewer than two classes with labels.
+    """
+    crops = Crops.open(folder)
+    present = sorted({crops.classes[label] for label in crops.labels if label >= 0})
+    if len(present) < 2:
+        raise ValueError(
+            f"{folder}: expected open data with at least two labelled classes, {present or 'none'} came; choose "
+            "another --pretrain-data, or skip this notebook and set 04_finetune.pretrained=false"
+        )
+    return crops
+
+
+def model_config(crops: Crops, name: str, width: float, middle_blocks: int, mirror: bool = False) -> dict:
+    """Configuration of a grey-scale network for the classes of the crops, complete, for `network.build`."""
+    short = {"name": name, "num_classes": len(crops.classes), "in_chans": 1, "width": width, "mirror": mirror}
+    with torch.device("meta"):
+        return network.build(short | {"middle_blocks": middle_blocks, "zero_init_residual": True}).config
+
+
+def fit(
+    settings: loop.Settings, crops: Crops, rows: dict, folder: Path, initial: str = "", on_epoch=None
+) -> loop.Fit:
+    """Pre-trains, or goes on with it.
+
+    Args:
+        settings: what to do. crops: the open data. rows: "train" and "validation" -> int (n,), rows of it.
+        folder: for the checkpoints; those of other settings are set aside.
+        initial: weights to start from: a safetensors file of the same network, "hub" for ImageNet's (width 1,
+            8 middle blocks; needs timm and the network), or "" for random ones.
+        on_epoch: as `loop.fit`.
+    """
+    start, origin = imagenet_weights(settings.model, initial) if initial else (None, {})
+    trained = ranks.fit(
+        settings,
+        crops,
+        rows["train"],
+        rows["validation"],
+        folder,
+        initial=start,
+        title=TITLE,
+        on_epoch=on_epoch,
+        set_aside=True,
+    )
+    write_json(Path(folder) / ORIGIN, origin)
+    return trained
+
+
+def provenance(folder: Path) -> dict:
+    """Where a pre-training's initial weights came from: source, sha256, licence; empty for random ones."""
+    return read_json(Path(folder) / ORIGIN)
+
+
+def imagenet_weights(config: dict, source: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """A state dict for the network of `config` with the body of `source`, its own head and new layers.
+
+    Args:
+        config: for `network.build`. source: "hub", or a file of timm's legacy_xception or of this network.
+
+    Returns:
+        The state dict, and where it came from: source, sha256, licence.
+    """
+    from thyroid_lib.layers import weights
+
+    tensors, origin = weights.read_weights(source)
+    if "conv1.weight" not in tensors:
+        return tensors, origin
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = network.build(config)
+    network.load_timm_weights(model, tensors)
+    body = {name: value for name, value in model.state_dict().items() if not name.startswith("fc.")}
+    return body, origin
+
+
+def weights_of(folder: Path) -> Path | None:
+    """The pre-trained weights of a run, for the fine-tuning; None where no pre-training is finished there.
+
+    Raises:
+        CheckpointError: it was begun and is not finished.
+    """
+    state = checkpoint.read_state(folder)
+    if state is None:
+        return None
+    if not state.get("finished"):
+        raise checkpoint.CheckpointError(
+            f"Expected a finished pre-training in {folder}; it stopped after epoch {state['epoch']}. Run notebook 03 "
+            "again, it goes on from there."
+        )
+    return Path(folder) / checkpoint.BEST
+
+
+def augmented_examples(
+    crops: Crops, rows: np.ndarray, strength: float, seed: int, *, count: int = 3, epochs: int = 5
+) -> tuple[np.ndarray, np.ndarray]:
+    """Crops and what augmentation makes of them in successive epochs.
+
+    Returns:
+        uint8 (count, S, S) and uint8 (count, epochs, S, S).
+    """
+    chosen = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
+    images = np.array(crops.images[chosen])
+    change = Augmentation().scaled(strength)
+    seen = [
+        change(torch.from_numpy(images), chosen, seed=seed, epoch=epoch).numpy() for epoch in range(epochs)
+    ]
+    return images, np.stack(seen, axis=1)
