@@ -10,7 +10,7 @@ from thyroid_lib.data import audit
 from thyroid_lib.data.crops import Crops
 from thyroid_lib.datasets import contract
 from thyroid_lib.evaluation import findings, task
-from thyroid_lib.study.facts import Facts
+from thyroid_lib.study import checklists
 
 GROUPS = {key: (f"TI-RADS {key}", f"TI-RADS {key} 类") for key in ("2-3", "4a", "4b", "4c-5")}
 
@@ -88,18 +88,18 @@ def test_what_a_run_is_called_follows_the_data_it_is_tested_on(tmp_path, simulat
         title="open",
     )
     role(tmp_path / "data" / "finetune", simulated=simulated, names=GROUPS, title="clinic")
-    facts = Facts(tmp_path)
-    assert ("simulated" in facts.identity()[1]) == simulated, "real patients are never called simulated"
-    assert ("simulated" in facts.limitations()[1]) == simulated
-    assert "TI-RADS grade given by readers" in facts.reference()[1]
+    facts = checklists.facts(tmp_path)
+    assert ("simulated" in facts["identity"][1]) == simulated, "real patients are never called simulated"
+    assert ("simulated" in facts["limitations"][1]) == simulated
+    assert "TI-RADS grade given by readers" in facts["reference"][1]
 
 
 def test_the_start_of_a_training_is_told_from_the_classifier(tmp_path):
-    assert Facts(tmp_path).initialization()[0] == "not done"
+    assert checklists.facts(tmp_path)["initialization"][0] == "not done"
     role(tmp_path / "data" / "pretrain", simulated=False, names={"benign": ("benign", "良性")}, title="BUSI")
     for weights, said in (("none", "random"), ("0123abcd", "pre-trained on BUSI")):
         write_json(tmp_path / "classifier" / "classifier.json", {"training": {"pretrained_weights": weights}})
-        assert Facts(tmp_path).initialization()[1] == said
+        assert checklists.facts(tmp_path)["initialization"][1] == said
 
 
 def test_a_set_without_patient_identifiers_claims_no_patients(tmp_path):

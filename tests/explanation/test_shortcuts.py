@@ -15,7 +15,7 @@ from thyroid_lib.data import crops
 from thyroid_lib.evaluation.bootstrap import Clusters
 from thyroid_lib.explanation import audits, robustness, shortcuts, tested
 from thyroid_lib.study import checklists
-from thyroid_lib.study.facts import NOT_DONE, REPORTED, Facts
+from thyroid_lib.study.checklists import NOT_DONE, REPORTED
 from thyroid_lib.training import loop
 
 SIZE = 48
@@ -337,15 +337,15 @@ def test_predictions_of_other_data_or_other_members_are_refused():
 # reviewers' tables
 
 
-def test_every_item_is_answered_by_a_fact_the_authors_or_a_reason():
-    facts = Facts("/nowhere")
-    items = checklists.items()
-    assert {i["standard"] for i in items} == {"CLAIM 2024", "TRIPOD+AI", "STARD-AI"}
-    assert sum(i["standard"] == "CLAIM 2024" for i in items) == 44
-    for item in items:
-        answer = item["answer"]
-        assert answer == "authors" or answer.startswith("na: ") or answer in facts, item
-    assert len({(i["standard"], i["item"]) for i in items}) == len(items)
+def test_every_item_is_answered_by_a_fact_the_authors_or_a_reason(tmp_path):
+    answers, standards = checklists.facts(tmp_path), checklists.source()["standards"]
+    assert set(standards) == {"CLAIM 2024", "TRIPOD+AI", "STARD-AI"}
+    assert len(standards["CLAIM 2024"]) == 44
+    for items in standards.values():
+        assert len({item["item"] for item in items}) == len(items)
+        for item in items:
+            answer = item["answer"]
+            assert answer == "authors" or answer.startswith("na: ") or answer in answers, item
 
 
 def test_an_empty_run_claims_no_result(tmp_path):
@@ -370,7 +370,7 @@ def test_a_run_fills_its_numbers_in(tmp_path):
     assert "0.81 (0.70 to 0.90)" in filled.loc[("CLAIM 2024", "32"), "value"]
     assert "2000 draws" in filled.loc[("CLAIM 2024", "29"), "value"]
     checklists.write(filled.reset_index(), tmp_path / "reviewers.csv")
-    assert len(pd.read_csv(tmp_path / "reviewers.csv")) == len(checklists.items())
+    assert len(pd.read_csv(tmp_path / "reviewers.csv")) == len(filled)
     assert {p.name for p in checklists.write_cards(tmp_path, {"a": ("type a", "甲")})} == {
         "STUDY_CARD.md", "DATA_SHEET.md",
     }  # fmt: skip

@@ -24,7 +24,7 @@ from PIL import Image
 from thyroid_lib.common import files
 from thyroid_lib.common.files import PROJECT, write_json, write_text
 from thyroid_lib.deploy import command
-from thyroid_lib.study import profiles, report, runner
+from thyroid_lib.study import checklists, profiles, report, runner
 from thyroid_lib.study.run import Run
 
 ATTACKS = (
@@ -295,11 +295,11 @@ def test_pages_of_classify_are_inert_whatever_the_classifier_and_the_files_say(t
     assert "<script" not in card and "<img" not in card and not re.search(r"(?<!\\)\]\(javascript", card)
 
 
-def test_markdown_for_reviewers_holds_no_html_of_others():
-    from thyroid_lib.study import checklists
-
-    said = checklists.markdown_environment().from_string("{{ x }} {{ n }}").render(x=ATTACK, n=3)
-    assert "<" not in said and "&lt;script>" in said and said.endswith(" 3")
+def test_markdown_for_reviewers_holds_no_html_of_others(tmp_path):
+    write_json(tmp_path / "classifier" / "classifier.json", {"id": ATTACK})
+    for card in checklists.write_cards(tmp_path, {"a": (ATTACK, ATTACK)}):
+        assert "<" not in card.read_text(encoding="utf-8")
+    assert "&lt;script>" in (tmp_path / "STUDY_CARD.md").read_text(encoding="utf-8")
 
 
 WRITE = """

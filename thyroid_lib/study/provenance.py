@@ -11,7 +11,7 @@ from pathlib import Path
 from thyroid_lib.common.files import LIBRARY, PROJECT
 
 # What notebooks import of the room that runs and renders them; a change in the rest leaves results as they are.
-_IMPORTED = {"checklists.py", "facts.py"}
+_IMPORTED = {"checklists.py"}
 _VERSIONS = (
     "torch torchvision numpy scipy pandas scikit-learn opencv-python-headless matplotlib grad-cam papermill "
     "nbconvert jupyterlab lightning-fabric pydicom safetensors pandera"
