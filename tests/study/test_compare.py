@@ -31,9 +31,9 @@ def test_each_number_gets_the_verdict_of_the_stated_rule(tmp_path):
         }
     }
     result = compare.compare(folder(tmp_path / "a", ours), folder(tmp_path / "b", theirs))
-    assert result.identical == ["05/same"] and result.close == ["05/in", "05/near"]
-    assert [row.split(":")[0] for row in result.different] == ["05/far", "05/name"]
-    assert result.missing == ["05/new: only in the run", "05/old: only in the reference"]
+    assert result.lines("identical") == ["05/same"] and result.lines("close") == ["05/in", "05/near"]
+    assert [row.split(":")[0] for row in result.lines("different")] == ["05/far", "05/name"]
+    assert result.lines("missing") == ["05/new: only in the run", "05/old: only in the reference"]
     assert not result.agrees
 
 
@@ -41,7 +41,7 @@ def test_a_stage_that_the_reference_has_not_is_told_and_decides_nothing(tmp_path
     reference = folder(tmp_path / "b", {"05_evaluate": {"x": 1.0}})
     more = folder(tmp_path / "a", {"05_evaluate": {"x": 1.0}, "06_ablation": {"y": 2.0, "z": 3.0}})
     result = compare.compare(more, reference)
-    assert result.agrees and not result.missing
+    assert result.agrees and not result.lines("missing")
     assert result.around["stages"] == ["06_ablation: 2 numbers, not in the reference"]
     assert "stages (1)" in result.verdict and "06_ablation" in result.report()
     assert not compare.compare(reference, more).agrees  # the other way round a stage is missing
@@ -50,7 +50,7 @@ def test_a_stage_that_the_reference_has_not_is_told_and_decides_nothing(tmp_path
 def test_an_interval_must_hold_the_other_value_both_ways(tmp_path):
     wide, narrow = interval(0.9, 0.1, 1.0), interval(0.5, 0.45, 0.55)
     result = compare.compare(folder(tmp_path / "a", {"x": wide}), folder(tmp_path / "b", {"x": narrow}))
-    assert result.different == ["x: 0.9000 (0.1000 to 1.0000), reference 0.5000 (0.4500 to 0.5500)"]
+    assert result.lines("different") == ["x: 0.9000 (0.1000 to 1.0000), reference 0.5000 (0.4500 to 0.5500)"]
 
 
 def many(outside, headline=0.8):
@@ -64,11 +64,11 @@ def many(outside, headline=0.8):
 def test_of_many_intervals_one_in_twenty_may_miss_but_no_key_number(tmp_path):
     reference = folder(tmp_path / "b", many(0))
     few = compare.compare(folder(tmp_path / "few", many(5)), reference)
-    assert few.agrees and len(few.outside) == 5 and "5 outside an interval as may be" in few.verdict
+    assert few.agrees and len(few.lines("outside")) == 5 and "5 outside an interval as may be" in few.verdict
     more = compare.compare(folder(tmp_path / "more", many(6)), reference)
-    assert not more.agrees and len(more.different) == 6
+    assert not more.agrees and len(more.lines("different")) == 6
     key = compare.compare(folder(tmp_path / "key", many(0, headline=0.5)), reference)
-    assert [row.split(":")[0] for row in key.different] == ["05_evaluate/headline/first/metric"]
+    assert [row.split(":")[0] for row in key.lines("different")] == ["05_evaluate/headline/first/metric"]
 
 
 def test_noisy_keys_are_listed_and_do_not_decide(tmp_path):
@@ -86,7 +86,7 @@ def test_noisy_keys_are_listed_and_do_not_decide(tmp_path):
     a = folder(tmp_path / "a", training(3, 1.2, 0.2, "aa", [0, 0.5, 1]))
     b = folder(tmp_path / "b", training(5, 0.8, 0.4, "bb", [0, 0.7, 1]))
     result = compare.compare(a, b)
-    assert result.agrees and len(result.noisy) == 5 and len(result.identical) == 2
+    assert result.agrees and len(result.lines("noisy")) == 5 and len(result.lines("identical")) == 2
     assert result.around["data"] == ["01_preprocess/finetune/crops_hash: aa, reference bb"]
     other = training(3, 1.2, 0.2, "aa", [0, 0.5, 1])
     other["01_preprocess"]["finetune"]["files"] = 30

@@ -37,38 +37,37 @@ def listed(values: Iterable) -> str:
     return ", ".join(map(named, values[:NAMES])) + more
 
 
-def say(metric: dict | None, digits: int = 2) -> str:
+def say(metric: Mapping | None, digits: int = 2) -> str:
     """A metric in words: ``0.91 (0.85 to 0.95)``, or why there is none.
 
     Args:
         metric: {"value", "low", "high"[, "reason"]}.
         digits: decimals.
     """
-    if not metric or metric.get("value") is None:
-        reason = (metric or {}).get("reason", "")
-        return next((word for word in ("too few", "undefined") if reason.startswith(word)), "not done")
-    value, low, high = (
-        f"{round(metric[name], digits) + 0.0:.{digits}f}" for name in ("value", "low", "high")
-    )
-    return f"{value} ({low} to {high})"  # + 0.0: never -0.00
+    if metric and metric.get("value") is not None:
+        return number(metric, digits)
+    reason = (metric or {}).get("reason", "")
+    return next((word for word in ("too few", "undefined") if reason.startswith(word)), "not done")
+
+
+def number(metric: object, digits: int = 3) -> str:
+    """A metric as text: its value and, where there is one, its 95 % interval."""
+    if isinstance(metric, Mapping):
+        value, low, high = (metric.get(name) for name in ("value", "low", "high"))
+        if low is None or high is None:
+            return number(value, digits)
+        return (
+            f"{number(float(value), digits)} ({number(float(low), digits)} to {number(float(high), digits)})"
+        )
+    if isinstance(metric, float):
+        return f"{round(metric, digits) + 0.0:.{digits}f}"  # + 0.0: never -0.00
+    return "–" if metric is None else str(metric)
 
 
 def english(names: dict, key: str) -> str:
     """The English name of a class key; the key itself where none is known."""
     name = names.get(key, key)
     return name if isinstance(name, str) else name[0]
-
-
-def number(metric: object, digits: int = 3) -> str:
-    """A metric as text: its value and, where there is one, its 95 % interval."""
-    if isinstance(metric, Mapping):
-        value = number(metric.get("value"), digits)
-        if metric.get("low") is None or metric.get("high") is None:
-            return value
-        return f"{value} ({number(metric['low'], digits)} to {number(metric['high'], digits)})"
-    if isinstance(metric, float):
-        return f"{metric:.{digits}f}"
-    return "–" if metric is None else str(metric)
 
 
 def printable(text) -> str:

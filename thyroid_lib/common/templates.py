@@ -27,7 +27,7 @@ def environment():
     return environment
 
 
-def render(name: str, **values) -> str:
+def render(name: str, /, **values) -> str:
     """A template filled in.
 
     Args:

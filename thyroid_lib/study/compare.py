@@ -8,13 +8,15 @@ their intervals, and what follows a single training without having one is shown 
 import argparse
 import re
 import sys
-from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
+
 from thyroid_lib.common.files import PROJECT, read_json, write_text
-from thyroid_lib.common.messages import MORE, named
+from thyroid_lib.common.messages import MORE, named, number
+from thyroid_lib.common.templates import render
 from thyroid_lib.study import profiles
 
 RELATIVE = 0.01
@@ -26,24 +28,27 @@ RULE = (
     "one training or one decoder and have no interval (losses, epochs, thresholds, single counts, hashes of pixels) "
     "are noisy: listed, not judged."
 )
-NOISY = tuple(
-    re.compile(pattern)
-    for pattern in (
-        r"^01_preprocess/\w+/crops_hash$",
-        r"^03_pretrain/(epochs|best_epoch|train_loss|val_\w+)$",
-        r"^04_finetune/trainings/",
-        r"^04_finetune/fixed_on_validation/.*/(temperature|operating_points/.*)$",
-        r"^05_evaluate/(.*/)?(delong|confusion|curves|folds|errors|verdicts)/",
-        r"^05_evaluate/.*/flat_maps$",
-        r"^06_ablation/(gaze|training_noise)/",
-        r"^06_ablation/(claims|controls)/(?!compute).*/(p_holm|verdict|why)$",
-    )
+NOISY = re.compile(
+    r"^01_preprocess/\w+/crops_hash$"
+    r"|^03_pretrain/(epochs|best_epoch|train_loss|val_\w+)$"
+    r"|^04_finetune/trainings/"
+    r"|^04_finetune/fixed_on_validation/.*/(temperature|operating_points/.*)$"
+    r"|^05_evaluate/(.*/)?(delong|confusion|curves|folds|errors|verdicts)/"
+    r"|^05_evaluate/.*/flat_maps$"
+    r"|^06_ablation/(gaze|training_noise)/"
+    r"|^06_ablation/(claims|controls)/(?!compute).*/(p_holm|verdict|why)$"
 )
 """Keys that follow one training or one decoder, with no interval to judge them by."""
 
 HEADLINE = "05_evaluate/headline/"
 UNTOLD = ("git_commit", "git_clean", "executable_is_venv")
 """Parts of an environment that always differ and explain nothing; ``library_sha256`` tells other code."""
+SECTIONS = {
+    "different": "Different",
+    "missing": "Missing",
+    "outside": "Outside an interval, as many as may be",
+    "noisy": "Noisy, not judged",
+}
 
 
 @dataclass(frozen=True)
@@ -51,43 +56,34 @@ class Comparison:
     """Keys of ``metrics.json`` by verdict, and what differs around them.
 
     Attributes:
-        identical, close: keys that agree.
-        outside: keys with an interval that do not, within the share that may.
-        different, missing: lines about keys that decide against the run.
-        noisy: lines about keys that are not judged and differ.
+        table: a row for each key: its "verdict" (identical, close: within tolerance, outside: with an interval that
+            does not hold the other value, within the share that may, different, missing, noisy) and its "line".
         around: what differs in "stages", "data", "parameters" and "environment", lines by part. A stage that only
             the run has, such as an ablation on request, is told there and decides nothing.
     """
 
-    identical: list[str] = field(default_factory=list)
-    close: list[str] = field(default_factory=list)
-    outside: list[str] = field(default_factory=list)
-    different: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    noisy: list[str] = field(default_factory=list)
-    around: dict[str, list[str]] = field(default_factory=dict)
+    table: pd.DataFrame
+    around: dict[str, list[str]]
+
+    def lines(self, verdict: str) -> list[str]:
+        """What there is to say of the keys with a verdict."""
+        return self.table.loc[self.table["verdict"] == verdict, "line"].tolist()
 
     @property
     def agrees(self) -> bool:
         """Whether no number differs beyond the tolerances and none is missing."""
-        return not self.different and not self.missing
+        return not self.table["verdict"].isin(["different", "missing"]).any()
 
     @property
     def verdict(self) -> str:
         """One sentence with the counts, and one on what differs around."""
-        total = sum(
-            map(len, (self.identical, self.close, self.outside, self.different, self.missing, self.noisy))
-        )
-        text = (
-            f"The run {'agrees with' if self.agrees else 'differs from'} the reference: {len(self.identical)} of "
-            f"{total} numbers identical, {len(self.close)} within tolerance, {len(self.outside)} outside an interval "
-            f"as may be, {len(self.different)} different, {len(self.missing)} missing, {len(self.noisy)} noisy."
-        )
         parts = [f"{part} ({len(lines)})" for part, lines in self.around.items() if lines]
-        return (
-            f"{text}\nAround it: {', '.join(parts)} differ{'s' * (len(parts) == 1)}."
-            if parts
-            else (f"{text}\nAround it: same data, parameters and environment.")
+        return render(
+            "study/verdict.txt.j2",
+            agrees=self.agrees,
+            total=len(self.table),
+            counts=self.table["verdict"].value_counts().to_dict(),
+            parts=parts,
         )
 
     def report(self, everything: bool = False) -> str:
@@ -96,21 +92,11 @@ class Comparison:
         Args:
             everything: list the keys that agree too.
         """
-        sections = [
-            ("Different", self.different),
-            ("Missing", self.missing),
-            ("Outside an interval, as many as may be", self.outside),
-            ("Noisy, not judged", self.noisy),
-            *((f"Around: {part}", lines) for part, lines in self.around.items()),
-        ]
+        sections = {title: self.lines(verdict) for verdict, title in SECTIONS.items()}
+        sections |= {f"Around: {part}": lines for part, lines in self.around.items()}
         if everything:
-            sections += [("Within tolerance", self.close), ("Identical", self.identical)]
-        lines = [self.verdict]
-        for title, rows in sections:
-            lines += ["", f"{title}:", *(f"  {row}" for row in rows)] if rows else []
-        return "\n".join([*lines, "", RULE])
-
-    __str__ = report
+            sections |= {"Within tolerance": self.lines("close"), "Identical": self.lines("identical")}
+        return render("study/comparison.txt.j2", verdict=self.verdict, sections=sections, rule=RULE)
 
 
 def compare(run: Path, reference: Path) -> Comparison:
@@ -128,36 +114,36 @@ def compare(run: Path, reference: Path) -> Comparison:
                 f"{folder}: expected a run with metrics.json, found none; name a folder of reports/"
             )
     ours, theirs = (dict(leaves(read_json(Path(folder) / "metrics.json"))) for folder in (run, reference))
-    result, outside, judged = Comparison(), [], 0
-    known = {key.partition("/")[0] for key in theirs}
-    beyond = [key for key in ours if key.partition("/")[0] not in known]
-    for key in sorted((ours.keys() | theirs.keys()) - set(beyond)):
-        noisy = any(pattern.search(key) for pattern in NOISY)
-        interval = all(isinstance(one.get(key), Mapping) for one in (ours, theirs))
-        judged += interval and not noisy
-        if key not in ours or key not in theirs:
-            (result.noisy if noisy else result.missing).append(
-                f"{key}: only in the {'reference' if key in theirs else 'run'}"
-            )
-        elif ours[key] == theirs[key]:
-            result.identical.append(key)
-        elif _close(ours[key], theirs[key]):
-            result.close.append(key)
-        else:
-            line = f"{key}: {_said(ours[key])}, reference {_said(theirs[key])}"
-            if noisy:
-                result.noisy.append(line)
-            elif interval and not key.startswith(HEADLINE):
-                outside.append(line)
-            else:
-                result.different.append(line)
-    (result.outside if len(outside) <= OUTSIDE * judged else result.different).extend(outside)
-    stages = Counter(key.partition("/")[0] for key in beyond)
-    result.around["stages"] = [
-        f"{named(stage)}: {count} numbers, not in the reference" for stage, count in stages.items()
+    stages = {key.partition("/")[0] for key in theirs}
+    beyond = pd.Series(
+        [key.partition("/")[0] for key in ours if key.partition("/")[0] not in stages], dtype=str
+    )
+    rows = [
+        _judged(key, ours, theirs)
+        for key in sorted(ours.keys() | theirs.keys())
+        if key.partition("/")[0] not in set(beyond)
     ]
-    result.around.update(_around(ours, theirs, run, reference))
-    return result
+    table = pd.DataFrame(rows, columns=["key", "verdict", "line", "interval"])
+    outside = table["verdict"] == "outside"
+    if outside.sum() > OUTSIDE * table["interval"].sum():
+        table.loc[outside, "verdict"] = "different"
+    counts = beyond.value_counts(sort=False).items()
+    around = {"stages": [f"{named(stage)}: {count} numbers, not in the reference" for stage, count in counts]}
+    return Comparison(table, around | _around(ours, theirs, run, reference))
+
+
+def _judged(key: str, ours: dict, theirs: dict) -> tuple[str, str, str, bool]:
+    """A key, its verdict, the line about it, and whether it counts among the numbers with an interval."""
+    noisy = NOISY.search(key) is not None
+    interval = not noisy and all(isinstance(one.get(key), Mapping) for one in (ours, theirs))
+    if key not in ours or key not in theirs:
+        line = f"{key}: only in the {'reference' if key in theirs else 'run'}"
+        return key, "noisy" if noisy else "missing", line, interval
+    if ours[key] == theirs[key] or _close(ours[key], theirs[key]):
+        return key, "identical" if ours[key] == theirs[key] else "close", key, interval
+    line = f"{key}: {number(ours[key], 4)}, reference {number(theirs[key], 4)}"
+    verdict = "noisy" if noisy else "outside" if interval and not key.startswith(HEADLINE) else "different"
+    return key, verdict, line, interval
 
 
 def against_reference(run: Path, profile: str) -> Comparison | None:
@@ -197,27 +183,20 @@ def main(argv: list[str] | None = None) -> int:
 
 def _around(ours: dict, theirs: dict, run: Path, reference: Path) -> dict[str, list[str]]:
     """What differs in data, parameters and environment, each a line of text."""
-    facts, wanted = (read_json(Path(folder) / "run.json") for folder in (run, reference))
+    facts = [read_json(Path(folder) / "run.json") for folder in (run, reference)]
+    data = re.compile(r"01_preprocess/\w+/(\w+_hash|title|files)$")
     pairs = {
-        "data": [
-            {
-                key: value
-                for key, value in one.items()
-                if re.match(r"01_preprocess/\w+/(\w+_hash|title|files)$", key)
-            }
-            for one in (ours, theirs)
-        ],
-        "parameters": [profiles.public(one.get("parameters", {})) for one in (facts, wanted)],
-        "environment": [one.get("environment", {}) for one in (facts, wanted)],
+        "data": [{key: one[key] for key in one if data.match(key)} for one in (ours, theirs)],
+        "parameters": [dict(leaves(profiles.public(one.get("parameters", {})))) for one in facts],
+        "environment": [dict(leaves(one.get("environment", {}))) for one in facts],
     }
     return {
         part: [
             f"{named(key)}: {named(here.get(key), MORE)}, reference {named(there.get(key), MORE)}"
-            for here, there in [[dict(leaves(one)) for one in pair]]
             for key in sorted(here.keys() | there.keys())
             if here.get(key) != there.get(key) and key not in UNTOLD
         ]
-        for part, pair in pairs.items()
+        for part, (here, there) in pairs.items()
     }
 
 
@@ -231,22 +210,15 @@ def leaves(content: Mapping, path: str = "") -> Iterator[tuple[str, object]]:
 
 
 def _close(ours: object, theirs: object) -> bool:
+    """Whether each number lies in the other's interval; without intervals, whether they nearly agree."""
     if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
-        inside = [
-            None not in (one["value"], other.get("low"), other.get("high"))
-            and other["low"] <= one["value"] <= other["high"]
+        if None in (ours.get("low"), theirs.get("low")):
+            return _close(ours["value"], theirs["value"])
+        return all(
+            None not in (one["value"], other.get("high")) and other["low"] <= one["value"] <= other["high"]
             for one, other in ((ours, theirs), (theirs, ours))
-        ]
-        if all(inside):
-            return True
-        return None in (ours.get("low"), theirs.get("low")) and _close(ours["value"], theirs["value"])
+        )
     if isinstance(ours, list) and isinstance(theirs, list):
         return len(ours) == len(theirs) and all(a == b or _close(a, b) for a, b in zip(ours, theirs))
     numbers = all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in (ours, theirs))
     return numbers and abs(ours - theirs) <= RELATIVE * max(abs(ours), abs(theirs))
-
-
-def _said(metric: object) -> str:
-    from thyroid_lib.common.messages import number
-
-    return number(metric, digits=4)

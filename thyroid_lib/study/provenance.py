@@ -1,81 +1,62 @@
-"""Where a result comes from: hashes of code and data, versions, machine."""
+"""Where a result comes from: fingerprints of code and data, versions, machine."""
 
-import hashlib
 import os
 import platform
+import re
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
 
 from thyroid_lib.common.files import LIBRARY, PROJECT
+from thyroid_lib.common.fingerprint import digest, sha256
 
-# What notebooks import of the room that runs and renders them; a change in the rest leaves results as they are.
-_IMPORTED = {"checklists.py"}
+_CODE = (".py", ".j2", ".yaml")
+# What runs, renders and compares notebooks; they import nothing of it, and a change in it leaves results as they are.
+_AROUND = re.compile(r"study/(?!checklists)|templates/(study|report|index|claims)/")
 _VERSIONS = (
     "torch torchvision numpy scipy pandas scikit-learn opencv-python-headless matplotlib grad-cam papermill "
     "nbconvert jupyterlab lightning-fabric pydicom safetensors pandera"
 ).split()
 
 
-def digest(*parts: bytes | str) -> str:
-    """SHA-256 over ``parts``, each with its length, as hexadecimal."""
-    total = hashlib.sha256()
-    for part in parts:
-        part = part.encode() if isinstance(part, str) else part
-        total.update(len(part).to_bytes(8, "little") + part)
-    return total.hexdigest()
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file as hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def library_hash() -> str:
-    """Hash over the code of ``thyroid_lib`` that notebooks run."""
-    files = sorted(
-        path for path in LIBRARY.rglob("*.py") if path.parent.name != "study" or path.name in _IMPORTED
-    )
+    """Fingerprint of the code and the texts of ``thyroid_lib`` that notebooks run."""
+    files = {
+        path.relative_to(LIBRARY).as_posix(): path for path in LIBRARY.rglob("*") if path.suffix in _CODE
+    }
     return digest(
-        *(part for path in files for part in (path.relative_to(PROJECT).as_posix(), path.read_bytes()))
+        *(part for name in sorted(files) if not _AROUND.match(name) for part in (name, files[name]))
     )
 
 
 def renderer_hash() -> str:
-    """Hash over what turns an executed notebook into HTML."""
-    folder = LIBRARY
-    files = [folder / "study" / "report.py", *sorted((folder / "templates" / "report").iterdir())]
-    return digest(*(path.read_bytes() for path in files if path.is_file()))
-
-
-def lock_hash() -> str:
-    """Hash of ``requirements.lock``."""
-    return hash_file(PROJECT / "requirements.lock")
+    """Fingerprint of what turns an executed notebook into HTML."""
+    templates = (path for path in (LIBRARY / "templates" / "report").iterdir() if path.is_file())
+    return digest(LIBRARY / "study" / "report.py", *sorted(templates))
 
 
 def data_fingerprint(path: Path | None) -> str:
-    """Names, sizes and times of all files of a data set; the contents are hashed by notebook 01."""
+    """Of names, sizes and times of all files of a data set; the contents are hashed by notebook 01."""
     if path is None:
         return ""
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    stats = [(file, file.stat()) for file in files]
-    names = (f"{os.path.relpath(file, path)} {stat.st_size} {stat.st_mtime_ns}" for file, stat in stats)
-    return digest("\n".join(names))
+    stats = [(os.path.relpath(file, path), file.stat()) for file in files]
+    return digest([[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats])
 
 
 def environment() -> dict:
     """The code, the packages and the machine, for ``run.json``; nothing that names a person or a folder."""
     import psutil
 
+    commit, installed = _git("rev-parse", "HEAD"), {one.name: one.version for one in metadata.distributions()}
     return {
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_clean": None if _git("rev-parse", "HEAD") is None else _git("status", "--porcelain") == "",
+        "git_commit": commit,
+        "git_clean": None if commit is None else _git("status", "--porcelain") == "",
         "library_sha256": library_hash(),
-        "lock_sha256": lock_hash(),
+        "lock_sha256": sha256(PROJECT / "requirements.lock"),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in _VERSIONS},
+        "packages": {name: installed.get(name) for name in _VERSIONS},
         "platform": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -92,16 +73,7 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
+    about = Path("/proc/cpuinfo")
+    named = about.is_file() and re.search(r"^model name\s*: *(.*)", about.read_text(), re.MULTILINE)
+    return named[1].strip() if named else platform.processor()

@@ -6,22 +6,20 @@ figure without them is an error, not an oversight.
 """
 
 import base64
-import json
+import io
 import re
 from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
-import jinja2
 from bs4 import BeautifulSoup
 
-from thyroid_lib.common.files import LIBRARY, read_json, write_text
-from thyroid_lib.common.messages import number
+from thyroid_lib.common.files import write_text
+from thyroid_lib.common.templates import TEMPLATES
+from thyroid_lib.common.templates import render as fill
 from thyroid_lib.study import profiles
 from thyroid_lib.study.run import Run
 
-TEMPLATES = LIBRARY / "templates"
 ACTIVE = (
     "script, iframe, frame, object, embed, applet, form, base, portal, audio, video, template, "
     "body style, body link, body meta, body title"
@@ -64,9 +62,12 @@ def to_html(notebook, name: str) -> str:
         exclude_input_prompt=True,
         exclude_output_prompt=True,
     )
-    css = (TEMPLATES / "report" / "report.css").read_text(encoding="utf-8")
-    html, _ = exporter.from_notebook_node(notebook, {"report_css": css, "metadata": {"name": name}})
+    html, _ = exporter.from_notebook_node(notebook, {"report_css": _css(), "metadata": {"name": name}})
     return str(_dressed(BeautifulSoup(html, "html.parser"), name))
+
+
+def _css() -> str:
+    return (TEMPLATES / "report" / "report.css").read_text(encoding="utf-8")
 
 
 def _check(notebook, name: str) -> None:
@@ -91,8 +92,7 @@ def _dressed(page: BeautifulSoup, name: str) -> BeautifulSoup:
     _inert(page)
     for anchor in page.select("a.anchor-link"):
         anchor.decompose()
-    title = page.find("h1")
-    if title and page.title:
+    if (title := page.find("h1")) and page.title:
         page.title.string = title.get_text(strip=True)
     for cell in page.select("div.jp-CodeCell"):
         if not cell.get_text(strip=True) and not cell.find("img"):
@@ -100,25 +100,14 @@ def _dressed(page: BeautifulSoup, name: str) -> BeautifulSoup:
     for image in page.select("main img"):
         if not image.get("alt", "").strip():
             raise ReportError(f"{name}: an image has no alt text: {str(image)[:80]}")
-    contents = page.new_tag("nav", attrs={"class": "contents", "aria-label": "Contents"})
-    home = page.new_tag("a", href="index.html", attrs={"class": "home"})
-    home.string = "← All reports of this run"
-    entries = page.new_tag("ol")
-    for heading in page.select("main h2[id], main h3[id]"):
-        entry = page.new_tag("li", attrs={"class": heading.name})
+    headings = page.select("main h2[id], main h3[id]")
+    for heading in headings:
         heading["id"] = unquote(heading["id"])  # nbconvert escapes the id itself, where only a link needs it
-        link = page.new_tag("a", href=f"#{quote(heading['id'])}")
-        link.string = heading.get_text(strip=True)
-        entry.append(link)
-        entries.append(entry)
-    contents.extend([home, entries])
-    frame = page.new_tag("div", attrs={"class": "page"})
+    entries = [{"name": one.name, "id": one["id"], "text": one.get_text(strip=True)} for one in headings]
     main = page.find("main")
-    main.wrap(frame)
-    frame.insert(0, contents)
-    footer = page.new_tag("footer")
-    footer.string = "Research use only. Not a medical device."
-    main.append(footer)
+    frame = main.wrap(page.new_tag("div", attrs={"class": "page"}))
+    frame.insert(0, BeautifulSoup(fill("index/contents.html.j2", headings=entries), "html.parser"))
+    main.append(BeautifulSoup("<footer>Research use only. Not a medical device.</footer>", "html.parser"))
     return page
 
 
@@ -147,52 +136,48 @@ def write_index(run: Run) -> Path:
     Returns:
         The path of the run's index.
     """
-    facts, metrics = read_json(run.dir / "run.json"), run.metrics
-    stages = []
-    for stage in profiles.STAGES:
-        page = run.dir / f"{stage.name}.html"
-        if page.exists():
-            soup = BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser")
-            images = soup.select("main figure img")
-            thumbnail = _thumbnail(images[len(images) // 2]["src"]) if images else ""
-            paragraph = soup.select_one("main h1 ~ p") or soup.select_one("main p")
-            stages.append(
-                {
-                    "name": stage.name,
-                    "title": soup.find("h1").get_text(strip=True) if soup.find("h1") else stage.name,
-                    "summary": _first_sentence(paragraph.get_text(" ", strip=True)) if paragraph else "",
-                    "thumbnail": thumbnail,
-                    "alt": images[len(images) // 2]["alt"] if images else "",
-                    "current": stage.name in facts.get("stages", {}),
-                    **facts.get("stages", {}).get(stage.name, {}),
-                }
-            )
-    page = (
-        _environment()
-        .get_template("run.html.j2")
-        .render(
-            run=facts,
-            name=run.dir.name,
-            stages=stages,
-            headline=headline(metrics),
-            data={
-                role: facts for role, facts in metrics.get("01_preprocess", {}).items() if "title" in facts
-            },
-            simulated=is_simulated(facts),
-            environment=facts.get("environment", {}),
-            files=[
-                name for name in ("metrics.json", "predictions.csv", "run.json") if (run.dir / name).exists()
-            ],
-            css=(TEMPLATES / "report" / "report.css").read_text(encoding="utf-8"),
-        )
+    facts, metrics = run.facts, run.metrics
+    stages = [
+        _card(run.dir / f"{stage.name}.html") | facts.get("stages", {}).get(stage.name, {})
+        for stage in profiles.STAGES
+        if (run.dir / f"{stage.name}.html").exists()
+    ]
+    sources = metrics.get("01_preprocess", {}).items()
+    files = ("metrics.json", "predictions.csv", "run.json")
+    page = fill(
+        "index/run.html.j2",
+        run=facts,
+        name=run.dir.name,
+        stages=stages,
+        headline=headline(metrics),
+        data={role: about for role, about in sources if "title" in about},
+        simulated=is_simulated(facts),
+        environment=facts.get("environment", {}),
+        files=[name for name in files if (run.dir / name).exists()],
+        css=_css(),
     )
     write_text(run.dir / "index.html", page)
     write_list(run.dir.parent)
     return run.dir / "index.html"
 
 
+def _card(page: Path) -> dict:
+    """A report as an index shows it: title, first sentence, the figure in its middle."""
+    soup = BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser")
+    title, images = soup.find("h1"), soup.select("main figure img")
+    paragraph = soup.select_one("main h1 ~ p") or soup.select_one("main p")
+    figure = images[len(images) // 2] if images else {}
+    return {
+        "name": page.stem,
+        "title": title.get_text(strip=True) if title else page.stem,
+        "summary": re.split(r"(?<=[.?]) ", paragraph.get_text(" ", strip=True))[0] if paragraph else "",
+        "thumbnail": _thumbnail(figure["src"]) if figure else "",
+        "alt": figure.get("alt", ""),
+    }
+
+
 def headline(metrics: Mapping) -> list[dict]:
-    """The numbers an index opens with: each a label and a metric of notebook 05, or of 04 without it."""
+    """The numbers an index opens with: each a label and a metric of notebook 05."""
     return list(metrics.get("05_evaluate", {}).get("headline", {}).values())
 
 
@@ -208,12 +193,11 @@ def write_list(reports: Path) -> None:
     runs = []
     for path in sorted(reports.glob("*/run.json"), key=lambda path: -path.stat().st_mtime):
         try:
-            facts = read_json(path)
+            facts, metrics = Run(path.parent).facts, Run(path.parent).metrics
         except ValueError:
             continue
         if (path.parent / "index.html").exists():
             times = [stage.get("finished", "") for stage in facts.get("stages", {}).values()]
-            metrics = read_json(path.parent / "metrics.json")
             runs.append(
                 {
                     "name": path.parent.name,
@@ -223,37 +207,16 @@ def write_list(reports: Path) -> None:
                     "headline": headline(metrics)[:1],
                 }
             )
-    css = (TEMPLATES / "report" / "report.css").read_text(encoding="utf-8")
-    write_text(reports / "index.html", _environment().get_template("runs.html.j2").render(runs=runs, css=css))
-
-
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES / "index"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["number"] = number
-    environment.filters["when"] = lambda text: (
-        datetime.fromisoformat(text).strftime("%Y-%m-%d %H:%M UTC") if text else "–"
-    )
-    environment.filters["json"] = lambda value: json.dumps(value, ensure_ascii=False)
-    return environment
-
-
-def _first_sentence(text: str) -> str:
-    return re.split(r"(?<=[.?]) ", text, maxsplit=1)[0]
+    write_text(reports / "index.html", fill("index/runs.html.j2", runs=runs, css=_css()))
 
 
 def _thumbnail(source: str, width: int = 480) -> str:
-    """A small copy of an embedded PNG as a data address."""
-    import cv2
-    import numpy as np
+    """A small copy of an embedded picture as a data address, at most three quarters as high as wide."""
+    from PIL import Image
 
-    encoded = np.frombuffer(base64.b64decode(source.partition("base64,")[2]), np.uint8)
-    image = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
-    height = max(1, round(image.shape[0] * width / image.shape[1]))
-    small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)[: round(width * 0.75)]
-    return "data:image/jpeg;base64," + base64.b64encode(cv2.imencode(".jpg", small)[1]).decode("ascii")
+    image = Image.open(io.BytesIO(base64.b64decode(source.partition("base64,")[2]))).convert("RGB")
+    height = max(1, round(image.height * width / image.width))
+    small = image.resize((width, height), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    small.crop((0, 0, width, min(height, round(width * 0.75)))).save(buffer, "JPEG", quality=95)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -39,9 +39,14 @@ class Run:
         return read_json(self.dir / "metrics.json")
 
     @property
+    def facts(self) -> dict:
+        """``run.json``: profile, parameters, environment, stages that succeeded, and ``notes``."""
+        return read_json(self.dir / "run.json")
+
+    @property
     def notes(self) -> dict:
         """What is known about how the run went: times, hardware, choices."""
-        return read_json(self.dir / "run.json").get("notes", {})
+        return self.facts.get("notes", {})
 
     def record(self, stage: str, metrics: Mapping) -> None:
         """Keep numbers of one notebook in ``metrics.json``.
@@ -53,15 +58,24 @@ class Run:
             stage: the notebook, such as ``"05_evaluate"``.
             metrics: keys to numbers, texts, or dictionaries of them; laid over what is there.
         """
-        self._keep("metrics.json", stage, metrics)
+        write_json(self.dir / "metrics.json", dict(sorted(merge(self.metrics, {stage: metrics}).items())))
 
     def note(self, stage: str, notes: Mapping) -> None:
         """Keep what differs from run to run (times, throughput, hardware, choices) in ``run.json``."""
-        self._keep("run.json", "notes", {stage: notes})
+        self.tell({"notes": {stage: notes}})
 
-    def _keep(self, name: str, stage: str, content: Mapping) -> None:
-        path = self.path(name)
-        write_json(path, dict(sorted(merge(read_json(path), {stage: content}).items())))
+    def tell(self, facts: Mapping) -> None:
+        """Lay facts over those in ``run.json``."""
+        write_json(self.dir / "run.json", dict(sorted(merge(self.facts, facts).items())))
+
+    def forget(self, stage: str) -> None:
+        """Drop what an earlier execution of a stage left in ``run.json`` and ``metrics.json``."""
+        facts, metrics = self.facts, self.metrics
+        for part in ("stages", "notes"):
+            facts.get(part, {}).pop(stage, None)
+        metrics.pop(stage, None)
+        write_json(self.dir / "run.json", facts)
+        write_json(self.dir / "metrics.json", metrics)
 
     def show(
         self,

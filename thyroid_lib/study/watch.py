@@ -60,21 +60,17 @@ class Watch:
             if self.limit and self.seconds > self.limit and not self.late:
                 self.late = True
                 end(self._seen, grace=0)  # the runner learns of it as of any notebook that died
-            try:
+            text = ""
+            with contextlib.suppress(OSError, UnicodeDecodeError):
                 text = self.status.read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError):
-                text = ""
             line = f"{self.stage:<16} {clock(self.seconds):>7}  {text}"
             if terminal:
-                width = shutil.get_terminal_size().columns - 1
-                sys.stdout.write(f"\r\x1b[K{line[:width]}")
-                sys.stdout.flush()
+                print(f"\r\x1b[K{line[: shutil.get_terminal_size().columns - 1]}", end="", flush=True)
             elif text and text != said and self.seconds - spoken > 30:
                 print(line, flush=True)
                 said, spoken = text, self.seconds
         if terminal:
-            sys.stdout.write("\r\x1b[K")
-            sys.stdout.flush()
+            print("\r\x1b[K", end="", flush=True)
 
     def _look(self) -> None:
         self._seen |= _descendants() - self._ours
