@@ -5,6 +5,7 @@ name. What a notebook declares is read from its cell tagged ``parameters``: ``na
 """
 
 import ast
+import contextlib
 import difflib
 import os
 import re
@@ -105,16 +106,13 @@ def load(profile: str) -> dict:
         yaml.YAMLError,
         ValueError,
         RecursionError,
-    ) as error:  # ValueError: a date that is none, another encoding
+    ) as error:  # ValueError: no such date, another encoding
         raise ProfileError([f"profile {path.name}: not readable as YAML: {error}"]) from None
     if not isinstance(content, dict) or not all(isinstance(part or {}, dict) for part in content.values()):
         raise ProfileError(
             [f"profile {path.name}: expected notebook names, each with 'parameter: value' lines"]
         )
-    return {
-        str(book): {str(name): value for name, value in (part or {}).items()}
-        for book, part in content.items()
-    }
+    return {str(book): {str(name): part[name] for name in part or {}} for book, part in content.items()}
 
 
 def resolve(profile: dict, settings: list[str], data: dict[str, str]) -> dict[str, dict]:
@@ -136,22 +134,21 @@ def resolve(profile: dict, settings: list[str], data: dict[str, str]) -> dict[st
     resolved: dict[str, dict] = {name: {} for name in notebooks}
 
     def give(target: str, name: str, value: object, origin: str) -> None:
-        takers = [book for book in notebooks if name in notebooks[book]] if target == "common" else [target]
-        known = {parameter for book in notebooks.values() for parameter in book}
         if target != "common" and target not in notebooks:
             problems.append(f"{origin}: no notebook '{named(target)}'{_nearest(target, notebooks)}")
-        elif target == "common" and not takers:
-            problems.append(f"{origin}: no notebook has a parameter '{named(name)}'{_nearest(name, known)}")
-        elif target != "common" and name not in notebooks[target]:
-            near = _nearest(name, notebooks[target])
-            problems.append(f"{origin}: {target} has no parameter '{named(name)}'{near}")
-        else:
+            return
+        takers = notebooks if target == "common" else [target]
+        known = {parameter for book in takers for parameter in notebooks[book]}
+        if name not in known:
+            who = "no notebook has a" if target == "common" else f"{target} has no"
+            problems.append(f"{origin}: {who} parameter '{named(name)}'{_nearest(name, known)}")
+            return
+        try:
             for book in takers:
-                try:
+                if name in notebooks[book]:
                     resolved[book][name] = _typed(value, notebooks[book][name])
-                except ValueError as error:
-                    problems.append(f"{origin}: {error}")
-                    return
+        except ValueError as error:
+            problems.append(f"{origin}: {error}")
 
     for target in sorted(profile, key=lambda name: name != "common"):  # common first, the rest on top
         for name, value in profile[target].items():
@@ -180,20 +177,26 @@ def resolve(profile: dict, settings: list[str], data: dict[str, str]) -> dict[st
     return resolved
 
 
+def _parts(spec: str) -> tuple[str, str, str] | None:
+    """Of a SPEC its kind, its path, and ``?options`` or nothing; ``None`` where it names no path (phantoms)."""
+    kind, separator, rest = spec.partition(":")
+    path, mark, options = rest.partition("?")
+    return (kind, path, mark + options) if separator and kind != "phantom" else None
+
+
 def locate(spec: str) -> str:
     """A SPEC given on the command line with its path as the notebooks will see it.
 
     A path beside or in the checkout becomes relative to ``notebooks/``, so that reports do not carry the
     layout of somebody's disk; any other becomes absolute.
     """
-    kind, separator, rest = spec.partition(":")
-    if kind == "phantom" or not separator:
+    if (parts := _parts(spec)) is None:
         return spec
-    path, mark, options = rest.partition("?")
+    kind, path, options = parts
     full = Path(os.environ.get("THYROID_CALLER", "."), path).expanduser().resolve()
     if full.is_relative_to(PROJECT.parent):
         full = Path(os.path.relpath(full, NOTEBOOKS))
-    return f"{kind}:{full.as_posix()}{mark}{options}"
+    return f"{kind}:{full.as_posix()}{options}"
 
 
 def public_value(name: str, value: object) -> object:
@@ -207,11 +210,10 @@ def public_value(name: str, value: object) -> object:
     if not isinstance(value, str):
         return value
     if name.endswith("_data"):
-        kind, separator, rest = value.partition(":")
-        path, mark, options = rest.partition("?")
-        if kind == "phantom" or not separator:
+        if (parts := _parts(value)) is None:
             return value
-        return f"{kind}:{Path(path).name}{mark}{re.sub(r'=[^&]*/', '=', options)}"
+        kind, path, options = parts
+        return f"{kind}:{Path(path).name}{re.sub(r'=[^&]*/', '=', options)}"
     return Path(value).name if re.match(r"(\.{0,2}/|[A-Za-z]:\\|~)", value) else value
 
 
@@ -225,10 +227,8 @@ def public(parameters: dict[str, dict]) -> dict[str, dict]:
 
 def spec_path(spec: str) -> Path | None:
     """The file or folder a SPEC names, ``None`` where it names none (phantoms, an empty text)."""
-    kind, separator, rest = spec.partition(":")
-    if kind == "phantom" or not separator:
-        return None
-    return Path(os.path.normpath(NOTEBOOKS / rest.partition("?")[0]))
+    parts = _parts(spec)
+    return Path(os.path.normpath(NOTEBOOKS / parts[1])) if parts else None
 
 
 def spec_problem(spec: str) -> str:
@@ -237,7 +237,8 @@ def spec_problem(spec: str) -> str:
     if not spec:
         return ""
     if not separator or kind not in SOURCES:
-        return f"'{named(spec)}': expected KIND:PATH with KIND one of {', '.join(SOURCES)}{_nearest(kind, SOURCES)}"
+        near = _nearest(kind, SOURCES)
+        return f"'{named(spec)}': expected KIND:PATH with KIND one of {', '.join(SOURCES)}{near}"
     path = spec_path(spec)
     try:
         there = path is None or path.exists()
@@ -248,17 +249,15 @@ def spec_problem(spec: str) -> str:
 
 def _typed(value: object, parameter: Parameter) -> object:
     """``value`` as the parameter's type; YAML reads 1e-3 as a text, which is meant as a number."""
-    wanted = _TYPES.get(parameter.kind, str)
-    if wanted is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-        try:
+    wanted, said = _TYPES.get(parameter.kind, str), not isinstance(value, bool)
+    if wanted is float and isinstance(value, (int, str)) and said:
+        with contextlib.suppress(ValueError):
             return float(value)
-        except ValueError:
-            pass
-    if wanted is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+    if wanted is str and isinstance(value, (int, float)) and said:
         return str(value)
     if wanted is str and value is None:
         return ""
-    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+    if not isinstance(value, wanted) or (wanted is int and not said):
         raise ValueError(f"'{parameter.name}' expects {parameter.kind}, came {quoted(value)}")
     return value
 

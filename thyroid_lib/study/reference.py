@@ -27,6 +27,7 @@ from pathlib import Path
 import pandas as pd
 
 from thyroid_lib.common.files import PROJECT, REPORTS, read_json, write_json, write_text
+from thyroid_lib.common.templates import render
 from thyroid_lib.study import profiles
 from thyroid_lib.study.run import Run
 
@@ -60,11 +61,9 @@ class Reference:
     def __init__(self, run: Path, profile: str = ""):
         self.run, self.facts = Path(run), read_json(Path(run) / "run.json")
         self.profile = profile or Path(self.facts.get("profile", "")).stem
-        missing = [
-            name
-            for name in ("metrics.json", "predictions.csv", "run.json")
-            if not (self.run / name).is_file()
-        ]
+        self.stages = sorted(self.facts.get("stages", {}))
+        files = ("metrics.json", "predictions.csv", "run.json")
+        missing = [name for name in files if not (self.run / name).is_file()]
         if missing or not self.profile:
             raise NotPublishable(
                 f"{self.run}: expected a finished run, missing: {', '.join(missing) or 'its profile'}; "
@@ -77,38 +76,33 @@ class Reference:
                 f"{', '.join(stale) or '05_evaluate'}; run ./run_all.sh again"
             )
 
-    @property
-    def stages(self) -> list[str]:
-        """The notebooks that ran."""
-        return sorted(self.facts.get("stages", {}))
-
     @cached_property
-    def roles(self) -> dict[str, dict]:
-        """Role -> its crops' description (``crops.json``), of every role that the run has."""
-        found = {path.parent.name: read_json(path) for path in sorted(self.run.glob("data/*/crops.json"))}
+    def roles(self) -> dict[str, bool]:
+        """Role -> whether its frames are simulated, of every role that the run has."""
+        found = sorted(self.run.glob("data/*/crops.json"))
         if not found:
             raise NotPublishable(
                 f"{self.run}: expected data/<role>/crops.json to tell whether patients are shown, found none; "
                 "run notebook 01 into this run again"
             )
-        return found
+        return {path.parent.name: read_json(path)["simulated"] for path in found}
 
-    @cached_property
+    @property
     def simulated(self) -> bool:
         """Whether every source of the run is the phantom simulator."""
-        return all(about["simulated"] for about in self.roles.values())
+        return all(self.roles.values())
 
     @cached_property
     def names(self) -> dict[str, str]:
         """Every name of a real image, used or not, and the pseudonym that stands for it in texts."""
-        found = set()
-        for role, about in self.roles.items():
-            if not about["simulated"]:
-                for name in ("index", "excluded", "problems"):
-                    path = self.run / "data" / role / f"{name}.csv"
-                    if path.is_file():
-                        table = pd.read_csv(path, dtype=str, keep_default_na=False, usecols=["image"])
-                        found |= set(table["image"]) - {""}
+        real = [self.run / "data" / role for role, simulated in self.roles.items() if not simulated]
+        paths = [folder / f"{name}.csv" for folder in real for name in ("index", "excluded", "problems")]
+        tables = [
+            pd.read_csv(path, dtype=str, keep_default_na=False, usecols=["image"])
+            for path in paths
+            if path.is_file()
+        ]
+        found = {name for table in tables for name in table["image"]} - {""}
         return {name: f"image {self._pseudonym('image', name)}" for name in sorted(found)}
 
     def _pseudonym(self, kind: str, value: str) -> str:
@@ -135,9 +129,8 @@ class Reference:
             raise NotPublishable(
                 f"{folder}: expected no folder or a reference to replace, found something else"
             )
-        room = Path(tempfile.mkdtemp(prefix=".reference.", dir=folder.parent))
-        try:
-            partial = room / folder.name
+        with tempfile.TemporaryDirectory(prefix=".reference.", dir=folder.parent) as room:
+            partial = Path(room) / folder.name
             partial.mkdir()
             about = self._fill(partial)
             report.write_index(Run(partial))
@@ -151,43 +144,35 @@ class Reference:
             if folder.exists():
                 shutil.rmtree(folder)
             partial.rename(folder)
-        finally:
-            shutil.rmtree(room, ignore_errors=True)
         report.write_list(folder.parent)
         return about
 
     def _fill(self, folder: Path) -> dict:
-        about = {"figures": 0, "left_out": []}
-        for stage in self.stages:
-            kept, left = self._page(stage, folder / f"{stage}.html")
-            about["figures"] += kept
-            about["left_out"] += left
+        pages = [self._page(stage, folder / f"{stage}.html") for stage in self.stages]
+        about = {
+            "figures": sum(kept for kept, _ in pages),
+            "left_out": [name for _, left in pages for name in left],
+        }
         write_json(folder / "metrics.json", read_json(self.run / "metrics.json"))
         write_text(folder / "predictions.csv", self._predictions())
         for name in TEXTS:
             if (self.run / name).is_file():
                 write_text(folder / name, self._without_names((self.run / name).read_text(encoding="utf-8")))
-        facts = {
-            key: self.facts[key]
-            for key in ("run", "environment", "notes", "parameters", "stages")
-            if key in self.facts
-        }
+        told = ("run", "environment", "notes", "parameters", "stages")
+        facts = {key: self.facts[key] for key in told if key in self.facts}
         facts |= {"profile": self.profile, "parameters": profiles.public(self.facts.get("parameters", {}))}
         facts["stages"] = {
             name: {key: stage[key] for key in ("seconds", "finished") if key in stage}
             for name, stage in self.facts["stages"].items()
         }
+        hidden = "HMAC-SHA-256 under a key that is not published"
         facts["reference"] = {
             "figures": about["figures"],
             "figures_left_out": about["left_out"],
-            "identities": "as simulated"
-            if self.simulated
-            else "HMAC-SHA-256 under a key that is not published",
+            "identities": "as simulated" if self.simulated else hidden,
         }
         write_json(folder / "run.json", facts)
         return about
-
-    # predictions
 
     def _predictions(self) -> str:
         """``predictions.csv`` with pseudonyms for real images; rows in an order that tells nothing of the names."""
@@ -197,8 +182,8 @@ class Reference:
         if self.simulated:
             return (self.run / "predictions.csv").read_text(encoding="utf-8")
         table = read_predictions(self.run / "predictions.csv")
-        real = table["set"].map({"internal": "finetune", "validation": "finetune", "external": "external"})
-        real = ~real.map({role: about["simulated"] for role, about in self.roles.items()}).astype(bool)
+        roles = {"internal": "finetune", "validation": "finetune", "external": "external"}
+        real = ~table["set"].map(roles).map(self.roles).astype(bool)
         for column in ("image", "patient", "group"):
             hidden = {value: self._pseudonym(column, value) for value in set(table.loc[real, column])}
             table.loc[real, column] = table.loc[real, column].map(hidden)
@@ -207,8 +192,6 @@ class Reference:
             table["age"] = pd.to_numeric(table["age"], errors="coerce").clip(upper=OLDEST)
         table = table.sort_values(["model", "set", "image", "fold"], kind="stable")
         return table.to_csv(index=False, float_format="%.9g", lineterminator="\n")
-
-    # pages
 
     def _page(self, stage: str, page: Path) -> tuple[int, list[str]]:
         """One report, drawn anew from its executed notebook; gives how many figures stay, and which do not."""
@@ -222,46 +205,47 @@ class Reference:
             cell.source = self._without_layout(cell.source)
             for output in cell.get("outputs", []):
                 words = output.get("metadata", {}).get("image/png", {})
-                if "image/png" in output.get("data", {}):
-                    if self.simulated or words.get("patient") is False:
-                        kept += 1
-                        continue
+                data = output.get("data", {})
+                if "image/png" in data and (self.simulated or words.get("patient") is False):
+                    kept += 1
+                elif "image/png" in data:
                     left.append(words.get("name", stage))
-                    output.data, output.metadata = nbformat.from_dict({"text/html": _left_out(words)}), {}
+                    said = {key: str(words.get(key, "")) for key in ("caption", "alt")}
+                    output.data = nbformat.from_dict({"text/html": render("study/left_out.html.j2", **said)})
+                    output.metadata = nbformat.from_dict({})
                 elif "data" in output:
-                    output.data = nbformat.from_dict(
-                        {kind: self._without_names(text) for kind, text in output.data.items()}
-                    )
+                    output.data = nbformat.from_dict({kind: self._without_names(data[kind]) for kind in data})
                 elif output.output_type == "stream":
                     output.text = self._without_names(output.text)
         if left:
-            notebook.cells.insert(1, nbformat.v4.new_markdown_cell(_notice(len(left))))
+            notice = render("study/notice.md.j2", count=len(left))
+            notebook.cells.insert(1, nbformat.v4.new_markdown_cell(notice))
         text = report.to_html(notebook, stage)
         write_text(page, re.sub(r"data:image/png;base64,([A-Za-z0-9+/=]+)", _smaller, text))
         return kept, left
 
     @cached_property
     def _private(self) -> dict[str, str]:
-        """Parameters of the run that name a path, and what is published of each."""
-        return {
-            value: short
-            for values in self.facts.get("parameters", {}).values()
-            for name, value in values.items()
-            if (short := profiles.public_value(name, value)) != value
-        }
+        """Parameters of the run that name a path, the longest first, and what is published of each."""
+        stages = self.facts.get("parameters", {}).values()
+        pairs = [pair for values in stages for pair in values.items() if isinstance(pair[1], str)]
+        changed = [
+            (value, public)
+            for name, value in pairs
+            if (public := profiles.public_value(name, value)) != value
+        ]
+        return dict(sorted(changed, key=lambda pair: len(pair[0]), reverse=True))
 
     def _without_layout(self, text: str) -> str:
-        for value, short in sorted(self._private.items(), key=lambda item: -len(item[0])):
+        for value, short in self._private.items():
             text = text.replace(value, short)
         return text
 
     @cached_property
     def _pattern(self) -> re.Pattern | None:
-        words = {html.escape(name, quote=False) for name in self.names} | set(self.names)
-        if not words:
-            return None
-        longest_first = sorted(words, key=len, reverse=True)
-        return re.compile(rf"(?<![\w/.-])(?:{'|'.join(map(re.escape, longest_first))})(?![\w-])")
+        words = sorted({html.escape(name, quote=False) for name in self.names} | set(self.names), key=len)
+        names = "|".join(map(re.escape, reversed(words)))  # the longest first
+        return re.compile(rf"(?<![\w/.-])(?:{names})(?![\w-])") if words else None
 
     def _without_names(self, text):
         """A text of an output (or a list of lines) with a pseudonym in place of every real image's name."""
@@ -278,8 +262,7 @@ class Reference:
         for path in sorted(folder.iterdir()):
             text = re.sub(r"base64,[A-Za-z0-9+/=]+", "", path.read_text(encoding="utf-8"))
             found = [place for place in own if len(place) > 1 and place in text]
-            patterns = [_LAYOUT] + [self._pattern] * (self._pattern is not None)
-            found += [match[0] for pattern in patterns if (match := pattern.search(text))]
+            found += [match[0] for one in (_LAYOUT, self._pattern) if one and (match := one.search(text))]
             if found:
                 raise NotPublishable(
                     f"{path.name}: expected no path of this machine and no name of a real image, found {found[0]!r}; "
@@ -324,22 +307,6 @@ def main(argv: list[str] | None = None) -> int:
     if about["left_out"]:
         print(f"left out, as they show real patients: {', '.join(about['left_out'])}")
     return 0
-
-
-def _left_out(words: dict) -> str:
-    caption, alt = (html.escape(str(words.get(key, ""))) for key in ("caption", "alt"))
-    return (
-        '<figure class="left-out"><p><strong>Left out here: a figure that shows images of real patients.</strong></p>'
-        f"<p>In words: {alt}</p><figcaption>{caption}</figcaption></figure>"
-    )
-
-
-def _notice(count: int) -> str:
-    figures = "one figure that shows" if count == 1 else f"{count} figures that show"
-    return (
-        f"> This is a published copy: {figures} images of real patients {'is' if count == 1 else 'are'} left out, each "
-        "with a word in its place, and names of images are keyed hashes. A run of your own on the same data shows all."
-    )
 
 
 def _smaller(found: re.Match) -> str:
