@@ -18,7 +18,7 @@ import psutil
 import pytest
 import small_jobs
 from hardening import goes_wrong
-from test_study import notebook
+from small_study import child, make, wait_for, whole
 
 from thyroid_lib import datasets
 from thyroid_lib.common.files import PROJECT, read_json
@@ -27,104 +27,6 @@ from thyroid_lib.data import crops
 from thyroid_lib.study import profiles
 from thyroid_lib.study import runner as study
 from thyroid_lib.training import loop
-
-WORK = """
-import numpy as np, os, signal, time
-values = np.arange(5) * factor
-np.save(run.path("data", "values.npy"), values)
-(run.path("checkpoints", "a", "x.json")).write_text("{}")
-"""
-READ = """
-import numpy as np
-values = np.load(run.dir / "data" / "values.npy")
-run.record("02_second", {"sum": int(values.sum())})
-"""
-CHILD = """
-import os, pathlib, signal, sys
-from thyroid_lib.common import files
-from thyroid_lib.study import profiles, runner
-books = pathlib.Path(sys.argv[1])
-profiles.NOTEBOOKS, profiles.PROFILES = books, books / "profiles"
-profiles.STAGES = (profiles.Stage("01_first"), profiles.Stage("02_second", ("01_first",)))
-runner.against_reference = lambda run, profile: None  # two small notebooks have no reference
-runner.provenance.library_hash = lambda: "the library"
-left, replace = int(sys.argv[2]), os.replace
-def dying(source, target):
-    global left
-    left -= 1
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    replace(source, target)
-os.replace = dying
-sys.exit(study.main(sys.argv[3:]))
-"""
-
-
-@pytest.fixture
-def project(tmp_path, monkeypatch):
-    """A study of two small notebooks, the second reading what the first wrote."""
-    return make_project(tmp_path, monkeypatch)
-
-
-def make_project(folder: Path, monkeypatch, first: str = "", second: str = "") -> Path:
-    books = folder / "notebooks"
-    (books / "profiles").mkdir(parents=True, exist_ok=True)
-    notebook(books / "01_first.ipynb", "01", WORK, *([first] if first else []))
-    notebook(books / "02_second.ipynb", "02", READ, *([second] if second else []))
-    (books / "profiles" / "quick.yaml").write_text("common: {factor: 3}\n")
-    monkeypatch.setattr(study, "against_reference", lambda run, profile: None)
-    monkeypatch.setattr(profiles, "NOTEBOOKS", books)
-    monkeypatch.setattr(profiles, "PROFILES", books / "profiles")
-    monkeypatch.setattr(
-        profiles, "STAGES", (profiles.Stage("01_first"), profiles.Stage("02_second", ("01_first",)))
-    )
-    monkeypatch.setattr(study.provenance, "library_hash", lambda: "the library")
-    monkeypatch.setenv("THYROID_REPORTS", str(folder / "reports"))
-    monkeypatch.setenv("THYROID_STATUS", os.devnull)
-    return folder
-
-
-def child(project: Path, *arguments: str, die_at: int = 0, **options) -> subprocess.Popen:
-    """The study in a process of its own, which kills itself at its n-th file that is moved into place."""
-    command = [sys.executable, "-c", CHILD, str(project / "notebooks"), str(die_at), *arguments]
-    return subprocess.Popen(
-        command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
-    )
-
-
-NAMES = {
-    *(
-        "01_first.html",
-        "01_first.ipynb",
-        "02_second.html",
-        "02_second.ipynb",
-        "index.html",
-        "run.json",
-        "metrics.json",
-    ),
-    *("figures/01_line.png", "figures/02_line.png", "data/values.npy", "checkpoints/a/x.json", ".lock"),
-}
-NUMBERS = {"01_first": {"factor": 3}, "02_second": {"factor": 3, "sum": 30}}
-
-
-def whole(project: Path) -> bool:
-    """Whether a run has all numbers and files of an undisturbed one, and no other."""
-    run = project / "reports" / "quick"
-    names = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
-    assert names == NAMES
-    assert read_json(run / "metrics.json") == NUMBERS
-    return set(read_json(run / "run.json")["stages"]) == {"01_first", "02_second"}
-
-
-def wait_for(condition, seconds: float = 600) -> bool:
-    """Whether a condition came true in time."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.05)
-    return False
-
 
 POINTS = [pytest.param(n, marks=() if n in (5, 9) else pytest.mark.slow) for n in range(1, 13)]
 
@@ -155,7 +57,7 @@ def test_a_kernel_that_dies_is_told_and_the_next_run_goes_on(tmp_path, monkeypat
         f"import os\nif not os.path.exists({str(mark)!r}):\n"
         f"    open({str(mark)!r}, 'w').close()\n    os.kill(os.getpid(), 9)"
     )
-    project = make_project(tmp_path, monkeypatch, second=dies)
+    project = make(tmp_path, monkeypatch, second=dies)
     assert study.main([]) == 1
     said = capsys.readouterr().err
     assert sees in said and "02_second failed" in said and "Traceback" not in said
@@ -185,11 +87,9 @@ while {hang}:
     sees="minutes that a stage may take",
     do="Give the same command again; `--time-limit MINUTES` sets how long one notebook may take (a day), 0 lifts it.",
 )
-def test_a_notebook_that_hangs_is_stopped_with_all_it_started(tmp_path, monkeypatch, capsys, sees, count):
-    project = make_project(tmp_path, monkeypatch, second=HANGS.format(hang=True))
+def test_a_notebook_that_hangs_is_stopped_with_all_it_started(finished, monkeypatch, capsys, sees, count):
+    project = make(finished, monkeypatch, second=HANGS.format(hang=True))
     before = set(psutil.Process().children(recursive=True))
-    assert study.main(["--only", "01"]) == 0  # with all the time that a busy machine needs for it
-    capsys.readouterr()
     assert study.main(["--time-limit", "0.2"]) == 1
     said = capsys.readouterr().err
     assert sees in said and "02_second failed after" in said and "Traceback" not in said
@@ -202,7 +102,7 @@ def test_a_notebook_that_hangs_is_stopped_with_all_it_started(tmp_path, monkeypa
 
 
 def test_what_a_finished_notebook_left_running_is_ended(tmp_path, monkeypatch, count):
-    project = make_project(tmp_path, monkeypatch, second=HANGS.format(hang=False) + "\ntime.sleep(2)")
+    project = make(tmp_path, monkeypatch, second=HANGS.format(hang=False) + "\ntime.sleep(2)")
     mark = "import signal, time; signal.signal"
     assert study.main([]) == 0 and whole(project)
     assert not [p for p in psutil.process_iter(["cmdline"]) if mark in " ".join(p.info["cmdline"] or [])]
@@ -252,11 +152,12 @@ def fill(folder: Path, leave: int) -> Path:
     do="Make room and give the same command again; files that were whole are still whole.",
 )
 def test_a_full_disk_is_told_and_with_room_again_the_run_goes_on(
-    project, disk, monkeypatch, capsys, sees, count
+    finished, disk, monkeypatch, capsys, sees, count
 ):
     place = disk("3m")
+    shutil.copytree(finished / "reports", place / "reports")
+    make(finished, monkeypatch, second="'a change'")
     monkeypatch.setenv("THYROID_REPORTS", str(place / "reports"))
-    assert study.main(["--only", "01"]) == 0
     page = (place / "reports" / "quick" / "01_first.html").read_bytes()
     filler = fill(place, leave=8192)
     capsys.readouterr()
@@ -321,7 +222,7 @@ def test_a_read_only_place_is_told_before_anything_runs(project, disk, monkeypat
 def test_a_second_run_stops_and_the_first_is_not_disturbed(tmp_path, monkeypatch, capsys, sees, count):
     go = tmp_path / "go"
     waits = f"import os, time\nwhile not os.path.exists({str(go)!r}):\n    time.sleep(0.1)"
-    project = make_project(tmp_path, monkeypatch, first=waits)
+    project = make(tmp_path, monkeypatch, first=waits)
     first = child(project)
     assert wait_for((project / "reports" / "quick" / ".work" / "01_first.ipynb").exists)
     assert study.main([]) == 2

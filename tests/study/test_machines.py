@@ -16,7 +16,7 @@ from hardening import goes_wrong
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from PIL import Image
-from test_faults import NAMES, NUMBERS, make_project
+from small_study import child, make, whole
 
 from thyroid_lib import network
 from thyroid_lib.common import files as cache
@@ -66,15 +66,8 @@ def test_the_lock_installs_for_every_python(python, tmp_path):
     if not Path(uv).exists():
         pytest.skip("uv is not here")
     command = [uv, "pip", "install", "--dry-run", "--target", tmp_path / "site", "--python-version", python]
-    command += [
-        "--require-hashes",
-        "--only-binary",
-        ":all:",
-        "--no-binary",
-        "grad-cam",
-        "-r",
-        PROJECT / "requirements.lock",
-    ]
+    command += ["--require-hashes", "--only-binary", ":all:", "--no-binary", "grad-cam"]
+    command += ["-r", PROJECT / "requirements.lock"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=tmp_path)
     # not "network": networkx is a package
     unreachable = r"dns error|error sending request|failed to fetch|timed out"
@@ -95,15 +88,6 @@ def refuse(event, arguments):
             raise OSError(f"no network in this test: {host}")
 sys.addaudithook(refuse)
 """
-CHILD = """
-import pathlib, sys
-from thyroid_lib.study import profiles, runner
-books = pathlib.Path(sys.argv[1])
-profiles.NOTEBOOKS, profiles.PROFILES = books, books / "profiles"
-profiles.STAGES = (profiles.Stage("01_first"), profiles.Stage("02_second", ("01_first",)))
-runner.against_reference = lambda run, profile: None  # two small notebooks have no reference
-sys.exit(runner.main([]))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +96,7 @@ def elsewhere(tmp_path_factory):
     place = tmp_path_factory.mktemp("machine") / ODD
     place.mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        make_project(place, patch)
+        make(place, patch)
     (place / "hook").mkdir()
     (place / "hook" / "sitecustomize.py").write_text(HOOK)
     environment = {
@@ -128,50 +112,29 @@ def elsewhere(tmp_path_factory):
         "THYROID_REPORTS": str(place / "reports"),
         "TMPDIR": str(place),
     }
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD, place / "notebooks"],
-        cwd=PROJECT,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    return place, done, environment
+    process = child(place, env=environment)
+    return place, process.communicate()[1], process.returncode, environment
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="uses /proc for a home that cannot be written to")
 def test_blanks_other_letters_no_home_no_git_and_no_network_change_nothing(elsewhere, count):
-    place, done, _ = elsewhere
-    assert done.returncode == 0, done.stderr[-2000:]
-    run = place / "reports" / "quick"
-    assert {p.relative_to(run).as_posix() for p in run.rglob("*") if p.is_file()} == NAMES
-    assert read_json(run / "metrics.json") == NUMBERS
-    assert read_json(run / "run.json")["environment"]["git_commit"] is None
+    place, said, status, _ = elsewhere
+    assert status == 0, said[-2000:]
+    assert whole(place)
+    assert read_json(place / "reports" / "quick" / "run.json")["environment"]["git_commit"] is None
     assert not (place / "calls").exists(), (place / "calls").read_text()
     count(faults=4)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="uses /proc for a home that cannot be written to")
 def test_a_classifier_works_there_too(elsewhere):
-    place, _, environment = elsewhere
+    place, _, _, environment = elsewhere
     folder = small.make(place / "Classifier Ω", members=1)
     Image.fromarray(small.sector_frame(1)).save(place / "bild ü 图.png")
-    command = [
-        sys.executable,
-        "-m",
-        "thyroid_lib",
-        "classify",
-        place / "bild ü 图.png",
-        "--classifier",
-        folder,
-    ]
-    done = subprocess.run(
-        [*command, "--out", place / "out put"],
-        cwd=PROJECT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-    )
+    command = [sys.executable, "-m", "thyroid_lib", "classify", place / "bild ü 图.png"]
+    command += ["--classifier", folder, "--out", place / "out put"]
+    told = {"capture_output": True, "text": True, "encoding": "utf-8"}
+    done = subprocess.run(command, cwd=PROJECT, env=environment, **told)
     assert done.returncode == 0, done.stderr
     assert len(list((place / "out put").glob("*.html"))) == 1
 
@@ -258,24 +221,12 @@ def test_without_cuda_nothing_asks_for_it():
     sees="which this run does not have yet",
     do="Run the earlier stages first: the same command without `--from` or `--only`.",
 )
-def test_a_stage_without_its_inputs_is_told(tmp_path, monkeypatch, capsys, sees):
-    make_project(tmp_path, monkeypatch)
+def test_a_stage_without_its_inputs_is_told(project, capsys, sees):
     assert runner.main(["--only", "02"]) == 2
     assert sees in capsys.readouterr().err
 
 
 def test_the_page_about_machines_speaks_of_each_system():
     text = (PROJECT / "docs" / "machines.md").read_text(encoding="utf-8")
-    for word in (
-        "Linux",
-        "macOS",
-        "Windows",
-        "WSL",
-        "3.11",
-        "3.13",
-        "CUDA",
-        "bfloat16",
-        "THYROID_CACHE",
-        "offline",
-    ):
-        assert word in text
+    words = "Linux macOS Windows WSL 3.11 3.13 CUDA bfloat16 THYROID_CACHE offline"
+    assert [word for word in words.split() if word not in text] == []

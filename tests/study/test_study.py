@@ -3,113 +3,51 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
-import nbformat
+import numpy as np
 import pandas as pd
-import pytest
+import small_study
 from bs4 import BeautifulSoup
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from thyroid_lib.common.files import PROJECT, read_json, write_json
-from thyroid_lib.study import profiles, runner
+from thyroid_lib.common.files import read_json
+from thyroid_lib.study import profiles, report, runner
 from thyroid_lib.study.run import Run, open_run
 
-FIGURE = """import matplotlib.pyplot as plt
-figure, axes = plt.subplots()
-axes.plot([1, 2], [1, factor])
-run.show(figure, "{number}_line", caption="A line.", alt="A line from 1 to 2.")"""
 
-
-def notebook(path: Path, number: str, *cells: str, parameters: str = "") -> None:
-    """A small notebook with the fixed opening of the study's notebooks."""
-    tagged = new_code_cell(f'run_dir: str = ""  # the run\nfactor: int = 2  # any number\n{parameters}')
-    tagged.metadata["tags"] = ["parameters"]
-    opening = [
-        new_markdown_cell(f"# {number} A <b>title</b>\n\nA question. More of it.\n\n## A section"),
-        new_code_cell("from thyroid_lib.study.run import open_run"),
-        tagged,
-        new_code_cell("run = open_run(run_dir)"),
-        new_code_cell(FIGURE.format(number=number)),
-        new_code_cell(f'run.record("{path.stem}", {{"factor": factor}})'),
-    ]
-    content = new_notebook(cells=opening + [new_code_cell(cell) for cell in cells])
-    content.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(content, path)
-
-
-@pytest.fixture
-def project(tmp_path, monkeypatch):
-    """A study of two small notebooks, the second reading from the first."""
-    books = tmp_path / "notebooks"
-    (books / "profiles").mkdir(parents=True)
-    notebook(
-        books / "01_first.ipynb",
-        "01",
-        parameters='finetune_data: str = ""  # data\nrate: float = 0.1  # rate',
-    )
-    notebook(books / "02_second.ipynb", "02")
-    (books / "profiles" / "quick.yaml").write_text("common: {factor: 3}\n02_second: {factor: 4}\n")
-    monkeypatch.setattr(profiles, "NOTEBOOKS", books)
-    monkeypatch.setattr(profiles, "PROFILES", books / "profiles")
-    stages = (profiles.Stage("01_first"), profiles.Stage("02_second", ("01_first",)))
-    monkeypatch.setattr(profiles, "STAGES", stages)
-    monkeypatch.setenv("THYROID_REPORTS", str(tmp_path / "reports"))
-    monkeypatch.setenv("THYROID_STATUS", os.devnull)
-    monkeypatch.setattr(
-        runner.provenance, "library_hash", lambda: "the library"
-    )  # it may be edited meanwhile
-    return tmp_path
-
-
-def test_a_run_leaves_reports_numbers_and_provenance_and_a_second_one_does_nothing(project, capsys):
-    assert runner.main([]) == 0
-    run = project / "reports" / "quick"
-    names = {"01_first.html", "01_first.ipynb", "02_second.html", "index.html", "run.json", "metrics.json"}
-    assert names <= {path.name for path in run.iterdir()}
-    assert (run / "figures" / "02_line.png").stat().st_size > 1000
-    assert not (run / ".work").exists()
-    assert read_json(run / "metrics.json") == {"01_first": {"factor": 3}, "02_second": {"factor": 4}}
-    facts = read_json(run / "run.json")
-    assert facts["parameters"]["01_first"] == {"factor": 3, "finetune_data": "", "rate": 0.1}
-    assert set(facts["stages"]) == {"01_first", "02_second"}
-    assert facts["environment"]["packages"]["torch"]
-    assert str(run / "index.html") in capsys.readouterr().out
-
-    assert runner.main([]) == 0
-    assert capsys.readouterr().out.count("unchanged, skipped") == 2
-
-    assert runner.main(["--set", "02_second.factor=9"]) == 0
-    said = capsys.readouterr().out
-    assert "01_first         unchanged, skipped" in said and "02_second" in said
-    assert read_json(run / "metrics.json")["02_second"]["factor"] == 9
-
-    (
-        run / "figures" / "01_line.png"
-    ).unlink()  # a lost result is made anew, and all that follows from it stays
-    assert runner.main(["--set", "02_second.factor=9"]) == 0
-    assert "01_first         unchanged" not in capsys.readouterr().out
-    assert (run / "figures" / "01_line.png").exists()
-
-
-def test_from_and_only_choose_stages(project, capsys):
-    assert runner.main(["--only", "02"]) == 2
-    assert "02_second reads the files of 01_first" in capsys.readouterr().err
+def test_only_and_from_choose_stages_and_a_second_run_does_nothing(project, capsys):
     assert runner.main(["--only", "1"]) == 0
     assert runner.main(["--from", "02"]) == 0
     said = capsys.readouterr().out
     assert said.count("01_first.html") == 1 and said.count("02_second.html") == 1
-
-
-def test_a_failing_cell_names_itself_and_keeps_the_last_good_report(project, capsys):
-    assert runner.main(["--only", "01"]) == 0
+    assert small_study.whole(project)
     run = project / "reports" / "quick"
+    assert str(run / "index.html") in said
+    assert (run / "figures" / "02_line.png").stat().st_size > 1000
+    facts = read_json(run / "run.json")
+    assert facts["parameters"]["01_first"] == {"factor": 3, "finetune_data": "", "rate": 0.1}
+    assert facts["environment"]["packages"]["torch"]
+    assert runner.main([]) == 0
+    assert capsys.readouterr().out.count("unchanged, skipped") == 2
+
+
+def test_what_changed_and_what_got_lost_is_made_anew_and_nothing_else(finished, capsys, monkeypatch):
+    run = finished / "reports" / "quick"
+    assert runner.main(["--set", "02_second.factor=9"]) == 0
+    assert "01_first         unchanged, skipped" in capsys.readouterr().out
+    assert read_json(run / "metrics.json")["02_second"]["factor"] == 9
+    (run / "figures" / "01_line.png").unlink()
+    assert runner.main(["--only", "01"]) == 0
+    assert "unchanged" not in capsys.readouterr().out and (run / "figures" / "01_line.png").exists()
+    monkeypatch.setattr(runner.provenance, "renderer_hash", lambda: "another")
+    for news in ("report drawn anew", "skipped"):
+        assert runner.main(["--only", "01"]) == 0
+        assert f"01_first         unchanged, {news}" in capsys.readouterr().out
+
+
+def test_a_failing_cell_names_itself_and_keeps_the_last_good_report(finished, monkeypatch, capsys):
+    run = finished / "reports" / "quick"
     page, numbers = (run / "01_first.html").read_bytes(), (run / "metrics.json").read_bytes()
-    notebook(project / "notebooks" / "01_first.ipynb", "01", "ratio = factor / (factor - 3)")
-    capsys.readouterr()
+    small_study.make(finished, monkeypatch, first="ratio = factor / (factor - 3)")
     assert runner.main([]) == 1
     told = capsys.readouterr().err
     for words in (
@@ -127,22 +65,16 @@ def test_a_failing_cell_names_itself_and_keeps_the_last_good_report(project, cap
     assert (run / "metrics.json").read_bytes() == numbers
 
 
-def test_a_figure_without_words_fails_the_build(project, capsys):
+def test_a_figure_without_words_fails_the_build(tmp_path, monkeypatch, capsys):
     bare = "from IPython.display import Image\nImage(run.dir / 'figures' / '01_line.png')"
-    notebook(project / "notebooks" / "01_first.ipynb", "01", bare)
+    small_study.make(tmp_path, monkeypatch, first=bare)
     assert runner.main(["--only", "01"]) == 1
     assert "a figure has no alt and no caption" in capsys.readouterr().err
 
 
 def test_everything_wrong_with_the_parameters_is_said_at_once_and_nothing_is_started(project, capsys):
-    wrong = [
-        "--set",
-        "02_second.facter=1",
-        "--set",
-        "01_first.factor=many",
-        "--finetune-data",
-        "ddti:/not/here",
-    ]
+    wrong = ["--set", "02_second.facter=1", "--set", "01_first.factor=many"]
+    wrong += ["--finetune-data", "ddti:/not/here"]
     assert runner.main([*wrong, "--set", "03_third.x=1"]) == 2
     told = capsys.readouterr().err
     assert "02_second has no parameter 'facter'; did you mean 'factor'?" in told
@@ -164,77 +96,36 @@ def test_unknown_profiles_and_sources_are_named(project, capsys):
     assert profiles.spec_problem("phantom:clinic?patients=3") == ""
 
 
-def test_a_second_run_into_the_same_folder_stops(project, capsys):
-    with runner._locked(project / "reports" / "quick"):
-        assert runner.main([]) == 2
-    assert "another run is writing" in capsys.readouterr().err
-
-
-def test_ctrl_c_leaves_nothing_half_written_and_the_run_goes_on(project):
-    notebook(project / "notebooks" / "02_second.ipynb", "02", "import time; time.sleep(600)")
-    code = (
-        "import pathlib, signal, sys; from thyroid_lib.study import profiles, runner\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job is born deaf to it
-        f"books = pathlib.Path({str(project / 'notebooks')!r})\n"
-        "profiles.NOTEBOOKS, profiles.PROFILES = books, books / 'profiles'\n"
-        "profiles.STAGES = (profiles.Stage('01_first'), profiles.Stage('02_second', ('01_first',)))\n"
-        "sys.exit(runner.main([]))"
-    )
-    child = subprocess.Popen([sys.executable, "-c", code], cwd=PROJECT, stderr=subprocess.PIPE, text=True)
-    run = project / "reports" / "quick"
-    for _ in range(6000):
-        if (
-            "01_first" in read_json(run / "run.json").get("stages", {})
-            and (run / ".work/02_second.ipynb").exists()
-        ):
-            break
-        time.sleep(0.1)
+def test_ctrl_c_leaves_nothing_half_written_and_the_run_goes_on(finished, monkeypatch):
+    small_study.make(finished, monkeypatch, second="import time; time.sleep(600)")
+    run = finished / "reports" / "quick"
+    child = small_study.child(finished)
+    assert small_study.wait_for((run / ".work/02_second.ipynb").exists)
     child.send_signal(signal.SIGINT)
     _, told = child.communicate(timeout=600)
     assert child.returncode == 130 and "Stopped." in told
-    assert not (run / "02_second.html").exists() and set(read_json(run / "run.json")["stages"]) == {
-        "01_first"
-    }
-    assert read_json(run / "metrics.json") == {"01_first": {"factor": 3}}
+    assert set(read_json(run / "run.json")["stages"]) == {"01_first"}
+    assert read_json(run / "metrics.json") == small_study.NUMBERS
 
 
-def test_text_from_outside_is_inert_in_the_index(project):
-    assert (
-        runner.main(["--set", "01_first.finetune_data=phantom:<script>alert(1)</script>", "--only", "01"])
-        == 0
-    )
-    page = (project / "reports" / "quick" / "index.html").read_text()
+def test_the_index_names_every_source_and_text_from_outside_is_inert_in_it(tmp_path):
+    run, data = Run(tmp_path / "reports" / "quick"), "phantom:<script>alert(1)</script>"
+    run.tell({"profile": "quick", "parameters": {"01_preprocess": {"finetune_data": data}}})
+    facts = {"title": "A <i>hospital</i>", "simulated": True, "crops": 7, "files": 9, "patients": 3}
+    run.record("01_preprocess", {"finetune": facts, "sign_reader": {"accuracy": 0.7}})
+    page = report.write_index(run).read_text()
+    assert "A &lt;i&gt;hospital&lt;/i&gt;" in page and "7 of 9" in page
     assert "<script" not in page and "&lt;script&gt;" in page
     assert "default-src 'none'" in page and "simulated" in page
 
 
 def test_metrics_keep_numbers_as_json_and_merge(tmp_path):
-    import numpy as np
-
     run = Run(tmp_path)
     run.record("05", {"a": {"value": np.float32(0.1), "low": float("nan")}})
     run.record("05", {"a": {"high": np.int64(3)}, "b": [np.bool_(True)]})
     assert json.loads((tmp_path / "metrics.json").read_text()) == {
         "05": {"a": {"value": 0.100000001, "low": None, "high": 3}, "b": [True]}
     }
-
-
-def test_a_damaged_json_file_is_named(tmp_path):
-    write_json(tmp_path / "a.json", {})
-    (tmp_path / "a.json").write_text('{"half": ')
-    with pytest.raises(ValueError, match=r"a\.json: expected JSON"):
-        read_json(tmp_path / "a.json")
-
-
-def test_the_index_names_every_source_and_how_many_frames_were_used(project):
-    assert runner.main(["--only", "01"]) == 0
-    run = Run(project / "reports" / "quick")
-    facts = {"title": "A <i>hospital</i>", "simulated": True, "crops": 7, "files": 9, "patients": 3}
-    run.record("01_preprocess", {"finetune": facts, "sign_reader": {"accuracy": 0.7}})
-    from thyroid_lib.study.report import write_index
-
-    page = write_index(run).read_text()
-    assert "A &lt;i&gt;hospital&lt;/i&gt;" in page and "7 of 9" in page
 
 
 def test_a_table_keeps_intervals_whole_lets_long_names_break_and_escapes(tmp_path, monkeypatch):
