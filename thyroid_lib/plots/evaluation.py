@@ -38,7 +38,7 @@ def roc_and_precision_recall(curves: dict, metrics: dict, names: dict) -> Figure
     left.plot([0, 1], [0, 1], **DIAGONAL)
     left.set(xlabel="1 − specificity", ylabel="sensitivity", title="ROC (AUROC, 95 % interval)")
     right.set(
-        xlabel="sensitivity (recall)", ylabel="precision (PPV)", title="Precision-recall (mean precision)"
+        xlabel="sensitivity (recall)", ylabel="precision (PPV)", title="Precision-recall (average precision)"
     )
     for ax in (left, right):
         ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.02))
@@ -58,7 +58,7 @@ def confusion(metrics: dict, classes: list[str], names: dict) -> Figure:
     cells = [[f"{n}\n{part:.0%}" for n, part in zip(*row)] for row in zip(counts, share)]
     table = pd.DataFrame(share, *[[heading(names, key) for key in classes]] * 2)
     figure, ((ax,),) = panels(1, 1, 0.6 * WIDTH, 0.72 * WIDTH)
-    look = {"cmap": style.SEQUENTIAL, "vmin": 0, "vmax": 1, "square": True}
+    look = {"cmap": style.SEQUENTIAL, "vmin": 0, "vmax": 1, "annot_kws": {"fontsize": 8}}
     bar = {"label": "share of the row", "shrink": 0.8}
     seaborn.heatmap(table, annot=np.array(cells), fmt="", cbar_kws=bar, ax=ax, **look)
     ax.tick_params(length=0, rotation=0)
@@ -201,8 +201,10 @@ def robustness(results: dict[str, dict], *, metric: str = "macro_auroc") -> Figu
     score, said = METRIC_NAMES.get(metric, metric), []
     for ax, (kind, levels) in zip(axes.flat, results.items()):
         known = band(ax, levels, [level[metric] for level in levels.values()], BLUE, marker="o")
-        for value in known["value"][:1]:
-            ax.axhline(value, **DIAGONAL)
+        if known.empty:
+            ax.set_xticks([])
+        else:
+            ax.axhline(known["value"].iloc[0], **DIAGONAL)
         ax.tick_params(axis="x", labelsize=7)
         ax.set_title(kind, fontsize=8)
         said.append(f"{kind}: {_first_and_last(known)}")

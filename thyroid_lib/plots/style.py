@@ -156,7 +156,8 @@ def forest_rows(ax, rows: Sequence[tuple], label: str, reference: float, beside:
     side = ax.get_yaxis_transform()
     ax.set_yticks(range(len(rows)), [row[0] for row in rows])
     ax.tick_params(axis="y", length=0, labelcolor=INK, labelsize=7.5)
-    for y, (_, metric, ink, marker) in enumerate((*row, BLUE, "o")[:4] for row in rows):
+    for y, (_, metric, *look) in enumerate(rows):
+        ink, marker = [*look, *(BLUE, "o")[len(look) :]]
         if metric is None:
             ax.get_yticklabels()[y].set_fontweight("bold")
             continue
