@@ -169,12 +169,12 @@ def _write(manifest: pd.DataFrame, folder: Path, size: int, recipe: regions.Reci
     pd.DataFrame(excluded, columns=["image", "reason"]).to_csv(folder / "excluded.csv", index=False)
     attrs = manifest.attrs
     classes = list(attrs.get("classes") or sorted(set(manifest["label"]) - {""}))
-    names = attrs.get("names", {})
+    given = attrs.get("names", {})
     about = {
         "title": attrs.get("title", ""),
         "simulated": bool(attrs.get("simulated", False)),
         "classes": classes,
-        "names": {key: list(names.get(key, (key, key))) for key in classes},
+        "names": {key: list(given.get(key, (key, key))) for key in classes},
         "size": size,
         "recipe": asdict(recipe),
         "hash": digest.hexdigest(),
