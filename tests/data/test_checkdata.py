@@ -27,21 +27,6 @@ def encoded(pixels, **options):
     return buffer.getvalue()
 
 
-def bomb():
-    """A PNG of a few bytes whose header asks for 60,000 x 60,000 pixels."""
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", 60000, 60000, 8, 0, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b"\0"))
-        + chunk(b"IEND", b"")
-    )
-
-
 def doppler():
     pixels = np.repeat(speckle(900)[..., None], 3, axis=-1)
     pixels[40:80, 50:100] = (220, 30, 20)
@@ -60,6 +45,10 @@ def sound(root):
 
 
 PNG, JPEG = encoded(speckle(901), format="PNG"), encoded(speckle(902), format="JPEG", quality=95)
+HUGE = (
+    b"IHDR" + struct.pack(">II", 60000, 60000) + PNG[24:29]
+)  # a small file that asks for 60,000 x 60,000 px
+BOMB = PNG[:12] + HUGE + struct.pack(">I", zlib.crc32(HUGE)) + PNG[33:]
 DAMAGE = {
     "empty.png": (b"", "empty file"),
     "cut.png": (PNG[: len(PNG) // 2], "truncated or damaged PNG"),
@@ -78,7 +67,7 @@ DAMAGE = {
     "vector.png": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "looks like an XML or SVG text"),
     "script.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not an image"),
     "dicom.png": (bytes(128) + b"DICM" + bytes(64), "DICOM"),
-    "bomb.png": (bomb(), "too large"),
+    "bomb.png": (BOMB, "too large"),
     "tiny.png": (encoded(speckle(903)[:20, :20], format="PNG"), "too small: 20 x 20 px"),
     "black.png": (encoded(np.zeros((120, 160), np.uint8), format="PNG"), "constant"),
     "white.png": (encoded(np.full((120, 160), 255, np.uint8), format="PNG"), "constant"),
@@ -104,25 +93,24 @@ USABLE = {
 }
 
 
-@pytest.fixture
-def damaged(tmp_path):
-    root = sound(tmp_path / "export")
-    folder = root / "benign" / "damage"
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory):
+    root = sound(tmp_path_factory.mktemp("clinic") / "export")
+    folder, good = root / "benign" / "damage", root / "benign" / "good"
+    (folder / "folder.png").mkdir(parents=True)
+    good.mkdir()
     for name, (content, _) in DAMAGE.items():
         (folder / name).write_bytes(content)
-    (folder / "folder.png").mkdir()
-    (folder / "gone.png").symlink_to(tmp_path / "nowhere")
-    (root / "loose.png").write_bytes(PNG)
-    (root / "benign" / "damage" / "stray_mask.png").write_bytes(PNG)
     for name, content in USABLE.items():
-        (root / "benign" / "good").mkdir(exist_ok=True)
-        (root / "benign" / "good" / name).write_bytes(content)
+        (good / name).write_bytes(content)
+    (folder / "gone.png").symlink_to(root / "nowhere")
+    (folder / "stray_mask.png").write_bytes(PNG)
+    (root / "loose.png").write_bytes(PNG)
     return root
 
 
-def test_every_kind_of_damage_is_named(damaged):
-    _, problems = manifest.check(datasets.read(f"folder:{damaged}"), jobs=1)
+def test_every_kind_of_damage_is_named_and_unusual_files_are_used(damaged):
+    clean, problems = manifest.check(datasets.read(f"folder:{damaged}"), jobs=1)
     left = problems[problems["action"] == manifest.LEFT_OUT]
     said = dict(zip(left["image"], left["problem"]))
     for name, (_, words) in DAMAGE.items():
@@ -130,12 +118,7 @@ def test_every_kind_of_damage_is_named(damaged):
     assert said.pop("benign/damage/gone.png") == "a broken link"
     assert said.pop("loose.png") == "not inside a class folder"
     assert said.pop("benign/damage/stray_mask.png") == "a mask whose frame is missing"
-    assert not said
-    assert left["image"].is_unique
-
-
-def test_unusual_files_that_can_be_read_are_used(damaged):
-    clean, _ = manifest.check(datasets.read(f"folder:{damaged}"), jobs=1)
+    assert not said and left["image"].is_unique
     assert {f"benign/good/{name}" for name in USABLE} <= set(clean["image"]) and len(clean) == 32 + len(
         USABLE
     )
@@ -171,20 +154,22 @@ def test_what_is_no_data_set_exits_1_with_a_reason(damaged, capsys, spec, words)
     assert words in capsys.readouterr().err
 
 
-def test_one_class_alone_would_not_run(tmp_path, capsys):
-    for number in range(6):
-        path = tmp_path / "benign" / f"p{number}" / "a.png"
-        path.parent.mkdir(parents=True)
-        Image.fromarray(speckle(number)).save(path)
+@pytest.mark.parametrize(
+    "files, words",
+    [
+        (
+            [encoded(speckle(number), format="PNG") for number in range(6)],
+            "at least two classes are needed; came: benign",
+        ),
+        ([b"x"], "no usable labelled frame is left"),
+    ],
+)
+def test_too_little_would_not_run(tmp_path, capsys, files, words):
+    for number, content in enumerate(files):
+        (tmp_path / "benign" / f"p{number}").mkdir(parents=True)
+        (tmp_path / "benign" / f"p{number}" / "a.png").write_bytes(content)
     assert check_data.main([f"folder:{tmp_path}", "--jobs", "1"]) == 1
-    assert "at least two classes are needed; came: benign" in capsys.readouterr().out
-
-
-def test_nothing_usable_would_not_run(tmp_path, capsys):
-    (tmp_path / "benign").mkdir()
-    (tmp_path / "benign" / "a.png").write_bytes(b"x")
-    assert check_data.main([f"folder:{tmp_path}", "--jobs", "1"]) == 1
-    assert "no usable labelled frame is left" in capsys.readouterr().out
+    assert words in capsys.readouterr().out
 
 
 def test_frames_that_show_the_same_are_shown_in_pairs(tmp_path, capsys):

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from thyroid_lib import datasets, manifest, regions
+from thyroid_lib.common.templates import render
 from thyroid_lib.data.crops import Crops
 from thyroid_lib.datasets import contract
 
@@ -60,11 +61,11 @@ def prepare(specs: Mapping[str, str], *, folds: int, seed: int = 0, jobs: int = 
         ManifestError: a role is left without a frame, or the fine-tuning data cannot be split; with reasons.
     """
     found = {}
-    for role in sorted(
-        (role for role in specs if specs[role]), key=("finetune", "external", "pretrain").index
-    ):
+    for role in ("finetune", "external", "pretrain"):
+        if not specs.get(role):
+            continue
         clean, problems = manifest.check(datasets.read(specs[role]), jobs=jobs)
-        flow = clean.attrs["flow"]
+        flow = pd.DataFrame(clean.attrs["flow"])
         for earlier in found.values():
             clean, problems, flow = _apart(clean, problems, flow, earlier)
         if not len(clean):
@@ -72,44 +73,38 @@ def prepare(specs: Mapping[str, str], *, folds: int, seed: int = 0, jobs: int = 
             reasons = "; ".join(f"{count} x {reason}" for reason, count in counted.head(5).items())
             raise manifest.ManifestError(f"{role} ({specs[role]}): no frame is left to use. {reasons}")
         if role == "finetune":
-            attrs = clean.attrs
-            clean = manifest.split(clean, folds, seed)
+            attrs, clean = clean.attrs, manifest.split(clean, folds, seed)
             clean.attrs = attrs
-        found[role] = Prepared(role, clean, problems, pd.DataFrame(flow))
+        found[role] = Prepared(role, clean, problems, flow)
     return {role: found[role] for role in specs if role in found}
 
 
-def _apart(clean, problems, flow, earlier: Prepared):
-    shared = manifest.overlap(clean, earlier.clean)
-    attrs = clean.attrs
-    bad = clean["image"].isin(shared["image_a"])
-    listed = [
-        {"row": pd.NA, "column": "image", "image": image, "action": manifest.LEFT_OUT,
-         "problem": f"shows the same as a frame of the {earlier.role} data"}
-        for image in clean.loc[bad, "image"]
-    ]  # fmt: skip
+def _apart(clean: pd.DataFrame, problems: pd.DataFrame, flow: pd.DataFrame, earlier: Prepared) -> tuple:
+    attrs, bad = clean.attrs, clean["image"].isin(manifest.overlap(clean, earlier.clean)["image_a"])
+    problem = f"shows the same as a frame of the {earlier.role} data"
+    listed = clean.loc[bad, ["image"]].assign(column="image", action=manifest.LEFT_OUT, problem=problem)
     clean = clean[~bad].reset_index(drop=True)
     clean.attrs = attrs
-    step = {"step": f"not in the {earlier.role} data", "images": len(clean),
-            "patients": clean["patient"].nunique(), "left_out": len(listed)}  # fmt: skip
-    if listed:
-        problems = pd.concat([problems, pd.DataFrame(listed)], ignore_index=True)
-    return clean, problems, pd.concat([pd.DataFrame(flow), pd.DataFrame([step])], ignore_index=True)
+    flow = _with_step(flow, f"not in the {earlier.role} data", clean, len(listed))
+    return clean, pd.concat([problems, listed], ignore_index=True) if bad.any() else problems, flow
+
+
+def _with_step(flow: pd.DataFrame, step: str, rows: pd.DataFrame, left_out: int) -> pd.DataFrame:
+    last = {"step": step, "images": len(rows), "patients": rows["patient"].nunique(), "left_out": left_out}
+    return pd.concat([flow, pd.DataFrame([last])], ignore_index=True)
 
 
 def split_table(clean: pd.DataFrame) -> pd.DataFrame:
     """Images and patients of each class in each fold: one row per fold, "images / patients" per class."""
     classes = clean.attrs.get("classes") or sorted(set(clean["label"]))
-    grouped = clean.groupby(["fold", "label"])
-    images, patients = grouped.size(), grouped["patient"].nunique()
-    rows = {
-        fold: {
-            **{key: f"{images.get((fold, key), 0)} / {patients.get((fold, key), 0)}" for key in classes},
-            "all": f"{(clean['fold'] == fold).sum()} / {clean.loc[clean['fold'] == fold, 'patient'].nunique()}",
-        }
-        for fold in sorted(set(clean["fold"]))
-    }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("fold")
+    cells = pd.concat([clean, clean.assign(label="all")]).groupby(["fold", "label"])
+    texts = cells.size().astype(str) + " / " + cells["patient"].nunique().astype(str)
+    return texts.unstack().reindex(columns=[*classes, "all"]).fillna("0 / 0").rename_axis(columns=None)
+
+
+def _kept_area(index: pd.DataFrame) -> pd.Series:
+    """Part of each frame that its crop keeps."""
+    return index["box_width"] * index["box_height"] / (index["frame_width"] * index["frame_height"])
 
 
 def crop_audit(crops: Crops, inside: float = 0.95) -> dict[str, float]:
@@ -126,23 +121,21 @@ def crop_audit(crops: Crops, inside: float = 0.95) -> dict[str, float]:
     """
     index = crops.index
     held = index["mask_inside"].dropna()
-    area = index["box_width"] * index["box_height"] / (index["frame_width"] * index["frame_height"])
     return {
         "crops": len(index),
         "excluded": len(crops.excluded),
         "with_nodule": len(held),
-        "nodule_held": float((held >= inside).mean()) if len(held) else float("nan"),
-        "nodule_whole": float((held >= 1).mean()) if len(held) else float("nan"),
+        "nodule_held": float((held >= inside).mean()),
+        "nodule_whole": float((held >= 1).mean()),
         "print_in_frame": float((index["frame_text_lines"] > 0).mean()),
         "print_in_crop": float((index["text_lines"] > 0).mean()),
-        "kept_area": float(area.median()),
+        "kept_area": float(_kept_area(index).median()),
     }
 
 
 def worst(crops: Crops, count: int = 8) -> pd.DataFrame:
     """The crops to look at first: nodules cut off, then print inside, then the smallest part of the frame."""
-    index = crops.index
-    area = index["box_width"] * index["box_height"] / (index["frame_width"] * index["frame_height"])
+    index, area = crops.index, _kept_area(crops.index)
     doubt = (1 - index["mask_inside"].fillna(1)) * 10 + index["text_lines"] + (area < 0.2) + (1 - area) * 1e-3
     return index.assign(doubt=doubt).nlargest(min(count, len(index)), "doubt", keep="first")
 
@@ -158,29 +151,29 @@ def shortcuts(crops: Crops) -> pd.DataFrame:
         Bergsma 2013: 0 none, 1 one decides the other) and `visible` ("crop", "frame" or "table").
     """
     index = crops.index
-    things = {
+    recorded = {
         "calipers on the image": ("caliper", "crop"),
         "coloured marks on the image": ("coloured_marks", "crop"),
         "print around the sector": ("text", "frame"),
         "scanner": ("device", "crop"),
         "view": ("view", "crop"),
-        "frame size": (None, "frame"),
-        "crop's proportions": (None, "crop"),
+        "frame size": ("frame_size", "frame"),
+        "crop's proportions": ("proportions", "crop"),
         "age": ("age", "table"),
         "sex": ("sex", "table"),
     }
-    rows = []
-    for what, (column, visible) in things.items():
-        if what == "frame size":
-            values = index["frame_width"].astype(str) + "x" + index["frame_height"].astype(str)
-        elif what == "crop's proportions":
-            values = _binned(index["box_width"] / index["box_height"])
-        elif column not in index or index[column].isna().all():
-            continue
-        else:
-            values = _binned(index[column]) if what == "age" else index[column].astype(str)
-        rows.append({"what": what, "visible": visible, "association": cramers_v(values, index["label"])})
-    return pd.DataFrame(rows).sort_values("association", ascending=False, ignore_index=True)
+    values = index.assign(
+        frame_size=index["frame_width"].astype(str) + "x" + index["frame_height"].astype(str),
+        proportions=_binned(index["box_width"] / index["box_height"]),
+        age=_binned(index["age"]) if "age" in index and index["age"].notna().any() else np.nan,
+    )
+    rows = [
+        (what, visible, cramers_v(values[column].astype(str), index["label"]))
+        for what, (column, visible) in recorded.items()
+        if column in values and values[column].notna().any()
+    ]
+    table = pd.DataFrame(rows, columns=["what", "visible", "association"])
+    return table.sort_values("association", ascending=False, ignore_index=True)
 
 
 def cramers_v(a: pd.Series, b: pd.Series) -> float:
@@ -205,7 +198,7 @@ def steps(row, size: int, recipe: regions.Recipe = regions.RECIPE) -> dict:
     """Every step from one frame to its crop, for a figure or a slider.
 
     Returns:
-        `frame`, `binary`, `regions` (list), `box`, `crop` (uint8, size x size), `mask` (bool or None).
+        `frame`, `binary`, `regions` (list), `crop` (uint8, size x size), `mask` (bool or None).
     """
     gray = datasets.load_frame(row)
     image, _ = regions.extract(gray, size, recipe)
@@ -215,7 +208,6 @@ def steps(row, size: int, recipe: regions.Recipe = regions.RECIPE) -> dict:
         "regions": regions.connected_regions(gray, recipe),
         "crop": image,
         "mask": datasets.load_mask(row, gray.shape),
-        "title": row["label"] if isinstance(row, Mapping) else row.label,
     }
 
 
@@ -234,45 +226,34 @@ def step_examples(prepared: Mapping[str, Prepared], size: int, recipe=regions.RE
 def problem_table(prepared: Mapping[str, Prepared], longest: int = 20) -> pd.DataFrame:
     """Findings of the checks, counted: `data`, `action`, `problem`, `images` and one `example`.
 
-    Problems that differ in a number or a name only are counted together.
+    Problems that differ in a number or a name only are counted together. The `longest` most frequent kinds; every
+    single problem is in `problems.csv` beside the crops.
     """
-    rows = []
+    tables = []
     for role, data in prepared.items():
-        kind = data.problems["problem"].str.replace(r"'[^']*'|\d[\d.]*", "…", regex=True)
-        for (action, problem), found in data.problems.groupby([data.problems["action"], kind], sort=False):
-            rows.append({"data": role, "action": action, "problem": problem, "images": len(found),
-                         "example": found["image"].iloc[0]})  # fmt: skip
-    table = pd.DataFrame(rows, columns=["data", "action", "problem", "images", "example"])
-    table = table.sort_values("images", ascending=False, kind="stable", ignore_index=True)
-    if len(table) > longest:
-        rest = table.iloc[longest - 1 :]
-        more = {
-            "data": "",
-            "action": "",
-            "problem": f"{len(rest)} more kinds",
-            "images": rest["images"].sum(),
-        }
-        table = pd.concat(
-            [table.iloc[: longest - 1], pd.DataFrame([{**more, "example": "see problems.csv"}])]
-        )
+        kinds = data.problems["problem"].str.replace(r"'[^']*'|\d[\d.]*", "…", regex=True)
+        counted = data.problems.assign(problem=kinds).groupby(["action", "problem"], sort=False)["image"]
+        tables.append(counted.agg(images="size", example="first").reset_index().assign(data=role))
+    table = pd.concat(tables).sort_values("images", ascending=False, kind="stable", ignore_index=True)
     if not len(table):
-        table.loc[0] = ["all", "none", "nothing was found wrong", 0, ""]
-    return table
+        table = pd.DataFrame([{"data": "all", "action": "none", "problem": "nothing was found wrong", "images": 0,
+                               "example": ""}])  # fmt: skip
+    return table[["data", "action", "problem", "images", "example"]].head(longest)
 
 
 def duplicate_table(prepared: Mapping[str, Prepared]) -> pd.DataFrame:
     """Pairs of frames that show the same, by role: `identical` and `near`, within and across patients."""
     rows = []
     for role, data in prepared.items():
-        found = data.clean.attrs["duplicates"]
-        identical, same = found["identical"].astype(bool), found["same_patient"].astype(bool)
-        rows.append({"data": role, "identical, one patient": int((identical & same).sum()),
-                     "identical, two patients": int((identical & ~same).sum()),
-                     "near, one patient": int((~identical & same).sum()),
-                     "near, two patients": int((~identical & ~same).sum()),
-                     "example": " = ".join(found[["image_a", "image_b"]][~same].head(1).to_numpy().ravel()),
-                     "patients": data.clean["patient"].nunique() if data.patients_known else "not known",
-                     "groups": data.clean["group"].nunique()})  # fmt: skip
+        pairs = data.clean.attrs["duplicates"].astype({"identical": bool, "same_patient": bool})
+        row = {"data": role}
+        for kind, some in (("identical", pairs[pairs["identical"]]), ("near", pairs[~pairs["identical"]])):
+            row[f"{kind}, one patient"] = int(some["same_patient"].sum())
+            row[f"{kind}, two patients"] = int((~some["same_patient"]).sum())
+        across = pairs.loc[~pairs["same_patient"], ["image_a", "image_b"]]
+        row["example"] = " = ".join(across.head(1).to_numpy().flat)
+        row["patients"] = data.clean["patient"].nunique() if data.patients_known else "not known"
+        rows.append(row | {"groups": data.clean["group"].nunique()})
     return pd.DataFrame(rows)
 
 
@@ -280,10 +261,7 @@ def flows(prepared: Mapping[str, Prepared], cropped: Mapping[str, Crops]) -> dic
     """The flow of each role down to its crops, for `plots.flow`."""
     result = {}
     for role, data in prepared.items():
-        index = cropped[role].index
-        step = {"step": "crops", "images": len(index), "patients": index["patient"].nunique(),
-                "left_out": len(cropped[role].excluded)}  # fmt: skip
-        table = pd.concat([data.flow, pd.DataFrame([step])], ignore_index=True)
+        table = _with_step(data.flow, "crops", cropped[role].index, len(cropped[role].excluded))
         if not data.patients_known:
             table["patients"] = pd.NA
         result[f"{role}: {data.title}"] = table
@@ -309,72 +287,38 @@ def summary(prepared: Mapping[str, Prepared], cropped: Mapping[str, Crops], ceil
     """What notebook 01 keeps in `metrics.json`, and the full lists of problems beside the crops."""
     kept = {}
     for role, data in prepared.items():
-        data.problems.to_csv(cropped[role].folder / "problems.csv", index=False)
-        labels = cropped[role].index["label"].value_counts()
-        kept[role] = {
-            **crop_audit(cropped[role]),
-            "title": data.title,
-            "simulated": data.simulated,
-            "patients": cropped[role].index["patient"].nunique(),
-            "patients_known": data.patients_known,
-            "groups": cropped[role].index["group"].nunique(),
+        crops = cropped[role]
+        data.problems.to_csv(crops.folder / "problems.csv", index=False)
+        labels = crops.index["label"].value_counts()
+        kept[role] = _numbers(data, crops) | {
             "files": int(data.flow["images"].iloc[0]),
-            "images_per_class": {key: int(labels.get(key, 0)) for key in cropped[role].classes},
-            "crops_hash": cropped[role].hash,
+            "images_per_class": {key: int(labels.get(key, 0)) for key in crops.classes},
+            "crops_hash": crops.hash,
         }
         if "fold" in data.clean:
             kept[role]["split_hash"] = manifest.split_hash(data.clean)
-    if ceiling:
-        kept["sign_reader"] = dict(ceiling)
-    return kept
+    return kept | ({"sign_reader": dict(ceiling)} if ceiling else {})
+
+
+def _numbers(data: Prepared, crops: Crops) -> dict:
+    return crop_audit(crops) | {
+        "title": data.title,
+        "simulated": data.simulated,
+        "patients": crops.index["patient"].nunique(),
+        "patients_known": data.patients_known,
+        "groups": crops.index["group"].nunique(),
+    }
 
 
 def findings(prepared: Mapping[str, Prepared], crops: Mapping[str, Crops], ceiling: Mapping | None) -> str:
     """What notebook 01 found, in Markdown, from this run's numbers."""
-    lines = []
+    roles = []
     for role, data in prepared.items():
-        audit = crop_audit(crops[role])
-        left = int(data.flow["left_out"].sum()) + audit["excluded"]
-        index = crops[role].index
-        people = (
-            f"of {index['patient'].nunique()} patients"
-            if data.patients_known
-            else f"without patient identifiers, in {index['group'].nunique()} groups of frames that look alike"
-        )
-        text = (
-            f"**{role}** ({data.title}): {audit['crops']} crops {people}; {left} files were left out, each listed "
-            "above with its reason."
-        )
-        if audit["with_nodule"]:
-            text += (
-                f" At least 95 % of the nodule is in the crop in {audit['nodule_held']:.1%} of the "
-                f"{audit['with_nodule']} frames that have one outlined."
-            )
-        text += (
-            f" Print stands in {audit['print_in_frame']:.1%} of the frames and in "
-            f"{audit['print_in_crop']:.1%} of the crops."
-        )
-        if "coloured_marks" in index:
-            text += f" Coloured marks, such as calipers, are on {int(index['coloured_marks'].sum())} of the crops."
-        if data.simulated:
-            text += " These frames are simulated."
-        lines.append(text)
-    first = shortcuts(crops.get("finetune") or next(iter(crops.values())))
-    strong = first[(first["association"] > 0.3) & (first["visible"] != "table")]
-    lines.append(
-        "Shortcuts: "
-        + (
-            ", ".join(f"{row.what} ({row.association:.2f})" for row in strong.itertuples())
-            + f" go{'es' * (len(strong) == 1)} with the label (Cramér's V above 0.3). "
-            "Notebook 05 tests what the network makes of it."
-            if len(strong)
-            else "nothing that is recorded beside the tissue goes with the label (Cramér's V below 0.3)."
-        )
-    )
-    if ceiling:
-        lines.append(
-            f"A reader who sees every drawn sign and knows their frequencies would reach a macro AUROC of "
-            f"{ceiling['macro_auroc']:.3f} and an accuracy of {ceiling['accuracy']:.3f} on the simulated "
-            "fine-tuning data: no network can do better there, except by chance."
-        )
-    return "\n\n".join(lines)
+        marks = crops[role].index.get("coloured_marks")
+        left = int(data.flow["left_out"].sum()) + len(crops[role].excluded)
+        coloured = None if marks is None else int(marks.sum())
+        roles.append(_numbers(data, crops[role]) | {"name": role, "left_out": left, "coloured": coloured})
+    found = shortcuts(crops.get("finetune") or next(iter(crops.values())))
+    strong = found[(found["association"] > 0.3) & (found["visible"] != "table")]
+    strong = strong[["what", "association"]].to_numpy().tolist()
+    return render("data/findings.md.j2", roles=roles, strong=strong, ceiling=ceiling)

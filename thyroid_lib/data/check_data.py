@@ -12,9 +12,11 @@ import pandas as pd
 
 from thyroid_lib import datasets, manifest
 from thyroid_lib.common.messages import printable
+from thyroid_lib.common.templates import render
 from thyroid_lib.datasets import duplicates
 
 EXAMPLES = 12  # files named for each reason, unless --all is given
+SECTIONS = {"left out": manifest.LEFT_OUT, "values not used": manifest.BLANKED, "notes": manifest.NOTE}
 
 
 def main(argv: list[str]) -> int:
@@ -26,30 +28,22 @@ def main(argv: list[str]) -> int:
     Returns:
         0 where a study would run, 1 where it would not.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m thyroid_lib check-data", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument(
-        "spec",
-        metavar="SPEC",
-        help=f"SOURCE:PATH[?option=value], SOURCE one of {', '.join(datasets.SOURCES)}",
-    )
-    parser.add_argument("--folds", type=int, default=5, help="folds of the split that is tried (default 5)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the split")
-    parser.add_argument("--jobs", type=int, default=-1, help="worker processes, -1 for every core")
-    parser.add_argument(
-        "--all", action="store_true", help="name every file, not only the first of each reason"
-    )
-    parser.add_argument("--table", metavar="FILE", help="also write every finding to this CSV file")
-    parser.add_argument(
-        "--find", metavar="IMAGE", help="dicom only: print the path below PATH that IMAGE stands for"
-    )
+    about = __doc__.splitlines()[0]
+    parser = argparse.ArgumentParser(prog="python -m thyroid_lib check-data", description=about)
+    sources = ", ".join(datasets.SOURCES)
+    add = parser.add_argument
+    add("spec", metavar="SPEC", help=f"SOURCE:PATH[?option=value], SOURCE one of {sources}")
+    add("--folds", type=int, default=5, help="folds of the split that is tried (default 5)")
+    add("--seed", type=int, default=0, help="seed of the split")
+    add("--jobs", type=int, default=-1, help="worker processes, -1 for every core")
+    add("--all", action="store_true", help="name every file, not only the first of each reason")
+    add("--table", metavar="FILE", help="also write every finding to this CSV file")
+    add("--find", metavar="IMAGE", help="dicom only: print the path below PATH that IMAGE stands for")
     args = parser.parse_args(argv)
-    if args.find:
-        return _find(args.spec, args.find)
     try:
-        data = datasets.read(args.spec)
-        clean, problems = manifest.check(data, jobs=args.jobs)
+        if args.find:
+            return _find(args.spec, args.find)
+        clean, problems = manifest.check(datasets.read(args.spec), jobs=args.jobs)
         reasons = manifest.ready(clean, args.folds)
         folds = None if reasons else manifest.split(clean, args.folds, args.seed)
     except (datasets.DatasetError, manifest.ManifestError) as error:
@@ -57,17 +51,14 @@ def main(argv: list[str]) -> int:
         return 1
     if args.table:
         problems.to_csv(args.table, index=False)
-    if not clean.attrs.get("numbered"):
-        problems = problems.assign(row=pd.NA)
-    for line in report(clean, problems, folds, reasons, len(problems) if args.all else EXAMPLES):
-        print(line)
+    print(report(clean, problems, folds, reasons, len(problems) if args.all else EXAMPLES))
     return 1 if reasons else 0
 
 
 def report(
     clean: pd.DataFrame, problems: pd.DataFrame, folds: pd.DataFrame | None, reasons: list[str], examples: int
-) -> list[str]:
-    """The lines of a report on a checked manifest.
+) -> str:
+    """The report on a checked manifest, a text of many lines.
 
     Args:
         clean, problems: as `manifest.check` gives them.
@@ -75,96 +66,67 @@ def report(
         reasons: why a study would not run; empty where it would.
         examples: most files named for one reason.
     """
-    attrs = clean.attrs
-    title = printable(attrs.get("title", ""))
-    lines = [title + (" (simulated)" if attrs.get("simulated") else ""), ""]
-    lines += ["from files to analysis"]
-    for step in attrs["flow"].itertuples():
-        people = "" if pd.isna(step.patients) else f"  {step.patients:>6} patients"
-        lost = f"  ({step.left_out} left out)" if step.left_out else ""
-        lines.append(f"  {step.images:>7}  {step.step:<32}{people}{lost}")
-    for action, heading in (
-        (manifest.LEFT_OUT, "left out"),
-        (manifest.BLANKED, "values not used"),
-        (manifest.NOTE, "notes"),
-    ):
+    attrs, pairs = clean.attrs, clean.attrs["duplicates"]
+    if not attrs.get("numbered"):
+        problems = problems.assign(row=pd.NA)
+    findings = []
+    for heading, action in SECTIONS.items():
         some = problems[problems["action"] == action]
         if len(some):
-            lines += ["", f"{heading}: {len(some)}"]
-            lines += _by_reason(some, examples)
-    lines += ["", *_same(attrs["duplicates"], examples)]
-    if len(clean):
-        lines += ["", *_classes(clean, folds)]
-    lines.append("")
-    if reasons:
-        lines += ["would not run:", *(f"  - {printable(reason)}" for reason in reasons)]
-    else:
-        lines.append(f"would run; SHA-256 of the split {manifest.split_hash(folds)}")
-    return lines
-
-
-def _by_reason(problems: pd.DataFrame, examples: int) -> list[str]:
-    """Each reason once with its count, the most frequent first, and the images it is true of."""
-    lines = []
-    shown = problems.assign(
-        where=[
-            " ".join(
-                filter(None, [f"row {row}" if not pd.isna(row) else "", column if column != "image" else ""])
-            )
-            for row, column in zip(problems["row"], problems["column"])
-        ]
+            findings.append((heading, len(some), _reasons(some, examples)))
+    return render(
+        "data/check.txt.j2",
+        printable=printable,
+        title=attrs.get("title", ""),
+        simulated=attrs.get("simulated"),
+        flow=attrs["flow"].astype(object).where(attrs["flow"].notna(), None).to_dict("records"),
+        findings=findings,
+        identical=int(pairs["identical"].sum()),
+        near=int((~pairs["identical"]).sum()),
+        across=pairs[pairs["joined"]].to_dict("records"),
+        bits=duplicates.BITS,
+        examples=examples,
+        classes=_classes(clean, folds) if len(clean) else [],
+        reasons=reasons,
+        hash=None if reasons else manifest.split_hash(folds),
     )
-    counts = shown.groupby("problem", sort=False).size().sort_values(ascending=False, kind="stable")
-    for reason, count in counts.items():
-        some = shown[shown["problem"] == reason]
-        named = some[some["image"] != ""]
-        lines.append(f"  {count:>5} x {printable(reason)}" if len(named) else f"  {printable(reason)}")
-        for row in named.head(examples).itertuples():
-            lines.append(f"            {printable(row.image)}" + (f"  ({row.where})" if row.where else ""))
-        if len(named) > examples:
-            lines.append(f"            and {len(named) - examples} more (--all names them)")
-    return lines
 
 
-def _same(pairs: pd.DataFrame, examples: int) -> list[str]:
-    across = pairs[pairs["joined"]]
-    lines = [
-        f"frames that show the same: {int(pairs['identical'].sum())} identical pairs, "
-        f"{int((~pairs['identical']).sum())} near-duplicate pairs; {len(across)} across groups, now joined"
-    ]
-    for row in across.head(examples).itertuples():
-        how = "identical" if row.identical else f"{row.bits} of {duplicates.BITS} bits differ"
-        lines.append(f"            {printable(row.image_a)} = {printable(row.image_b)}  ({how})")
-    if len(across) > examples:
-        lines.append(f"            and {len(across) - examples} more (--all names them)")
-    return lines
+def _reasons(problems: pd.DataFrame, examples: int) -> list[dict]:
+    """Each reason once with its count, the most frequent first, and the images it is true of."""
+    found = []
+    for problem, some in problems.groupby("problem", sort=False):
+        named = [(row.image, _where(row)) for row in some[some["image"] != ""].itertuples()]
+        more = len(named) - examples
+        found.append({"problem": problem, "count": len(some), "named": named[:examples], "more": more})
+    return sorted(found, key=lambda reason: -reason["count"])
 
 
-def _classes(clean: pd.DataFrame, folds: pd.DataFrame | None) -> list[str]:
-    lines = [
-        f"  {'class':<24}{'images':>8}{'patients':>10}{'groups':>8}"
-        + ("  images per fold" if folds is not None else "")
-    ]
+def _where(row) -> str:
+    parts = ("" if pd.isna(row.row) else f"row {row.row}", "" if row.column == "image" else row.column)
+    return " ".join(filter(None, parts))
+
+
+def _classes(clean: pd.DataFrame, folds: pd.DataFrame | None) -> list[dict]:
+    rows = []
     for key in clean.attrs.get("classes") or sorted(set(clean["label"])):
         own = clean[clean["label"] == key]
-        line = f"  {printable(key):<24}{len(own):>8}{own['patient'].nunique():>10}{own['group'].nunique():>8}"
-        if folds is not None:
-            counts = folds.loc[folds["label"] == key, "fold"].value_counts().sort_index()
-            line += "  " + " ".join(str(count) for count in counts)
-        lines.append(line)
-    return lines
+        row = {
+            "key": key,
+            "images": len(own),
+            "patients": own["patient"].nunique(),
+            "groups": own["group"].nunique(),
+        }
+        dealt = [] if folds is None else folds.loc[folds["label"] == key, "fold"].value_counts().sort_index()
+        rows.append(row | {"folds": " ".join(map(str, dealt))})
+    return rows
 
 
 def _find(spec: str, image: str) -> int:
-    try:
-        parsed = datasets.parse(spec)
-    except datasets.DatasetError as error:
-        print(printable(error), file=sys.stderr)
-        return 1
+    parsed = datasets.parse(spec)
     if parsed.source != "dicom":
-        print(
-            "--find: only dicom hides the names of files; elsewhere the image is the path.", file=sys.stderr
-        )
+        only = "--find: only dicom hides the names of files; elsewhere the image is the path."
+        print(only, file=sys.stderr)
         return 1
     from thyroid_lib.datasets import dicom
 

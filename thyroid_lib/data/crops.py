@@ -6,13 +6,11 @@ same cut, where the source has masks), ``index.csv`` (one row per crop), ``exclu
 has none, with the reason) and ``crops.json`` (classes, recipe, hash).
 """
 
-import contextlib
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -90,31 +88,15 @@ class Crops:
                 "Run notebook 01 into the same run first."
             )
         about = json.loads((folder / "crops.json").read_text(encoding="utf-8"))
-        index = pd.read_csv(
-            folder / "index.csv", dtype=TEXT_COLUMNS, keep_default_na=True, na_values=[""], low_memory=False
-        )
-        for column in TEXT_COLUMNS:
-            if column in index:
-                index[column] = index[column].fillna("")
+        index = pd.read_csv(folder / "index.csv", dtype=TEXT_COLUMNS, na_values=[""], low_memory=False)
+        index = index.fillna({column: "" for column in TEXT_COLUMNS if column in index})
         index["mask_inside"] = index["mask_inside"].astype(np.float64)
-        arrays = {
-            name: np.load(folder / f"{name}.npy", mmap_mode="r")
-            for name in ARRAYS
-            if (folder / f"{name}.npy").is_file()
-        }
-        return cls(
-            folder=folder,
-            index=index,
-            images=arrays["crops"],
-            frames=arrays["frames"],
-            masks=arrays.get("masks"),
-            classes=about["classes"],
-            names={key: tuple(value) for key, value in about["names"].items()},
-            simulated=about["simulated"],
-            title=about["title"],
-            recipe=regions.Recipe(**about["recipe"]),
-            hash=about["hash"],
-        )
+        paths = {name: folder / f"{name}.npy" for name in ARRAYS}
+        arrays = {name: np.load(path, mmap_mode="r") for name, path in paths.items() if path.is_file()}
+        about["names"] = {key: tuple(value) for key, value in about["names"].items()}
+        about["recipe"] = regions.Recipe(**about["recipe"])
+        about.pop("size")
+        return cls(folder, index, arrays["crops"], arrays["frames"], arrays.get("masks"), **about)
 
 
 def build(
@@ -158,39 +140,20 @@ def build(
     return Crops.open(folder)
 
 
-@contextlib.contextmanager
-def workers(cluster: str = "") -> Iterator[None]:
-    """Lets a Dask cluster do the work inside a with statement; "" changes nothing.
-
-    Args:
-        cluster: "local:N" for N workers on this machine, or a scheduler's address; its workers must see the
-            same folders.
-    """
-    if not cluster:
-        yield
-        return
-    from thyroid_lib.common.jobs import backend
-
-    with backend(cluster):
-        yield
-
-
 def _write(manifest: pd.DataFrame, folder: Path, size: int, recipe: regions.Recipe, jobs: int) -> None:
     rows = manifest.to_dict("records")
     has_masks = "mask" in manifest and manifest["mask"].fillna("").astype(str).ne("").any()
     names = ARRAYS if has_masks else ARRAYS[:2]
     for name in names:
         _allocate(folder / f"{name}.npy", (len(rows), size, size))
-    starts = range(0, len(rows), CHUNK)
-    serial = len(rows) < WORTH_WORKERS
-    results = Parallel(n_jobs=1 if serial else effective_n_jobs(jobs), return_as="generator")(
-        delayed(_chunk)(folder, names, start, rows[start : start + CHUNK], size, recipe) for start in starts
+    workers = 1 if len(rows) < WORTH_WORKERS else effective_n_jobs(jobs)
+    results = Parallel(n_jobs=workers, return_as="generator")(
+        delayed(_chunk)(folder, names, start, rows[start : start + CHUNK], size, recipe)
+        for start in range(0, len(rows), CHUNK)
     )
-    parts = progress(results, "cropping frames", len(rows), size=len)
-    found = [fact for part in parts for fact in part]
-
-    kept = np.flatnonzero([not fact.get("reason") for fact in found])
-    excluded = [(row["image"], fact["reason"]) for row, fact in zip(rows, found) if fact.get("reason")]
+    found = [fact for part in progress(results, "cropping frames", len(rows), size=len) for fact in part]
+    kept = np.flatnonzero(["reason" not in fact for fact in found])
+    excluded = [(row["image"], fact["reason"]) for row, fact in zip(rows, found) if "reason" in fact]
     if not len(kept):
         first = f" The first reason: {excluded[0][1]}" if excluded else ""
         raise ValueError(f"Expected frames with a sector, none of {len(rows)} gave a crop.{first}")
@@ -199,27 +162,24 @@ def _write(manifest: pd.DataFrame, folder: Path, size: int, recipe: regions.Reci
         _compact(folder / f"{name}.npy", kept, digest)
     public = datasets.public(manifest).iloc[kept].reset_index(drop=True)
     facts = pd.DataFrame([found[row] for row in kept])
-    public = public.rename(
-        columns={name: f"{name}_given" for name in facts}
-    )  # a table of others may use our words
+    public = public.rename(columns={name: f"{name}_given" for name in facts})  # others may use our words
     index = pd.concat([public, facts], axis=1).to_csv(index=False, float_format="%.9g", lineterminator="\n")
     digest.update(index.encode())
     files.write_text(folder / "index.csv", index)
     pd.DataFrame(excluded, columns=["image", "reason"]).to_csv(folder / "excluded.csv", index=False)
     attrs = manifest.attrs
     classes = list(attrs.get("classes") or sorted(set(manifest["label"]) - {""}))
-    files.write_json(
-        folder / "crops.json",
-        {
-            "title": attrs.get("title", ""),
-            "simulated": bool(attrs.get("simulated", False)),
-            "classes": classes,
-            "names": {key: list(attrs.get("names", {}).get(key, (key, key))) for key in classes},
-            "size": size,
-            "recipe": asdict(recipe),
-            "hash": digest.hexdigest(),
-        },
-    )
+    given = attrs.get("names", {})
+    about = {
+        "title": attrs.get("title", ""),
+        "simulated": bool(attrs.get("simulated", False)),
+        "classes": classes,
+        "names": {key: list(given.get(key, (key, key))) for key in classes},
+        "size": size,
+        "recipe": asdict(recipe),
+        "hash": digest.hexdigest(),
+    }
+    files.write_json(folder / "crops.json", about)
 
 
 def _chunk(
@@ -236,8 +196,7 @@ def _chunk(
             try:
                 fact, pictures = _one(row, size, recipe, "masks" in names)
             except (frames.FrameError, regions.NoRegion) as error:
-                facts.append({"reason": str(error)})
-                continue
+                fact, pictures = {"reason": str(error)}, {}
             for name, picture in pictures.items():
                 arrays[name][number] = picture
             facts.append(fact)
@@ -265,20 +224,10 @@ def _one(row: dict, size: int, recipe: regions.Recipe, with_mask: bool) -> tuple
         cut = mask[y : y + height, x : x + width]
         pictures["masks"] = regions.letterbox(cut, size)
         inside = float(cut.sum() / mask.sum()) if mask.any() else inside
-    fact = {
-        "box_x": x,
-        "box_y": y,
-        "box_width": width,
-        "box_height": height,
-        "region_area": region.area,
-        "frame_height": gray.shape[0],
-        "frame_width": gray.shape[1],
-        "inverted": region.inverted,
-        "mask_inside": inside,
-        "text_lines": printed,
-        "frame_text_lines": around,
-    }
-    return fact, pictures
+    fact = dict(zip(("box_x", "box_y", "box_width", "box_height"), region.box))
+    fact |= {"region_area": region.area, "frame_height": gray.shape[0], "frame_width": gray.shape[1]}
+    fact |= {"inverted": region.inverted, "mask_inside": inside}
+    return fact | {"text_lines": printed, "frame_text_lines": around}, pictures
 
 
 def _allocate(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
@@ -296,14 +245,10 @@ def _allocate(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
 def _compact(path: Path, kept: np.ndarray, digest) -> None:
     """Keeps the given rows of an array file, a chunk at a time, and feeds them to the digest."""
     source = np.load(path, mmap_mode="r")
-    target = source
-    if len(kept) < len(source):
-        target = _allocate(path.with_suffix(".part"), (len(kept), *source.shape[1:]))
+    part = path.with_suffix(".part")
+    target = _allocate(part, (len(kept), *source.shape[1:]))
     for start in range(0, len(kept), 1024):
-        block = source[kept[start : start + 1024]]
+        target[start : start + 1024] = block = source[kept[start : start + 1024]]
         digest.update(block.tobytes())
-        if target is not source:
-            target[start : start + 1024] = block
-    if target is not source:
-        target.flush()
-        os.replace(path.with_suffix(".part"), path)
+    target.flush()
+    os.replace(part, path)

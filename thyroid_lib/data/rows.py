@@ -35,17 +35,13 @@ class RowReader:
 
     def keep_on(self, device: torch.device) -> None:
         """Copies all rows to a GPU once, if they take no more than a quarter of its free memory."""
-        free = (
-            torch.cuda.mem_get_info(device)[0]
-            if device.type == "cuda"
-            else self.images.nbytes / RESIDENT_SHARE
-        )
-        if self.images.nbytes <= RESIDENT_SHARE * free:
-            whole = torch.empty(self.images.shape, dtype=torch.uint8, device=device)
-            for start in range(0, len(whole), 1024):
-                rows = np.arange(start, min(start + 1024, len(whole)))
-                whole[start : start + 1024] = torch.from_numpy(self.read(rows)).to(device)
-            self._resident, self.where = whole, f"resident on {device}"
+        if device.type == "cuda":
+            if self.images.nbytes > RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]:
+                return
+        whole = torch.empty(self.images.shape, dtype=torch.uint8, device=device)
+        for rows in np.split(np.arange(len(whole)), range(1024, len(whole), 1024)):
+            whole[rows[0] : rows[-1] + 1] = torch.from_numpy(self.read(rows))
+        self._resident, self.where = whole, f"resident on {device}"
 
     def tensor(self, rows: np.ndarray, device: torch.device) -> torch.Tensor:
         """The rows as a uint8 tensor (n, S, S) on the device."""

@@ -1,24 +1,14 @@
 """Every figure of the study. Each is a function that takes data and returns a matplotlib ``Figure``
 whose attribute ``alt`` says in words, with numbers, what the picture shows.
 
-``plots.<name>`` finds a function in the module it lives in: ``data`` (frames, crops, splits),
-``network``, ``training``, ``evaluation``, ``explanation``, ``ablation``, ``explore``. Nothing is drawn at import.
+Those of notebooks 01 to 04 and 07 stand here; of 05 and 06 in ``evaluation``, ``explanation`` and ``ablation``.
 """
 
-from importlib import import_module
+from thyroid_lib.plots.data import audit, examples, flow, gallery, shortcuts, steps
+from thyroid_lib.plots.explore import gain_curve, map_methods, steps_to_answer
+from thyroid_lib.plots.network import architectures, blocks, costs, coverage, wiring
+from thyroid_lib.plots.training import augmentation, learning_curves, live_curve, loss_parts, models
 
-from thyroid_lib.plots.style import CYCLE, PALETTE, colour, use_style
-
-__all__ = ["CYCLE", "PALETTE", "colour", "use_style"]
-_MODULES = ("data", "network", "training", "evaluation", "explanation", "ablation", "explore")
-
-
-def __getattr__(name: str):
-    if not name.startswith("_"):
-        for module in _MODULES:
-            found = import_module(f"{__name__}.{module}")
-            if name == module:
-                return found
-            if hasattr(found, name):
-                return getattr(found, name)
-    raise AttributeError(f"no figure {name!r} in thyroid_lib.plots ({', '.join(_MODULES)})")
+__all__ = ["architectures", "audit", "augmentation", "blocks", "costs", "coverage", "examples", "flow",
+           "gain_curve", "gallery", "learning_curves", "live_curve", "loss_parts", "map_methods", "models",
+           "shortcuts", "steps", "steps_to_answer", "wiring"]  # fmt: skip

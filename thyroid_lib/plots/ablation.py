@@ -1,27 +1,23 @@
 """Figures of the ablation: how well each arm does, at what cost, and what its network looks at."""
 
-import matplotlib.pyplot as plt
+from textwrap import wrap
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator
 
 from thyroid_lib.common.messages import say
-from thyroid_lib.plots.style import CYCLE, GRID, INK, MUTED, SEQUENTIAL, WIDTH
+from thyroid_lib.plots import style
+from thyroid_lib.plots.style import GREY, INK, MUTED, WIDTH, forest_rows, metrics_said, note, panels, told
 
-GROUP_COLOURS = {
-    "parts": CYCLE[0],
-    "losses": CYCLE[4],
-    "peers": CYCLE[1],
-    "reference": CYCLE[6],
-    "controls": CYCLE[3],
-}
-GROUP_MARKERS = {"parts": "o", "losses": "D", "peers": "s", "reference": "^", "controls": "X"}
-GROUP_NAMES = {
-    "parts": "parts of the invention",
-    "losses": "losses",
-    "peers": "peers",
-    "reference": "reference",
-    "controls": "controls",
+GROUPS = {
+    "parts": ("parts of the invention", style.BLUE, "o"),
+    "losses": ("losses", style.SKY, "D"),
+    "peers": ("peers", style.ORANGE, "s"),
+    "reference": ("reference", GREY, "^"),
+    "controls": ("controls", style.PINK, "X"),
 }
 
 
@@ -32,29 +28,14 @@ def arms(rows: list[dict], label: str) -> Figure:
         rows: each {"title", "group", "metric": {"value", "low", "high", "trainings"[, "reason"]}}.
         label: of the horizontal axis.
     """
-    figure, ax = plt.subplots(figsize=(WIDTH, 0.75 + 0.27 * len(rows)), layout="constrained")
-    for y, row in enumerate(rows):
-        metric, ink = row["metric"], GROUP_COLOURS[row["group"]]
-        if metric["value"] is None:
-            ax.text(0.02, y, metric["reason"], transform=ax.get_yaxis_transform(), va="center", color=MUTED,
-                    fontsize=7)  # fmt: skip
-        else:
-            ax.plot([metric["low"], metric["high"]], [y, y], color=ink, lw=1.6)
-            ax.plot(metric["value"], y, GROUP_MARKERS[row["group"]], color=ink, ms=5)
-            each = metric["trainings"] if len(metric["trainings"]) > 1 else []
-            ax.plot(each, [y + 0.27] * len(each), "|", color=INK, ms=5, mew=0.9)
-        ax.text(1.01, y, say(metric), transform=ax.get_yaxis_transform(), va="center", fontsize=7)
-    ax.axvline(0.5, color=MUTED, lw=0.8, ls=":")
-    ax.set_yticks(range(len(rows)), [row["title"] for row in rows])
-    ax.tick_params(axis="y", length=0, labelcolor=INK, labelsize=7.5)
-    ax.set(ylim=(len(rows) - 0.4, -0.6), xlabel=label)
-    ax.grid(axis="x", color=GRID, lw=0.6)
-    _legend(figure, [row["group"] for row in rows])
-    figure.alt = f"{label} of each arm with 95 % intervals. " + "; ".join(
-        f"{row['title']}: {say(row['metric'])}" for row in rows
-    )
-    figure.alt += "."
-    return figure
+    figure, ((ax,),) = panels(1, 1, 0.75 + 0.27 * len(rows))
+    forest_rows(ax, [(row["title"], row["metric"], *GROUPS[row["group"]][1:]) for row in rows], label, 0.5)
+    shown = [GROUPS[group] for group in dict.fromkeys(row["group"] for row in rows)]
+    marks = [Line2D([], [], color=ink, marker=marker, label=name) for name, ink, marker in shown]
+    marks.append(Line2D([], [], color=INK, marker="|", lw=0, label="each training"))
+    figure.legend(handles=marks, loc="outside lower center", ncols=len(marks), fontsize=7.5)
+    said = metrics_said((row["title"], row["metric"]) for row in rows)
+    return told(figure, f"{label} of each arm with 95 % intervals.", said)
 
 
 def accuracy_against_cost(table: pd.DataFrame, references: dict[str, dict], label: str) -> Figure:
@@ -65,44 +46,42 @@ def accuracy_against_cost(table: pd.DataFrame, references: dict[str, dict], labe
         references: title -> metric of what is no network: horizontal lines.
         label: of the vertical axis.
     """
-    half = -(-len(table) // 2)
-    words_share = 0.15 * half / (3.6 + 0.15 * half)  # of the height: the numbered names below
-    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.6 + 0.15 * half), sharey=True, layout="constrained")
-    numbers = {title: str(place) for place, title in enumerate(table["title"], 1)}
+    table = table.assign(number=range(1, len(table) + 1), milliseconds=1000 / table["training"])
     known = table.dropna(subset=["value"])
-    columns = ((known["gmacs"], "GMACs per image"), (1000 / known["training"], "training, ms per image"))
-    for ax, (cost, name) in zip(axes, columns):
-        for x, row in zip(cost, known.itertuples()):
-            ink = GROUP_COLOURS[row.group]
+    figure, axes = panels(1, 2, 3.6 + 0.1 * len(table), sharey=True)
+    costs = {"gmacs": "GMACs per image", "milliseconds": "training, ms per image"}
+    for ax, (cost, name) in zip(axes[0], costs.items()):
+        for x, row in zip(known[cost], known.itertuples()):
+            _, ink, marker = GROUPS[row.group]
             ax.plot([x, x], [row.low, row.high], color=ink, lw=0.9, alpha=0.45)
-            ax.plot(x, row.value, GROUP_MARKERS[row.group], color=ink, ms=5.5)
-            ax.annotate(numbers[row.title], (x, row.value), (4, 3), textcoords="offset points", fontsize=7.5)
-        ax.set(xlabel=name)
-        _cost_axis(ax, cost)
-        ax.grid(color=GRID, lw=0.5)
-    if not len(known):
-        axes[0].text(0.5, 0.5, "too few patients", transform=axes[0].transAxes, ha="center", color=MUTED)
-    for ax in axes:
+            ax.plot(x, row.value, marker, color=ink, ms=5.5)
+            ax.annotate(row.number, (x, row.value), (4, 3), textcoords="offset points", fontsize=7.5)
+        for title, metric in references.items():
+            ax.axhline(metric["value"], color=GREY, lw=1, ls="--")
+            ax.text(0.99, metric["value"], title, transform=ax.get_yaxis_transform(), ha="right", va="bottom",
+                    fontsize=7, color=MUTED)  # fmt: skip
+        if known.empty:
+            note(ax, 0.3, 0.5, "too few patients", ax.transAxes)
+        elif known[cost].max() > 4 * known[cost].min():
+            ax.set_xscale("log")
+            ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.xaxis.set_major_formatter("{x:g}")
+            ax.xaxis.set_minor_formatter("")
         ax.axhline(0.5, color=MUTED, lw=0.8, ls=":")
-        for metric in references.values():
-            ax.axhline(metric["value"], color=GROUP_COLOURS["reference"], lw=1, ls="--")
-    for name, metric in references.items():
-        place = (0.99, metric["value"])
-        axes[0].annotate(name, place, (0, 2), xycoords=axes[0].get_yaxis_transform(), textcoords="offset points",
-                         ha="right", va="bottom", fontsize=7, color=MUTED)  # fmt: skip
-    axes[0].margins(y=0.08)
-    axes[0].set_ylabel(label)
-    words = [f"{number}  {title}" for title, number in numbers.items()]
-    for x, part in ((0.08, words[:half]), (0.56, words[half:])):
-        figure.text(x, words_share, "\n".join(part), va="top", fontsize=7.5, color=INK, linespacing=1.35)
-    figure.get_layout_engine().set(rect=(0, words_share + 0.01, 1, 0.99 - words_share))
+        ax.set(xlabel=name, ylabel=label)
+        ax.label_outer()
+        ax.grid(lw=0.5)
+    keys = [
+        Line2D([], [], color=INK, ls="", marker=f"${row.number}$", label=row.title)
+        for row in table.itertuples()
+    ]
+    figure.legend(handles=keys, loc="outside lower center", ncols=2, fontsize=7.5)
     said = [
         f"{row.title}: {say(row._asdict())} at {row.gmacs:.3g} GMACs and {row.training:.0f} images/s in training"
         for row in table.itertuples()
     ]
-    said += [f"{name} (no network): {say(metric)}" for name, metric in references.items()]
-    figure.alt = f"{label} against multiplications and against training time. " + "; ".join(said) + "."
-    return figure
+    said += metrics_said((f"{name} (no network)", metric) for name, metric in references.items())
+    return told(figure, f"{label} against multiplications and against training time.", said)
 
 
 def gaze(maps: dict[str, dict[str, np.ndarray]], numbers: dict[str, dict]) -> Figure:
@@ -114,61 +93,20 @@ def gaze(maps: dict[str, dict[str, np.ndarray]], numbers: dict[str, dict]) -> Fi
     """
     columns = min(8, max(4, len(maps)))
     blocks = -(-len(maps) // columns)
-    figure, axes = plt.subplots(
-        2 * blocks, columns, figsize=(WIDTH, 2.35 * blocks * 7 / columns), squeeze=False, layout="constrained"
-    )
+    figure, axes = panels(2 * blocks, columns, WIDTH * 2.29 * blocks / columns)
     for ax in axes.flat:
         ax.axis("off")
+    said = []
     for place, (title, pair) in enumerate(maps.items()):
-        row, column = 2 * (place // columns), place % columns
-        for ax, name in zip(axes[row : row + 2, column], ("field", "gradient")):
-            image = ax.imshow(np.sqrt(pair[name]), cmap=SEQUENTIAL, vmin=0, vmax=1)
-        about = numbers[title]
-        axes[row, column].set_title(_wrapped(title), fontsize=7, fontweight="normal")
-        for ax, text in (
-            (axes[row, column], f"{about['field_side_px']:.0f} px"),
-            (axes[row + 1, column], f"evenness {about['evenness']:.2f}"),
-        ):
-            ax.text(0.5, -0.04, text, transform=ax.transAxes, ha="center", va="top", fontsize=7)
-    figure.colorbar(image, ax=axes.ravel().tolist(), shrink=0.6, label="gradient (root scale)")
-    said = [
-        f"{title}: effective receptive field of {n['field_side_px']:.0f} px a side, evenness {n['evenness']:.2f}"
-        for title, n in numbers.items()
-    ]
-    figure.alt = "Two maps per network, bright where a pixel weighs much. " + "; ".join(said) + "."
-    return figure
-
-
-def _wrapped(title: str, most: int = 13) -> str:
-    lines = [""]
-    for word in title.split():
-        if lines[-1] and len(lines[-1]) + len(word) >= most:
-            lines.append(word)
-        else:
-            lines[-1] = f"{lines[-1]} {word}".strip()
-    return "\n".join(lines)
-
-
-def _cost_axis(ax, values) -> None:
-    """A logarithmic axis for costs that lie far apart, a plain one from 0 for others; plain numbers on both."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    if not len(values) or values.max() / values.min() < 4:
-        ax.set_xlim(0, 1.08 * values.max() if len(values) else 1)
-        ax.locator_params(axis="x", nbins=5)
-        return
-    ax.set_xscale("log")
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if values.max() / values.min() < 30 else (1,)))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.xaxis.set_minor_formatter(NullFormatter())
-
-
-def _legend(figure, groups: list[str]) -> None:
-    marks = [
-        plt.Line2D(
-            [], [], color=GROUP_COLOURS[group], marker=GROUP_MARKERS[group], lw=1.4, label=GROUP_NAMES[group]
+        above, below = axes[2 * (place // columns) :, place % columns][:2]
+        side, evenness = (
+            f"{numbers[title]['field_side_px']:.0f} px",
+            f"evenness {numbers[title]['evenness']:.2f}",
         )
-        for group in dict.fromkeys(groups)
-    ]
-    marks.append(plt.Line2D([], [], color=INK, marker="|", lw=0, label="each training"))
-    figure.legend(handles=marks, loc="outside lower center", ncols=len(marks), fontsize=7.5)
+        for ax, name, text in ((above, "field", side), (below, "gradient", evenness)):
+            image = ax.imshow(np.sqrt(pair[name]), cmap=style.SEQUENTIAL, vmin=0, vmax=1)
+            ax.text(0.5, -0.04, text, transform=ax.transAxes, ha="center", va="top", fontsize=7)
+        above.set_title("\n".join(wrap(title, 13, break_long_words=False)), fontsize=7, fontweight="normal")
+        said.append(f"{title}: effective receptive field of {side} a side, {evenness}")
+    figure.colorbar(image, ax=axes.ravel().tolist(), shrink=0.6, label="gradient (root scale)")
+    return told(figure, "Two maps per network, bright where a pixel weighs much.", said)

@@ -1,21 +1,20 @@
 """Figures of the data: the flow from files to crops, the steps of a crop, examples, audits, splits."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from textwrap import fill
 
-import cv2
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.patches import FancyBboxPatch, Rectangle
+import seaborn
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 
-from thyroid_lib.plots.style import GRID, INK, MUTED, WIDTH, colour
-
-BOX = "#E69F00"
-OUTLINE = "#56B4E9"
+from thyroid_lib.plots import style
+from thyroid_lib.plots.style import BLUE, CYCLE, MUTED, RED, colour, panels, pictures, told
 
 
-def flow(flows: Mapping[str, pd.DataFrame]):
+def flow(flows: Mapping[str, pd.DataFrame]) -> Figure:
     """Flow diagram from files to crops.
 
     Args:
@@ -24,41 +23,24 @@ def flow(flows: Mapping[str, pd.DataFrame]):
     Returns:
         Figure with one column per heading; what was left out stands between the boxes.
     """
-    depth = max(len(table) for table in flows.values())
-    fig, axes = plt.subplots(
-        1, len(flows), figsize=(WIDTH, 0.62 * depth + 0.5), layout="constrained", squeeze=False
-    )
+    depth = max(map(len, flows.values()))
+    figure, axes = panels(1, len(flows), 0.62 * depth + 0.5)
     said = []
     for ax, (heading, table) in zip(axes[0], flows.items()):
-        ax.set(xlim=(0, 1), ylim=(-depth + 0.35, 0.55))
-        ax.axis("off")
-        ax.set_title(fill(heading, 34), fontsize=9)
-        for row, (step, images, patients, left_out) in enumerate(
-            zip(table["step"], table["images"], table["patients"], table["left_out"])
-        ):
-            last = row == len(table) - 1
-            ax.add_patch(
-                FancyBboxPatch((0.02, -row - 0.27), 0.96, 0.54, boxstyle="round,pad=0,rounding_size=0.04",
-                               facecolor="#EEF3F8" if last else "white", edgecolor=INK if last else GRID)
-            )  # fmt: skip
-            people = "" if pd.isna(patients) else f" · {int(patients)} patients"
-            ax.text(0.5, -row + 0.1, step, ha="center", va="center", fontsize=7.5, color=MUTED)
-            ax.text(0.5, -row - 0.11, f"{int(images)} images{people}", ha="center", va="center", fontsize=8.5)
-            if not last:
-                ax.annotate(
-                    "",
-                    (0.5, -row - 0.72),
-                    (0.5, -row - 0.28),
-                    arrowprops={"arrowstyle": "-|>", "color": MUTED},
-                )
-            if left_out:
-                ax.text(0.55, -row + 0.48, f"− {int(left_out)}", va="center", fontsize=7.5, color="#D55E00")
-        said.append(f"{heading}: {int(table['images'].iloc[0])} files, {int(table['images'].iloc[-1])} used")
-    fig.alt = "Flow from files to crops. " + "; ".join(said) + "."
-    return fig
+        style.sheet(ax, (0, 1), (0.35 - depth, 0.55), fill(heading, 34))
+        for number, row in enumerate(table.itertuples()):
+            people = "" if pd.isna(row.patients) else f" · {int(row.patients)} patients"
+            edge = BLUE if number == len(table) - 1 else MUTED
+            style.box(ax, 0.5, -number, 0.96, 0.54, f"{row.step}\n{row.images} images{people}", edge=edge)
+            if number:
+                style.arrow(ax, (0.5, 0.73 - number), (0.5, 0.27 - number))
+            if row.left_out:
+                ax.text(0.55, 0.5 - number, f"− {row.left_out}", va="center", fontsize=7.5, color=RED)
+        said.append(f"{heading}: {table['images'].iloc[0]} files, {table['images'].iloc[-1]} used")
+    return told(figure, "Flow from files to crops.", said)
 
 
-def steps(examples: Sequence[dict]):
+def steps(examples: Sequence[dict]) -> Figure:
     """From frame to crop, one example per row.
 
     Args:
@@ -67,35 +49,29 @@ def steps(examples: Sequence[dict]):
     Returns:
         Figure: frame, binary image, list of regions, box with the nodule's outline, crop.
     """
-    titles = ("frame", "binarized", "connected regions", "largest region", "crop")
-    fig, axes = plt.subplots(
-        len(examples), 5, figsize=(WIDTH, 1.22 * len(examples) + 0.25), layout="constrained", squeeze=False,
-        width_ratios=(1.5, 1.5, 1.5, 1.5, 1),
-    )  # fmt: skip
-    said = []
-    for row, example in zip(axes, examples):
-        gray, found = example["frame"], example["regions"]
-        row[0].imshow(gray, cmap="gray", vmin=0, vmax=255)
-        row[1].imshow(example["binary"], cmap="gray", vmin=0, vmax=1)
-        row[2].imshow(_numbered(gray.shape, found))
-        row[3].imshow(gray, cmap="gray", vmin=0, vmax=255)
-        x, y, width, height = found[0].box
-        row[3].add_patch(Rectangle((x, y), width, height, fill=False, edgecolor=BOX, linewidth=1.2))
-        if example["mask"] is not None:
-            row[3].contour(example["mask"], [0.5], colors=OUTLINE, linewidths=0.8)
-        row[4].imshow(example["crop"], cmap="gray", vmin=0, vmax=255)
-        for ax in row:
-            ax.set(xticks=[], yticks=[])
-        row[0].set_ylabel(example["source"].replace(": ", ":\n"), fontsize=7)
-        share = width * height / gray.size
+    rows, said = [], []
+    for example in examples:
+        frame, found = example["frame"], example["regions"]
+        regions = np.full((*frame.shape, 3), 24, np.uint8)
+        for region, ink in reversed(list(zip(found, cycle(CYCLE)))):
+            regions[region.mask] = np.multiply(to_rgb(ink), 255)
+        boxed = {"image": frame, "box": found[0].box, "outline": example["mask"]}
+        shown = ({"image": image} for image in (frame, example["binary"].astype(bool), regions))
+        rows.append([*shown, boxed, {"image": example["crop"]}])
+        share = found[0].box[2] * found[0].box[3] / frame.size
         said.append(f"{example['source']}: {len(found)} regions, the largest box is {share:.0%} of the frame")
-    for ax, title in zip(axes[0], titles):
-        ax.set_title(title, fontsize=8.5, fontweight="normal")
-    fig.alt = "Five pictures per source from frame to crop. " + "; ".join(said) + "."
-    return fig
+    titles = ("frame", "binarized", "connected regions", "largest region", "crop")
+    names = [example["source"].replace(": ", ":\n") for example in examples]
+    figure, axes = pictures(rows, titles, names, 1.1, width_ratios=(1.5, 1.5, 1.5, 1.5, 1))
+    for ax, example in zip(axes[:, 2], examples):
+        for number, region in enumerate(example["regions"], 1):
+            ax.text(*region.box[:2], number, color="white", fontsize=6, va="top", clip_on=True)
+    return told(figure, "Five pictures per source from frame to crop.", said)
 
 
-def examples(images: np.ndarray, labels: Sequence[str], names: Mapping[str, str], per_class: int = 6):
+def examples(
+    images: np.ndarray, labels: Sequence[str], names: Mapping[str, str], per_class: int = 6
+) -> Figure:
     """Rows of crops, one row per class.
 
     Args:
@@ -104,46 +80,32 @@ def examples(images: np.ndarray, labels: Sequence[str], names: Mapping[str, str]
         names: class key -> what to write; gives the order.
         per_class: crops of each, evenly spaced over the data.
     """
-    fig, axes = plt.subplots(
-        len(names), per_class, figsize=(WIDTH, 1.18 * len(names)), layout="constrained", squeeze=False
-    )
-    labels = np.asarray(labels)
-    said = []
-    for row, (key, name) in zip(axes, names.items()):
-        found = np.flatnonzero(labels == key)
+    rows, said = [], []
+    for key, name in names.items():
+        found = np.flatnonzero(np.asarray(labels) == key)
+        some = np.linspace(0, len(found) - 1, min(per_class, len(found))).astype(int)
+        rows.append([{"image": images[place]} for place in found[some]])
         said.append(f"{len(found)} {name}")
-        chosen = (
-            found[np.linspace(0, len(found) - 1, min(per_class, len(found))).astype(int)]
-            if len(found)
-            else []
-        )
-        for place, ax in enumerate(row):
-            ax.set(xticks=[], yticks=[])
-            ax.spines[:].set_visible(False)
-            if place < len(chosen):
-                ax.imshow(images[chosen[place]], cmap="gray", vmin=0, vmax=255)
-        row[0].set_ylabel(name.replace(" ", "\n"), fontsize=8, color=colour(key), fontweight="bold")
-    fig.alt = "Crops as the network sees them, by class: " + ", ".join(said) + "."
-    return fig
+    figure, axes = pictures(rows, names=[name.replace(" ", "\n") for name in names.values()])
+    for ax, key in zip(axes[:, 0], names):
+        ax.yaxis.label.set(color=colour(key), fontweight="bold")
+    return told(figure, "Crops as the network sees them, by class:", said)
 
 
-def gallery(images: np.ndarray, masks: np.ndarray | None, captions: Sequence[str], columns: int = 8):
+def gallery(
+    images: np.ndarray, masks: np.ndarray | None, captions: Sequence[str], columns: int = 8
+) -> Figure:
     """Crops with a line of text under each; the nodule's outline where masks are given."""
-    rows = -(-len(images) // columns)
-    fig, axes = plt.subplots(rows, columns, figsize=(WIDTH, 1.25 * rows), layout="constrained", squeeze=False)
-    for place, ax in enumerate(axes.flat):
-        ax.set(xticks=[], yticks=[])
-        ax.spines[:].set_visible(False)
-        if place < len(images):
-            ax.imshow(images[place], cmap="gray", vmin=0, vmax=255)
-            if masks is not None and masks[place].any():
-                ax.contour(masks[place], [0.5], colors=OUTLINE, linewidths=0.7)
-            ax.set_xlabel(captions[place], fontsize=6.5, labelpad=2)
-    fig.alt = f"{len(images)} crops: " + "; ".join(captions) + "."
-    return fig
+    outlines = [None] * len(images) if masks is None else masks
+    cells = [
+        {"image": image, "outline": outline, "below": caption}
+        for image, outline, caption in zip(images, outlines, captions)
+    ]
+    rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
+    return told(pictures(rows, height=1.2)[0], f"{len(images)} crops:", captions)
 
 
-def audit(table: pd.DataFrame):
+def audit(table: pd.DataFrame) -> Figure:
     """Bars of the crop audit.
 
     Args:
@@ -155,62 +117,43 @@ def audit(table: pd.DataFrame):
         "print_in_frame": "print in the frame",
         "print_in_crop": "print in the crop",
     }
-    fig, ax = plt.subplots(figsize=(WIDTH, 0.3 * len(wanted) * len(table) + 0.7), layout="constrained")
-    places = np.arange(len(wanted))[::-1] * 1.0
-    bar = 0.8 / len(table)
-    for number, (source, row) in enumerate(table.iterrows()):
-        values = [float(row[key]) for key in wanted]
-        at = places + 0.4 - bar * (number + 0.5)
-        ax.barh(at, np.nan_to_num(values), bar * 0.9, label=source, color=colour(str(source), number))
-        for y, value in zip(at, values):
-            ax.text(np.nan_to_num(value) + 0.01, y, "no outlines" if np.isnan(value) else f"{value:.1%}",
-                    va="center", fontsize=7.5, color=MUTED)  # fmt: skip
-    ax.set(yticks=places, yticklabels=list(wanted.values()), xlim=(0, 1.12), xticks=np.linspace(0, 1, 6))
-    ax.set_xlabel("fraction of frames")
-    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    fig.alt = "Audit of the crops. " + "; ".join(
-        f"{source}: "
-        + ", ".join(f"{name} {row[key]:.1%}" for key, name in wanted.items() if row[key] == row[key])
-        for source, row in table.iterrows()
-    )
-    return fig
+    shares = table[[*wanted]].astype(float).rename(columns=wanted).rename_axis("source")
+    bars = shares.fillna(0).reset_index().melt("source", var_name="what", value_name="share")
+    inks = {source: colour(source, number) for number, source in enumerate(shares.index)}
+    said = [
+        f"{source}: " + ", ".join(f"{name} {share:.1%}" for name, share in row.dropna().items())
+        for source, row in shares.iterrows()
+    ]
+    labels = shares.map("{:.1%}".format, na_action="ignore").fillna("no outlines").to_numpy()
+    figure = _bars(bars, "share", "source", inks, labels, 0.3 * shares.size + 0.7, "fraction of frames")
+    return told(figure, "Audit of the crops.", said)
 
 
-def shortcuts(table: pd.DataFrame, limit: float = 0.3):
+def shortcuts(table: pd.DataFrame, limit: float = 0.3) -> Figure:
     """Bars of what goes with the label beside the nodule, as `audit.shortcuts` gives it."""
-    fig, ax = plt.subplots(figsize=(WIDTH, 0.28 * len(table) + 0.9), layout="constrained")
-    tints = {"crop": "#D55E00", "frame": "#E69F00", "table": "#7F7F7F"}
     where = {"crop": "seen in the crop", "frame": "seen in the frame only", "table": "in the table only"}
-    places = np.arange(len(table))[::-1]
-    for place, row in zip(places, table.itertuples()):
-        ax.barh(place, row.association, 0.7, color=tints[row.visible])
-        ax.text(
-            row.association + 0.01, place, f"{row.association:.2f}", va="center", fontsize=7.5, color=MUTED
-        )
-    ax.axvline(limit, color=MUTED, linewidth=0.8, linestyle=":")
-    ax.set(
-        yticks=places,
-        yticklabels=table["what"],
-        xlim=(0, 1.05),
-        xlabel="association with the label (Cramér's V)",
-    )
-    seen = [key for key in tints if key in set(table["visible"])]
-    ax.legend([Rectangle((0, 0), 1, 1, color=tints[key]) for key in seen], [where[key] for key in seen])
-    fig.alt = "Association with the label: " + ", ".join(
-        f"{row.what} {row.association:.2f}" for row in table.itertuples()
-    )
-    return fig
+    inks = dict(zip(where.values(), (RED, style.ORANGE, style.GREY)))
+    labels = [
+        [f"{value:.2f}" for value in table.loc[table["visible"] == key, "association"]] for key in where
+    ]
+    table = table.assign(visible=table["visible"].map(where))
+    axis = "association with the label (Cramér's V)"
+    figure = _bars(table, "association", "visible", inks, labels, 0.28 * len(table) + 0.9, axis, dodge=False)
+    figure.axes[0].axvline(limit, color=MUTED, lw=0.8, ls=":")
+    said = [f"{row.what} {row.association:.2f}" for row in table.itertuples()]
+    return told(figure, "Association with the label:", said)
 
 
-def _numbered(shape: tuple[int, int], found) -> np.ndarray:
-    """Regions in colours, the largest in the palette's first: uint8 (H, W, 3)."""
-    picture = np.full((*shape, 3), 24, np.uint8)
-    tints = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"]
-    for number, region in reversed(list(enumerate(found))):
-        tint = tints[number % len(tints)].lstrip("#")
-        picture[region.mask] = [int(tint[k : k + 2], 16) for k in (0, 2, 4)]
-        x, y, _, _ = region.box
-        cv2.putText(
-            picture, str(number + 1), (x + 4, y + 16), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1
-        )
-    return picture
+def _bars(
+    table: pd.DataFrame, x: str, hue: str, inks: dict, labels, height: float, axis: str, **options
+) -> Figure:
+    """Bars of column `what`, coloured by column `hue`, which `inks` orders, and labelled colour by colour."""
+    figure, ((ax,),) = panels(1, 1, height)
+    seaborn.barplot(
+        table, x=x, y="what", hue=hue, palette=inks, hue_order=inks, saturation=1, ax=ax, **options
+    )
+    for container, words in zip(ax.containers, labels):
+        ax.bar_label(container, words, padding=3, fontsize=7.5, color=MUTED)
+    ax.set(xlim=(0, 1.12), xticks=np.linspace(0, 1, 6), xlabel=axis, ylabel="")
+    seaborn.move_legend(ax, "upper left", bbox_to_anchor=(1, 1), title=None)
+    return figure

@@ -7,9 +7,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from thyroid_lib.plots.style import CYCLE, GRID, INK, MUTED, WIDTH
+from thyroid_lib.plots.evaluation import forest
+from thyroid_lib.plots.style import CYCLE, INK, MUTED, panels, pictures, told
 
 MODELS = {
     "finetuned": "pre-trained, fine-tuned",
@@ -17,7 +19,6 @@ MODELS = {
     "reference_texture": "logistic regression,\ntexture and shape of the true mask",
     "reference_signs": "reader of the drawn signs:\nthe ceiling",
 }
-_COLOURS = dict(zip(MODELS, (CYCLE[0], CYCLE[5], CYCLE[6], CYCLE[2])))
 
 
 def augmentation(images: np.ndarray, changed: np.ndarray) -> Figure:
@@ -26,28 +27,15 @@ def augmentation(images: np.ndarray, changed: np.ndarray) -> Figure:
     Args:
         images: uint8 (n, S, S). changed: uint8 (n, epochs, S, S), the same crops in successive epochs.
     """
-    rows, columns = len(images), changed.shape[1] + 1
-    figure, axes = plt.subplots(
-        rows,
-        columns,
-        figsize=(WIDTH, WIDTH * rows / columns + 0.25),
-        layout="constrained",
-        squeeze=False,
+    epochs = changed.shape[1]
+    rows = [[{"image": shown} for shown in (image, *others)] for image, others in zip(images, changed)]
+    figure, _ = pictures(rows, ("the crop", *(f"epoch {number + 1}" for number in range(epochs))))
+    differing = np.abs(changed.astype(int) - images[:, None]).mean()
+    opening = (
+        f"{len(images)} crops, each beside what augmentation made of it in {epochs} epochs: flipped, shifted, "
+        "scaled, brighter or darker, with other speckle or a shadow. Pixels differ by"
     )
-    for row in range(rows):
-        for column, ax in enumerate(axes[row]):
-            picture = images[row] if column == 0 else changed[row, column - 1]
-            ax.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-            ax.set(xticks=[], yticks=[])
-            ax.spines[:].set_visible(False)
-            if row == 0:
-                ax.set_title("the crop" if column == 0 else f"epoch {column}", fontsize=8)
-    differing = float(np.abs(changed.astype(int) - images[:, None]).mean())
-    figure.alt = (
-        f"{rows} crops, each beside what augmentation made of it in {columns - 1} epochs: flipped, shifted, scaled, "
-        f"brighter or darker, with other speckle or a shadow. Pixels differ by {differing:.0f} of 255 on average."
-    )
-    return figure
+    return told(figure, opening, [f"{differing:.0f} of 255 on average"])
 
 
 def learning_curves(histories: Mapping[str, pd.DataFrame], loss: str = "loss") -> Figure:
@@ -57,42 +45,19 @@ def learning_curves(histories: Mapping[str, pd.DataFrame], loss: str = "loss") -
         histories: name -> `Fit.history`.
         loss: name of the loss for the axis.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.1), layout="constrained")
+    parts = (("Loss", "train_loss", "val_loss"), ("Ranking", "", "val_auroc"))
+    figure, left, right = _by_epoch(histories, parts, 3.1)
+    left.set_ylabel(loss)
+    right.axhline(0.5, color=MUTED, lw=0.8, ls=":")
+    right.set(ylabel="macro AUROC, validation", ylim=(min(0.45, right.get_ylim()[0]), 1.01))
     said = []
-    for position, (name, history) in enumerate(histories.items()):
-        ink = CYCLE[position % len(CYCLE)]
+    for name, history in histories.items():
         best = history[history["best"]].iloc[-1]
-        left.plot(history["epoch"], history["train_loss"], color=ink, ls=":", lw=1.3)
-        left.plot(history["epoch"], history["val_loss"], color=ink, lw=1.6)
-        right.plot(history["epoch"], history["val_auroc"], color=ink, lw=1.6, label=name)
-        for ax, column in ((left, "val_loss"), (right, "val_auroc")):
-            ax.plot(
-                best["epoch"], best[column], "o", color=ink, ms=6, mec="white", mew=1, clip_on=False, zorder=5
-            )
         said.append(
             f"{name}: best epoch {int(best['epoch'])} of {len(history)}, validation AUROC {best['val_auroc']:.3f}, "
             f"validation loss {best['val_loss']:.3f}"
         )
-    left.plot([], [], color=INK, ls=":", lw=1.3, label="training")
-    left.plot([], [], color=INK, lw=1.6, label="validation")
-    left.plot([], [], "o", color=INK, ms=5, label="best epoch")
-    left.set(xlabel="epoch", ylabel=loss, title="Loss")
-    right.axhline(0.5, color=MUTED, lw=0.8, ls=":")
-    right.set(
-        xlabel="epoch",
-        ylabel="macro AUROC, validation",
-        title="Ranking",
-        ylim=(min(0.45, right.get_ylim()[0]), 1.01),
-    )
-    handles = left.get_legend_handles_labels()[0]
-    if len(histories) > 1:
-        handles += right.get_legend_handles_labels()[0]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)  # beside the curves, never over them
-    for ax in (left, right):
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.grid(axis="y", color=GRID, lw=0.6)
-    figure.alt = "Learning curves. " + "; ".join(said) + "."
-    return figure
+    return told(figure, "Learning curves.", said)
 
 
 def loss_parts(histories: Sequence[pd.DataFrame], focal_weight: float, gamma: float) -> Figure:
@@ -102,86 +67,55 @@ def loss_parts(histories: Sequence[pd.DataFrame], focal_weight: float, gamma: fl
         histories: `Fit.history` of each fold.
         focal_weight: share of the focal loss. gamma: its focusing.
     """
-    panels = (
-        ("ce", "val_ce", "Cross-entropy"),
-        ("focal", "val_focal", f"Focal loss, γ = {gamma:g}"),
-        ("train_loss", "val_loss", f"Mixed, focal share {focal_weight:g}"),
+    parts = (
+        ("Cross-entropy", "ce", "val_ce"),
+        (f"Focal loss, γ = {gamma:g}", "focal", "val_focal"),
+        (f"Mixed, focal share {focal_weight:g}", "train_loss", "val_loss"),
     )
-    figure, axes = plt.subplots(1, 3, figsize=(WIDTH, 2.8), layout="constrained")
-    said = []
-    for ax, (train, validation, title) in zip(axes, panels):
-        for history in histories:
-            ax.plot(history["epoch"], history[train], color=CYCLE[0], ls=":", lw=1.2)
-            ax.plot(history["epoch"], history[validation], color=CYCLE[0], lw=1.5)
-        ax.set(xlabel="epoch", ylim=(0, None))
-        ax.set_title(title, fontsize=9)
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.grid(axis="y", color=GRID, lw=0.6)
-        first = np.mean([history[train].iloc[0] for history in histories])
-        last = np.mean([history[train].iloc[-1] for history in histories])
-        said.append(
-            f"{title.split(',')[0].lower()} falls from {first:.2f} to {last:.2f} on the training part"
-        )
+    named = {f"fold {number}": history for number, history in enumerate(histories, 1)}
+    figure, *axes = _by_epoch(named, parts, 2.8)
     axes[0].set_ylabel("nats per image")
-    axes[0].plot([], [], color=CYCLE[0], ls=":", lw=1.2, label="training")
-    axes[0].plot([], [], color=CYCLE[0], lw=1.5, label="validation")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    figure.alt = f"Losses by epoch, {len(histories)} fold(s): " + "; ".join(said) + "."
-    return figure
+    said = []
+    for ax, (title, train, _) in zip(axes, parts):
+        ax.set_ylim(bottom=0)
+        first, last = (np.mean([history[train].iloc[place] for history in histories]) for place in (0, -1))
+        part = title.split(",")[0].lower()
+        said.append(f"{part} falls from {first:.2f} to {last:.2f} on the training part")
+    return told(figure, f"Losses by epoch, {len(histories)} fold(s):", said)
+
+
+def _by_epoch(histories: Mapping[str, pd.DataFrame], parts: Sequence[tuple], height: float) -> tuple:
+    """A panel per part (title, column of training or "", column of validation); the figure and its axes."""
+    figure, axes = panels(1, len(parts), height)
+    dots = {"color": INK, "marker": "o", "mec": "white"}
+    handles = [Line2D([], [], color=INK, ls=":", label="training"), Line2D([], [], color=INK, label="validation"),
+               Line2D([], [], ls="", label="best epoch", **dots)]  # fmt: skip
+    for ax, (title, train, validation) in zip(axes[0], parts):
+        for position, (name, history) in enumerate(histories.items()):
+            best = np.flatnonzero(history["best"])[-1:].tolist()
+            line = dots | {"color": CYCLE[position % len(CYCLE)], "data": history, "clip_on": False}
+            if train:
+                ax.plot("epoch", train, ":", **line | {"marker": ""})
+            lines = ax.plot("epoch", validation, label=name, markevery=best, **line)
+            handles += lines if ax is axes[0, 0] and len(histories) > 1 else []
+        ax.set_title(title, fontsize=9)
+        ax.set_xlabel("epoch")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.grid(axis="y")
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)  # beside the curves, never over them
+    return figure, *axes[0]
 
 
 def models(metrics: Mapping[str, Mapping[str, dict]], metric: str = "macro AUROC") -> Figure:
-    """One metric of several models with 95 % intervals, a panel per set.
+    """One metric of several models with 95 % intervals, set by set.
 
     Args:
         metrics: set -> model -> {"value", "low", "high", "n_images", "n_patients"}; a value of None (too few
             patients) leaves the row empty and says so.
         metric: for the axis.
     """
-    names = [name for name in MODELS if any(name in of for of in metrics.values())]
-    figure, axes = plt.subplots(
-        1,
-        len(metrics),
-        figsize=(WIDTH, 0.55 * len(names) + 0.9),
-        layout="constrained",
-        squeeze=False,
-        sharey=True,
-    )
-    said = []
-    for ax, (place, of) in zip(axes[0], metrics.items()):
-        for row, name in enumerate(names):
-            found = of.get(name)
-            if found is None:
-                continue
-            label = MODELS[name].replace("\n", " ")
-            if found["value"] is None:
-                ax.text(0.52, row, "too few patients", ha="left", va="center", color=MUTED, fontsize=8)
-                said.append(f"{place}, {label}: too few patients")
-                continue
-            ax.plot(
-                [found["low"], found["high"]],
-                [row, row],
-                color=_COLOURS[name],
-                lw=2.2,
-                solid_capstyle="round",
-            )
-            ax.plot(found["value"], row, "o", color=_COLOURS[name], ms=7, mec="white", mew=1)
-            ax.text(found["value"], row - 0.3, f"{found['value']:.2f}", ha="center", va="center", fontsize=8)
-            said.append(f"{place}, {label}: {found['value']:.2f} ({found['low']:.2f} to {found['high']:.2f})")
-        images = max((of[name]["n_images"] for name in of), default=0)
-        patients = max((of[name]["n_patients"] for name in of), default=0)
-        ax.axvline(0.5, color=MUTED, lw=0.8, ls=":")
-        ax.set(
-            xlim=(0.2, 1.02),
-            xlabel=f"{metric}, 95 % interval",
-        )
-        ax.set_title(f"{place}: {images} images, {patients} patients", fontsize=8.5)
-        ax.grid(axis="x", color=GRID, lw=0.6)
-    axes[0][0].set(
-        yticks=range(len(names)), yticklabels=[MODELS[name] for name in names], ylim=(len(names) - 0.5, -0.6)
-    )
-    figure.alt = f"{metric} of each model. " + "; ".join(said) + "."
-    return figure
+    rows = [(place, MODELS[name], of[name]) for place, of in metrics.items() for name in MODELS if name in of]
+    return forest(rows, label=metric, reference=0.5, title=f"{metric} of each model")
 
 
 def live_curve(title: str, loss: str = "loss") -> Callable[[pd.DataFrame], None] | None:
