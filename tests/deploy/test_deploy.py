@@ -159,7 +159,9 @@ def test_in_bfloat16_only_close_calls_are_decided_again_in_fp32():
     assert exact.asked == [1]
 
 
-def test_an_export_that_does_not_agree_with_pytorch_leaves_nothing_behind(copy, tmp_path, monkeypatch, capsys):
+def test_an_export_that_does_not_agree_with_pytorch_leaves_nothing_behind(
+    copy, tmp_path, monkeypatch, capsys
+):
     Image.fromarray(small.sector_frame(1)).save(tmp_path / "frame.png")
     monkeypatch.setattr(export, "MAX_DIFFERENCE", -1.0)
     assert export.main([str(copy), "--images", str(tmp_path / "frame.png")]) == 2

@@ -306,11 +306,10 @@ WRITE = """
 import os, sys
 from pathlib import Path
 os.umask(int(sys.argv[2], 8))
-from thyroid_lib.classifier import saving
 from thyroid_lib.common import files
 folder = Path(sys.argv[1])
 files.write_json(folder / "run" / "metrics.json", {})
-saving.definitions.write_text(folder / "page.html", "x")
+files.write_text(folder / "page.html", "x")
 print(oct(files.FILE_MODE), oct(files.FOLDER_MODE))
 """
 
