@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from thyroid_lib import LESION_TYPES, classifier, frames, network, regions
-from thyroid_lib.classifier import Classifier, ClassifierError, networks, novelty
+from thyroid_lib.classifier import Classifier, ClassifierError, novelty
 from thyroid_lib.classifier.definition import identity
 
 
@@ -134,10 +134,7 @@ def test_conformal_sets_cover_as_promised():
     assert abs(covered - 0.9) < 0.03  # the calibration part alone has a standard error of 0.0095
 
 
-@pytest.mark.parametrize(
-    "unlike",
-    ["white noise", "smooth noise", "photograph", "CT slice", "stripes"],
-)
+@pytest.mark.parametrize("unlike", ["white noise", "smooth noise", "photograph", "CT slice", "stripes"])
 def test_images_that_are_no_ultrasound_get_a_warning(loaded, unlike):
     rng = np.random.default_rng(5)
     y, x = np.mgrid[:240, :320]
@@ -315,11 +312,16 @@ def test_folding_batch_norm_leaves_no_norm_behind_and_the_same_logits(loaded):
     np.testing.assert_allclose(loaded.backend.run(crops).logits, expected, atol=1e-4)
 
 
-def test_weights_of_another_architecture_are_refused(copy):
-    definition = json.loads((copy / "classifier.json").read_text(encoding="utf-8"))
-    definition["architecture"]["width"] = 0.125
-    with pytest.raises(ClassifierError, match="does not hold the architecture"):
-        networks.load_members(copy, definition)
+def test_weights_of_another_architecture_and_a_recipe_of_another_release_are_refused(copy):
+    sound = json.loads((copy / "classifier.json").read_text(encoding="utf-8"))
+    for field, change, said in (
+        ("architecture", {"width": 0.125}, "does not hold the architecture"),
+        ("recipe", {"watershed": 3}, "watershed"),
+    ):
+        definition = sound | {field: sound[field] | change}
+        edit(copy, **definition | {"id": identity(definition)})
+        with pytest.raises(ClassifierError, match=said):
+            Classifier.load(copy, backend="torch")
 
 
 def photographs() -> list[np.ndarray]:
@@ -350,14 +352,6 @@ def test_on_real_thyroid_frames_photographs_and_noise_are_told_and_new_frames_ar
     limit = model["limit"][0]
     assert (novelty.distance(model, novelty.appearance(np.stack(foreign))) > limit).all()
     assert (novelty.distance(model, vectors[third == 5]) > limit).mean() < 0.06
-
-
-def test_a_recipe_of_another_release_is_refused_at_loading(copy):
-    definition = json.loads((copy / "classifier.json").read_text(encoding="utf-8"))
-    definition["recipe"]["watershed"] = 3
-    edit(copy, **definition | {"id": identity(definition)})
-    with pytest.raises(ClassifierError, match="watershed"):
-        Classifier.load(copy, backend="torch")
 
 
 def test_an_answer_that_is_no_number_is_an_error_of_that_frame_only(folder):

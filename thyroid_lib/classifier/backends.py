@@ -141,14 +141,12 @@ def choose(folder: Path, wanted: str = "auto") -> str:
     Raises:
         ClassifierError: the wanted one cannot run, and what it needs.
     """
-    needs = {}
-    for name in BACKENDS:
-        if not installed(name):
-            needs[name] = (
-                "install torch" if name == "torch" else 'install it: pip install "thyroid_lib[deploy]"'
-            )
-        elif name != "torch" and not (folder / ONNX).is_file():
-            needs[name] = f"write {ONNX} first: python -m thyroid_lib export CLASSIFIER_DIR"
+    install = dict.fromkeys(BACKENDS, 'install it: pip install "thyroid_lib[deploy]"')
+    install["torch"] = "install torch"
+    needs = {name: need for name, need in install.items() if not installed(name)}
+    if not (folder / ONNX).is_file():
+        first = f"write {ONNX} first: python -m thyroid_lib export CLASSIFIER_DIR"
+        needs = {"openvino": first, "onnxruntime": first} | needs
     if wanted not in ("auto", *BACKENDS):
         raise ClassifierError(f"back-end {wanted!r}: one of auto, {', '.join(BACKENDS)} was expected")
     if wanted in needs:

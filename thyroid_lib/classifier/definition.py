@@ -16,12 +16,8 @@ from thyroid_lib.common.files import LIBRARY
 from thyroid_lib.common.messages import MORE, named, quoted
 
 NAME, CARD = "classifier.json", "MODEL_CARD.md"
-WEIGHTS, NOVELTY, ONNX, ONNX_RECORD = (
-    "model.safetensors",
-    "novelty.safetensors",
-    "model.onnx",
-    "model.onnx.json",
-)
+WEIGHTS, NOVELTY = "model.safetensors", "novelty.safetensors"
+ONNX, ONNX_RECORD = "model.onnx", "model.onnx.json"
 FORMAT, VERSION = "thyroid_lib classifier", 1
 MAX_BYTES = 4 * 2**20
 SCHEMA = LIBRARY / "templates" / "classify" / "classifier.schema.json"
@@ -81,21 +77,17 @@ def check(definition, where: str) -> None:
 
 def _inconsistency(d: dict) -> str:
     """The first rule that fields of a definition break together; "" where they break none."""
-    keys, channels = [entry["key"] for entry in d["classes"]], d["architecture"]["in_chans"]
+    keys, network = [entry["key"] for entry in d["classes"]], d["architecture"]
     rules = {
-        "class keys are not unique": len(set(keys)) == len(keys),
-        f"architecture.num_classes must be the number of classes, {len(keys)}": (
-            d["architecture"]["num_classes"] == len(keys)
-        ),
-        "temperature needs one value per member": len(d["temperature"]) == d["members"],
-        "operating_points name a class that is not among the classes": set(d["operating_points"])
-        <= set(keys),
-        f"normalization.channels must be the architecture's, {channels}": (
-            d["normalization"]["channels"] == channels
-        ),
-        "the id is not that of the content (it was edited)": d["id"] == identity(d),
+        "class keys are not unique": len(set(keys)) < len(keys),
+        f"architecture.num_classes must be that of classes, {len(keys)}": network["num_classes"] != len(keys),
+        "temperature needs one value per member": len(d["temperature"]) != d["members"],
+        "operating_points name a class that is not among the classes": set(d["operating_points"]) - set(keys),
+        "normalization.channels must be architecture.in_chans": d["normalization"]["channels"]
+        != network["in_chans"],
+        "the id is not that of the content (it was edited)": d["id"] != identity(d),
     }
-    return next((problem for problem, holds in rules.items() if not holds), "")
+    return next((problem for problem, broken in rules.items() if broken), "")
 
 
 def identity(definition: dict) -> str:

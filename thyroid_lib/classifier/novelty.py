@@ -48,13 +48,7 @@ def fit(train: np.ndarray, validation: np.ndarray) -> dict:
     basis = rows[:keep]
     outside = standard - standard @ basis.T @ basis
     residual = max(float((outside**2).sum(1).mean()), 1e-6 * train.shape[1])
-    model = {
-        "mean": mean,
-        "scale": scale,
-        "basis": basis,
-        "variance": variance[:keep],
-        "residual": [residual],
-    }
+    model = dict(mean=mean, scale=scale, basis=basis, variance=variance[:keep], residual=[residual])
     model = {key: np.ascontiguousarray(value, np.float32) for key, value in model.items()}
     found = np.sort(distance(model, validation))
     allowed = int(FALSE_WARNINGS / 2 * len(found))

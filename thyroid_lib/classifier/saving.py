@@ -81,7 +81,7 @@ def save(
             "normalization": {"mean": 0.5, "std": 0.5, "channels": model_config["in_chans"]},
             "temperature": [float(value) for value in temperature],
             "operating_points": {
-                k: float(np.mean([points[k] for points in operating_points])) for k in operating_points[0]
+                k: float(np.mean([p[k] for p in operating_points])) for k in operating_points[0]
             },
             "conformal": conformal,
             "novelty": {"false_warnings": novelty.FALSE_WARNINGS, "components": novelty.COMPONENTS},
@@ -90,12 +90,12 @@ def save(
             "versions": {"thyroid_lib": __version__, **definitions.versions(*PACKAGES)},
             "files": {definitions.WEIGHTS: definitions.fingerprint(part / definitions.WEIGHTS)},
         }
-        backend = backends.Torch(part, definition)
-        described = [
-            _describe(backend, crops, most)
-            for crops, most in zip(novelty_crops, (MOST_TRAINING, MOST_VALIDATION))
-        ]
-        novelty.write(part / definitions.NOVELTY, *described)
+        backend, (train, validation) = backends.Torch(part, definition), novelty_crops
+        novelty.write(
+            part / definitions.NOVELTY,
+            _describe(backend, train, MOST_TRAINING),
+            _describe(backend, validation, MOST_VALIDATION),
+        )
         definition["files"][definitions.NOVELTY] = definitions.fingerprint(part / definitions.NOVELTY)
         definition["id"] = definitions.identity(definition)
         _write(part, definition)

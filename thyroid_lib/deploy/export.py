@@ -101,12 +101,10 @@ def export(folder: Path, definition: dict, crops: np.ndarray, *, source: str = "
     }
     os.replace(part, folder / ONNX)
     try:
-        write_text(
-            folder / ONNX_RECORD, json.dumps(record) + "\n"
-        )  # without it no back-end would open the file
+        write_text(folder / ONNX_RECORD, json.dumps(record))  # without it no back-end opens the file
         with torch.inference_mode():
             expected = backends.predict(
-                lambda batch: whole(torch.from_numpy(batch)), crops, definition["temperature"]
+                lambda x: whole(torch.from_numpy(x)), crops, definition["temperature"]
             )
         record["parity"] = parity(folder, definition, crops, expected)
         write_text(folder / ONNX_RECORD, json.dumps(record, indent=2) + "\n")
