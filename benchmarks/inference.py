@@ -31,7 +31,7 @@ import turns
 from PIL import Image
 
 from thyroid_lib import LESION_TYPES, classifier, network, regions
-from thyroid_lib.classifier import backends, definition
+from thyroid_lib.classifier import backends, definition, saving
 from thyroid_lib.deploy import export
 from thyroid_lib.phantoms import frame as phantoms
 from thyroid_lib.training import hardware
@@ -67,7 +67,7 @@ def main() -> None:
         "machine": hardware.describe(),
         "smoke": options.smoke,
         "command": " ".join(["python benchmarks/inference.py", *sys.argv[1:]]),
-        "versions": definition.versions(),
+        "versions": definition.versions(*saving.PACKAGES),
         "sizes": {},
     }
     with tempfile.TemporaryDirectory() as place:
@@ -99,13 +99,13 @@ def make(folder: Path, size: int, width: float, blocks: int, frames) -> Path:
         folder,
         members=[model.eval().state_dict()],
         model_config=model.config,
-        classes=list(LESION_TYPES),
         names=LESION_TYPES,
         recipe=regions.RECIPE,
         size=size,
-        temperature=1.0,
-        operating_points=dict.fromkeys(LESION_TYPES, 0.5),
+        temperature=[1.0],
+        operating_points=[dict.fromkeys(LESION_TYPES, 0.5)],
         training={"simulated": True, "title": "random weights, for timing only"},
+        conformal={"coverage": 0.9, "threshold": 1.0, "n": 0},
         novelty_crops=(np.repeat(crops, 4, 0), crops),
     )
     export.export(folder, definition.read(folder), crops, source="simulated frames")
@@ -135,7 +135,7 @@ def measure(folder: Path, size: int, frames, rounds: int, threads: int, turn: fl
                 "times_timm": round(found[what][fastest] / found[what][PEER], 2),
                 "lowest_and_highest_of_a_round": [round(min(ratios), 2), round(max(ratios), 2)],
             }
-    found["parity"] = json.loads((folder / backends.ONNX_RECORD).read_text(encoding="utf-8"))["parity"]
+    found["parity"] = json.loads((folder / definition.ONNX_RECORD).read_text(encoding="utf-8"))["parity"]
     return found
 
 
@@ -146,7 +146,7 @@ def contest(name: str, folder: Path, threads: int, seconds: float) -> None:
         run = eager()
     else:
         backend, precision = name.split()
-        run = backends.open_backend(backend, folder, definition.read(folder), precision, threads).run
+        run = backends.open_backend(folder, definition.read(folder), backend, precision, threads).run
 
     def turn(what: str) -> float:
         count = {"single": 1, "batch": BATCH}[what]

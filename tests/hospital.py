@@ -45,21 +45,6 @@ def export(folder: Path, spec: str, *, scanner: str = "Philips", labels: bool = 
 
 def dataset(gray: np.ndarray, row, scanner: str) -> Dataset:
     """One frame as a scanner stores it, with an identity in every place that has one."""
-    data = Dataset()
-    data.file_meta = FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = UltrasoundImageStorage
-    data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = generate_uid()
-    data.StudyInstanceUID, data.SeriesInstanceUID = generate_uid(), generate_uid()
-    data.Modality, data.Manufacturer, data.ManufacturerModelName = "US", scanner, "EPIQ 7"
-    data.PatientName, data.PatientID = f"Quisling^Beatrix {row.patient}", f"MRN-{row.patient}"
-    data.PatientBirthDate, data.StudyDate, data.AccessionNumber = "19610203", "20210506", f"ACC-{row.Index}"
-    data.InstitutionName, data.ReferringPhysicianName = "Saint Elsewhere", "Doctor^Zhivago"
-    data.PatientSex, data.PatientAge = row.sex, f"{int(row.age):03d}Y"
-    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
-    data.Rows, data.Columns = gray.shape
-    data.BitsAllocated = data.BitsStored = 8
-    data.HighBit, data.PixelRepresentation = 7, 0
     x, y, width, height = regions.largest_region(gray).box
     region = Dataset()
     region.RegionSpatialFormat, region.RegionDataType, region.RegionFlags = 1, 1, 0
@@ -67,6 +52,44 @@ def dataset(gray: np.ndarray, row, scanner: str) -> Dataset:
     region.RegionLocationMaxX1, region.RegionLocationMaxY1 = x + width - 1, y + height - 1
     region.PhysicalUnitsXDirection = region.PhysicalUnitsYDirection = 3
     region.PhysicalDeltaX = region.PhysicalDeltaY = 0.01
-    data.SequenceOfUltrasoundRegions = [region]
-    data.PixelData = gray.tobytes() + b"\0" * (gray.size % 2)
+    return scan(
+        gray,
+        StudyInstanceUID=generate_uid(),
+        SeriesInstanceUID=generate_uid(),
+        Manufacturer=scanner,
+        ManufacturerModelName="EPIQ 7",
+        PatientName=f"Quisling^Beatrix {row.patient}",
+        PatientID=f"MRN-{row.patient}",
+        PatientBirthDate="19610203",
+        StudyDate="20210506",
+        AccessionNumber=f"ACC-{row.Index}",
+        InstitutionName="Saint Elsewhere",
+        ReferringPhysicianName="Doctor^Zhivago",
+        PatientSex=row.sex,
+        PatientAge=f"{int(row.age):03d}Y",
+        SequenceOfUltrasoundRegions=[region],
+    )
+
+
+def scan(pixels: np.ndarray | None, **header) -> Dataset:
+    """An ultrasound DICOM dataset of pixels uint8 (H, W), (n, H, W) or (H, W, 3), or without any."""
+    data = Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = UltrasoundImageStorage
+    data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    data.Modality = "US"
+    if pixels is not None:
+        colour = pixels.shape[2:] == (3,)
+        data.SamplesPerPixel, data.PhotometricInterpretation = (3, "RGB") if colour else (1, "MONOCHROME2")
+        if colour:
+            data.PlanarConfiguration = 0
+        elif pixels.ndim == 3:
+            data.NumberOfFrames = len(pixels)
+        data.Rows, data.Columns = pixels.shape[:2] if colour else pixels.shape[-2:]
+        data.BitsAllocated = data.BitsStored = 8
+        data.HighBit, data.PixelRepresentation = 7, 0
+        data.PixelData = pixels.tobytes() + b"\0" * (pixels.size % 2)
+    for name, value in header.items():
+        setattr(data, name, value)
     return data

@@ -50,7 +50,6 @@ def make(folder, members: int = 2, mirror: bool = False, **changes):
     arguments = {
         "members": states,
         "model_config": model.config,
-        "classes": CLASSES,
         "names": LESION_TYPES,
         "recipe": regions.RECIPE,
         "size": SIZE,

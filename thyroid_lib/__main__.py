@@ -11,7 +11,7 @@ COMMANDS = {
     "claims": ("study.claims", "main", "put the numbers of the references into the READMEs"),
     "compare": ("study.compare", "main", "hold a run against another one or a reference"),
     "classify": ("deploy.command", "main", "name the lesion type in images, folders, DICOM studies"),
-    "export": ("deploy.command", "export_main", "write ONNX beside a classifier's weights"),
+    "export": ("deploy.export", "main", "write ONNX beside a classifier's weights"),
 }
 
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from thyroid_lib import LESION_TYPES, classifier, frames, network, regions
-from thyroid_lib.classifier import Classifier, ClassifierError, backends, novelty
+from thyroid_lib.classifier import Classifier, ClassifierError, novelty
 from thyroid_lib.classifier.definition import identity
 
 
@@ -49,7 +49,6 @@ def test_probabilities_are_the_mean_of_the_members_softmax_at_their_temperature(
     assert sum(found.probabilities.values()) == pytest.approx(1, abs=1e-12)
     assert found.lesion_type == small.CLASSES[int(expected.argmax())]
     np.testing.assert_allclose(loaded.probabilities(crop[None])[0], expected, atol=1e-5)
-    np.testing.assert_allclose(np.exp(loaded.logits(crop[None]))[0], expected, atol=1e-5)
 
 
 def test_the_input_is_the_training_crop_byte_for_byte(loaded, tmp_path):
@@ -135,10 +134,7 @@ def test_conformal_sets_cover_as_promised():
     assert abs(covered - 0.9) < 0.03  # the calibration part alone has a standard error of 0.0095
 
 
-@pytest.mark.parametrize(
-    "unlike",
-    ["white noise", "smooth noise", "photograph", "CT slice", "stripes"],
-)
+@pytest.mark.parametrize("unlike", ["white noise", "smooth noise", "photograph", "CT slice", "stripes"])
 def test_images_that_are_no_ultrasound_get_a_warning(loaded, unlike):
     rng = np.random.default_rng(5)
     y, x = np.mgrid[:240, :320]
@@ -229,7 +225,7 @@ def test_the_card_says_simulated_and_research_use_and_both_languages(folder):
 def test_the_card_of_a_grading_classifier_says_that_no_pathology_stands_behind_it(tmp_path):
     names = {key: (f"TI-RADS {key}", f"TI-RADS {key} 类") for key in ("2-3", "4a", "4b", "4c-5")}
     points = [dict.fromkeys(names, 0.25)]
-    graded = small.make(tmp_path, 1, classes=list(names), names=names, operating_points=points)
+    graded = small.make(tmp_path, 1, names=names, operating_points=points)
     assert "No pathology stands behind" in (graded / "MODEL_CARD.md").read_text(encoding="utf-8")
 
 
@@ -270,16 +266,16 @@ def test_missing_and_cut_files_are_named(copy, name):
         ({"format_version": 2}, "format version 2"),
         ({"format": "other"}, "not the definition"),
         ({"temperature": [1.0]}, "per member"),
-        ({"temperature": "warm"}, "a list was expected"),
-        ({"size": True}, "int was expected"),
-        ({"size": 9999}, "16 to 2048"),
-        ({"classes": []}, "a list was expected"),
-        ({"unheard_of": 1}, "unheard_of is unknown"),
-        ({"operating_points": {"nodular_goiter": "half"}}, "number was expected"),
+        ({"temperature": "warm"}, "temperature must be array, 'warm' came"),
+        ({"size": True}, "size must be integer, True came"),
+        ({"size": 9999}, "size must be smaller than or equal to 2048, 9999 came"),
+        ({"classes": []}, "classes must contain at least 1 items"),
+        ({"unheard_of": 1}, "unheard_of"),
+        ({"operating_points": {"nodular_goiter": "half"}}, "operating_points.nodular_goiter must be number"),
         ({"operating_points": {"cat": 0.5}}, "not among the classes"),
-        ({"training": {}}, "simulated is missing"),
+        ({"training": {}}, "training must contain .*simulated"),
         ({"operating_points": {"nodular_goiter": 0.99}}, "edited"),
-        ({"files": {"../../x": {"sha256": "0", "bytes": 1}}}, "files must name"),
+        ({"files": {"../../x": {"sha256": "0", "bytes": 1}}}, "files must contain"),
     ],
 )
 def test_a_definition_that_breaks_the_schema_says_where(copy, changes, said):
@@ -316,11 +312,16 @@ def test_folding_batch_norm_leaves_no_norm_behind_and_the_same_logits(loaded):
     np.testing.assert_allclose(loaded.backend.run(crops).logits, expected, atol=1e-4)
 
 
-def test_weights_of_another_architecture_are_refused(copy):
-    definition = json.loads((copy / "classifier.json").read_text(encoding="utf-8"))
-    definition["architecture"]["width"] = 0.125
-    with pytest.raises(backends.BackendError, match="does not hold the architecture"):
-        backends.load_members(copy, definition)
+def test_weights_of_another_architecture_and_a_recipe_of_another_release_are_refused(copy):
+    sound = json.loads((copy / "classifier.json").read_text(encoding="utf-8"))
+    for field, change, said in (
+        ("architecture", {"width": 0.125}, "does not hold the architecture"),
+        ("recipe", {"watershed": 3}, "watershed"),
+    ):
+        definition = sound | {field: sound[field] | change}
+        edit(copy, **definition | {"id": identity(definition)})
+        with pytest.raises(ClassifierError, match=said):
+            Classifier.load(copy, backend="torch")
 
 
 def photographs() -> list[np.ndarray]:
@@ -351,14 +352,6 @@ def test_on_real_thyroid_frames_photographs_and_noise_are_told_and_new_frames_ar
     limit = model["limit"][0]
     assert (novelty.distance(model, novelty.appearance(np.stack(foreign))) > limit).all()
     assert (novelty.distance(model, vectors[third == 5]) > limit).mean() < 0.06
-
-
-def test_a_recipe_of_another_release_is_refused_at_loading(copy):
-    definition = json.loads((copy / "classifier.json").read_text(encoding="utf-8"))
-    definition["recipe"]["watershed"] = 3
-    edit(copy, **definition | {"id": identity(definition)})
-    with pytest.raises(ClassifierError, match="watershed"):
-        Classifier.load(copy, backend="torch")
 
 
 def test_an_answer_that_is_no_number_is_an_error_of_that_frame_only(folder):

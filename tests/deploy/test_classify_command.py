@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zlib
 
+import hospital
 import numpy as np
 import pytest
 import small_classifier as small
@@ -19,25 +20,11 @@ from thyroid_lib.classifier import studies
 from thyroid_lib.common.messages import printable
 from thyroid_lib.deploy import command as classify_command
 
-pydicom = pytest.importorskip("pydicom")
-
 HOSTILE = "<img src=x onerror=alert(1)>\x1b[31m\u202e$(reboot)`id`;&\"'\n.png"
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return small.make(tmp_path_factory.mktemp("run") / "classifier")
-
-
-@pytest.fixture
-def run(folder, capsys):
-    def run(*arguments):
-        arguments = [str(a) for a in arguments]
-        status = classify_command.main([*arguments, "--classifier", str(folder), "--backend", "torch"])
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return run
+START = "import sys; from thyroid_lib.deploy.command import main; status = main(sys.argv[1:])\n"
+"""The command in a process of its own, for what is asked of it afterwards."""
 
 
 def encoded(pixels, format="PNG", **options) -> bytes:
@@ -46,31 +33,17 @@ def encoded(pixels, format="PNG", **options) -> bytes:
     return buffer.getvalue()
 
 
-def dicom(path, pixels, *, modality="US", **fields) -> None:
-    """Writes a DICOM file: pixels uint8 (H, W), (n, H, W) or (H, W, 3), or None."""
-    from pydicom.dataset import FileDataset, FileMetaDataset
-    from pydicom.uid import ExplicitVRLittleEndian, UltrasoundImageStorage, generate_uid
+def dicom(path, pixels, **header) -> None:
+    who = {"PatientName": "Secret^Name", "PatientID": "4711", "StudyInstanceUID": "1.2.3"}
+    hospital.scan(pixels, **who, **header).save_as(path, enforce_file_format=True)
 
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = UltrasoundImageStorage, ExplicitVRLittleEndian
-    meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[str(path)])
-    data = FileDataset(str(path), {}, file_meta=meta, preamble=bytes(128))
-    data.SOPClassUID, data.SOPInstanceUID = UltrasoundImageStorage, meta.MediaStorageSOPInstanceUID
-    data.Modality, data.PatientName, data.PatientID = modality, "Secret^Name", "4711"
-    data.StudyInstanceUID = "1.2.3"
-    if pixels is not None:
-        colour = pixels.ndim == 3 and pixels.shape[2] == 3
-        data.SamplesPerPixel, data.PhotometricInterpretation = (3, "RGB") if colour else (1, "MONOCHROME2")
-        if colour:
-            data.PlanarConfiguration = 0
-        elif pixels.ndim == 3:
-            data.NumberOfFrames = len(pixels)
-        data.Rows, data.Columns = pixels.shape[:2] if colour or pixels.ndim == 2 else pixels.shape[1:]
-        data.BitsAllocated = data.BitsStored = 8
-        data.HighBit, data.PixelRepresentation, data.PixelData = 7, 0, pixels.tobytes()
-    for name, value in fields.items():
-        setattr(data, name, value)
-    data.save_as(path, enforce_file_format=True)
+
+@pytest.fixture
+def frames(tmp_path):
+    """A folder of three frames, 1.png, 2.png and 10.png."""
+    for seed in (1, 2, 10):
+        (tmp_path / f"{seed}.png").write_bytes(encoded(small.sector_frame(seed)))
+    return tmp_path
 
 
 def png_header(side: int) -> bytes:
@@ -79,13 +52,11 @@ def png_header(side: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 5000) + b"IDAT" + bytes(40)
 
 
-def test_one_json_object_per_image_with_the_documented_fields(run, tmp_path):
-    for seed in (1, 2, 10):
-        (tmp_path / f"f{seed}.png").write_bytes(encoded(small.sector_frame(seed)))
-    status, out, _ = run(tmp_path, "--json")
+def test_one_json_object_per_image_with_the_documented_fields(classify, frames):
+    status, out, _ = classify(frames, "--json")
     found = [json.loads(line) for line in out.splitlines()]
     assert status == 0
-    assert [os.path.basename(f["image"]) for f in found] == ["f1.png", "f2.png", "f10.png"]
+    assert [os.path.basename(f["image"]) for f in found] == ["1.png", "2.png", "10.png"]
     for one in found:
         assert sum(one["probabilities"].values()) == pytest.approx(1)
         assert one["lesion_type"] == max(one["probabilities"], key=one["probabilities"].get)
@@ -93,11 +64,11 @@ def test_one_json_object_per_image_with_the_documented_fields(run, tmp_path):
         assert one["warnings"] == []
 
 
-def test_a_bad_file_gives_its_error_and_the_others_still_come(run, tmp_path):
+def test_a_bad_file_gives_its_error_and_the_others_still_come(classify, tmp_path):
     good, bad = tmp_path / "good.png", tmp_path / "bad.jpg"
     good.write_bytes(encoded(small.sector_frame(1)))
     bad.write_text("hello")
-    status, out, _ = run(bad, good, tmp_path / "missing.png", "--json")
+    status, out, _ = classify(bad, good, tmp_path / "missing.png", "--json")
     found = [json.loads(line) for line in out.splitlines()]
     assert status == 1
     assert [("error" in f, f["image"]) for f in found] == [
@@ -146,7 +117,7 @@ def bad_inputs() -> dict:
         "ct.png": (encoded(slice_.clip(0, 255).astype(np.uint8)), "warning: unlike the training images"),
         "noise.png": (encoded(rng.integers(0, 256, (200, 300), dtype=np.uint8)), "warning: unlike the training"),
         "nopixels.dcm": (lambda path: dicom(path, None), "error: no_pixels"),
-        "ctslice.dcm": (lambda path: dicom(path, frame, modality="CT"), "error: modality"),
+        "ctslice.dcm": (lambda path: dicom(path, frame, Modality="CT"), "error: modality"),
         "doppler.dcm": (lambda path: dicom(path, doppler), "error: colour"),
         "cut.dcm": (bytes(128) + b"DICM" + b"\x02\x00\x00\x00UL\x04\x00", "error: truncated"),
         "claims.dcm": (lambda path: dicom(path, frame, NumberOfFrames=10**7), "error: too_large"),
@@ -154,11 +125,11 @@ def bad_inputs() -> dict:
 
 
 @pytest.mark.parametrize("name", list(bad_inputs()))
-def test_each_kind_of_foreign_input_gives_its_documented_error_or_warning(run, tmp_path, name):
+def test_each_kind_of_foreign_input_gives_its_documented_error_or_warning(classify, tmp_path, name):
     content, expected = bad_inputs()[name]
     path = tmp_path / name
     content(path) if callable(content) else path.write_bytes(content)
-    status, out, _ = run(path, "--json")
+    status, out, _ = classify(path, "--json")
     (found,) = [json.loads(line) for line in out.splitlines()]
     what, _, said = expected.partition(": ")
     if what == "error":
@@ -175,20 +146,18 @@ def test_bad_input_is_refused_in_bounded_memory(folder, tmp_path):
         content(tmp_path / name) if callable(content) else (tmp_path / name).write_bytes(content)
     code = (
         "import resource, torch, cv2, pydicom\n"
-        "from thyroid_lib.deploy.command import main\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        f"main([{str(tmp_path)!r}, '--json', '--classifier', {str(folder)!r}, '--backend', 'torch'])\n"
-        "print('grown', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+        f"{START}print('grown', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    done = process(code, tmp_path, "--json", "--classifier", folder, "--backend", "torch")
     grown = int(re.search(r"grown (\d+)", done.stdout)[1])
     assert grown < 500 * 1024, f"{grown} KiB; {done.stderr}"  # KiB; pandas and the network are most of it
 
 
-def test_a_clip_is_answered_frame_by_frame_and_as_a_whole(run, tmp_path):
+def test_a_clip_is_answered_frame_by_frame_and_as_a_whole(classify, tmp_path):
     clip = np.stack([small.sector_frame(s) for s in (1, 2, 3)] + [np.zeros((180, 280), np.uint8)])
     dicom(tmp_path / "clip.dcm", clip)
-    status, out, _ = run(tmp_path / "clip.dcm", "--json", "--out", tmp_path / "out")
+    status, out, _ = classify(tmp_path / "clip.dcm", "--json", "--out", tmp_path / "out")
     *each, whole = [json.loads(line) for line in out.splitlines()]
     assert status == 1  # the black frame
     assert [f["frame"] for f in each] == [0, 1, 2, 3]
@@ -206,14 +175,11 @@ def test_a_clip_is_answered_frame_by_frame_and_as_a_whole(run, tmp_path):
     assert "whole clip, 4 frames" in soup.text
 
 
-def test_files_of_one_dicom_study_share_a_page_without_the_persons_name(run, tmp_path):
+def test_files_of_one_dicom_study_share_a_page_without_the_persons_name(classify, tmp_path):
     for number in (1, 2):
-        dicom(
-            tmp_path / f"{number}.dcm",
-            small.sector_frame(number),
-            Manufacturer="<script>Maker</script>\x1b[2J",
-        )
-    status, out, _ = run(tmp_path, "--json", "--out", tmp_path / "out")
+        hostile = {"Manufacturer": "<script>Maker</script>\x1b[2J"}
+        dicom(tmp_path / f"{number}.dcm", small.sector_frame(number), **hostile)
+    status, out, _ = classify(tmp_path, "--json", "--out", tmp_path / "out")
     (page,) = (tmp_path / "out").glob("*.html")
     text = page.read_text(encoding="utf-8")
     soup = BeautifulSoup(text, "html.parser")
@@ -224,17 +190,17 @@ def test_files_of_one_dicom_study_share_a_page_without_the_persons_name(run, tmp
     assert len(scanners) == 2 and all(re.fullmatch(r"device [0-9a-f]{6}", text) for text in scanners)
 
 
-def test_hostile_names_are_inert_in_terminal_json_and_html(run, tmp_path):
+def test_hostile_names_are_inert_in_terminal_json_and_html(classify, tmp_path):
     path = tmp_path / HOSTILE
     path.write_bytes(encoded(small.sector_frame(1)))
     bad = tmp_path / ("bad" + HOSTILE)
     bad.write_text("x")
-    status, table, err = run(path, bad, "--out", tmp_path / "out")
+    status, table, err = classify(path, bad, "--out", tmp_path / "out")
     assert status == 1
     for text in (table, err):
         assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f\u202e]", text)
     assert len([line for line in table.splitlines() if not line.startswith("  !")]) == 2
-    _, out, _ = run(path, bad, "--json")
+    _, out, _ = classify(path, bad, "--json")
     assert out.isascii() and [json.loads(line)["image"] for line in out.splitlines()] == [str(path), str(bad)]
     for page in (tmp_path / "out").iterdir():
         assert re.fullmatch(r"[A-Za-z0-9._-]+", page.name)
@@ -245,7 +211,7 @@ def test_hostile_names_are_inert_in_terminal_json_and_html(run, tmp_path):
         assert "\x1b" not in text and "\u202e" not in text
 
 
-def test_a_name_that_is_no_text_still_works(run, tmp_path):
+def test_a_name_that_is_no_text_still_works(classify, tmp_path):
     path = os.path.join(os.fsencode(tmp_path), b"\xff\xfe.png")
     try:
         with open(path, "wb") as file:
@@ -253,13 +219,13 @@ def test_a_name_that_is_no_text_still_works(run, tmp_path):
     except OSError:
         pytest.skip("this file system takes only Unicode names")
     for options in (["--json"], ["--out", tmp_path / "out"]):
-        status, out, _ = run(os.fsdecode(path), *options)
+        status, out, _ = classify(os.fsdecode(path), *options)
         assert status == 0 and out
 
 
-def test_pages_are_self_contained_and_say_what_they_must(run, tmp_path):
+def test_pages_are_self_contained_and_say_what_they_must(classify, tmp_path):
     (tmp_path / "f.png").write_bytes(encoded(small.sector_frame(1)))
-    status, _, err = run(tmp_path / "f.png", "--out", tmp_path / "out")
+    status, _, err = classify(tmp_path / "f.png", "--out", tmp_path / "out")
     (page,) = (tmp_path / "out").glob("*.html")
     assert status == 0 and str(page) in err
     text = page.read_text(encoding="utf-8")
@@ -269,25 +235,19 @@ def test_pages_are_self_contained_and_say_what_they_must(run, tmp_path):
     assert not re.search(r"""(src|href)=["'](?!data:)""", text)
     assert all(image.get("alt") for image in soup.find_all("img"))
     assert all(s.get("aria-label") or s.get("aria-hidden") for s in soup.find_all("svg"))
-    for words in (
-        "Research use only",
-        "simulated",
-        "papillary carcinoma",
-        "甲状腺乳头状癌",
-        "optimized_xception-",
+    for words in "Research use only|simulated|papillary carcinoma|甲状腺乳头状癌|optimized_xception-".split(
+        "|"
     ):
         assert words in text
     box = soup.select_one("figure.frame rect")
     assert int(box["width"]) > 100
 
 
-def test_several_images_get_an_index(run, tmp_path):
-    for seed in range(3):
-        (tmp_path / f"{seed}.png").write_bytes(encoded(small.sector_frame(seed)))
-    run(tmp_path, "--out", tmp_path / "out")
-    soup = BeautifulSoup((tmp_path / "out/index.html").read_text(encoding="utf-8"), "html.parser")
+def test_several_images_get_an_index(classify, frames):
+    classify(frames, "--out", frames / "out")
+    soup = BeautifulSoup((frames / "out/index.html").read_text(encoding="utf-8"), "html.parser")
     links = [a["href"] for a in soup.find_all("a")]
-    assert len(links) == 3 and all((tmp_path / "out" / link).is_file() for link in links)
+    assert len(links) == 3 and all((frames / "out" / link).is_file() for link in links)
 
 
 def test_folders_patterns_and_what_is_left_out(tmp_path):
@@ -296,15 +256,18 @@ def test_folders_patterns_and_what_is_left_out(tmp_path):
     for name in ("a.png", "deep/b.JPG", "notes.txt", ".x.png", ".hidden/c.png", "Thumbs.db", "DICOMDIR"):
         (tmp_path / name).write_bytes(b"x")
     found, notes = studies.find([str(tmp_path)])
-    assert [os.path.relpath(path, tmp_path) for path, _ in found] == ["a.png", os.path.join("deep", "b.JPG")]
-    assert "1 file left out" in notes[0] and ".txt" in notes[0]
-    found, _ = studies.find([str(tmp_path / "*.png"), str(tmp_path / "*.zzz")])
-    assert [(os.path.basename(path), reason) for path, reason in found] == [
-        ("a.png", ""),
-        ("*.zzz", "no file matches this pattern"),
+    assert [os.path.relpath(item.path, tmp_path) for item in found] == [
+        "a.png",
+        os.path.join("deep", "b.JPG"),
     ]
+    assert "1 file left out" in notes[0] and ".txt" in notes[0]
     (tmp_path / "empty").mkdir()
-    assert studies.find([str(tmp_path / "empty")])[0][0][1] == "no image files in this folder"
+    found, _ = studies.find([str(tmp_path / name) for name in ("*.png", "*.zzz", "empty")])
+    assert found[0].image == str(tmp_path / "a.png") and len(found) == 3
+    assert [str(item.image) for item in found[1:]] == [
+        "no file matches this pattern",
+        "no image files in this folder",
+    ]
 
 
 @pytest.mark.parametrize("text, shown", [("a\x1b[2Jb", r"a\x1b[2Jb"), ("a\nb", r"a\nb"), ("甲状腺", "甲状腺"),
@@ -323,42 +286,30 @@ def test_a_classifier_that_cannot_be_used_ends_with_status_two(tmp_path, capsys)
     assert wrong.value.code == 2
 
 
+def process(code: str, *arguments) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+HEAVY = "pandas scipy jinja2 matplotlib torchvision torch._dynamo pydicom"
+
+
 def test_help_and_wrong_usage_need_no_heavy_import():
+    look = f"print([m for m in '{HEAVY} torch cv2'.split() if m in sys.modules])"
     code = (
-        "import sys; from thyroid_lib.deploy import command as c\n"
-        "try: c.main(['--help'])\nexcept SystemExit: pass\n"
-        "print([m for m in ('torch', 'pandas', 'cv2', 'scipy', 'jinja2', 'matplotlib') if m in sys.modules])"
+        START.replace("status = main", "import contextlib\nwith contextlib.suppress(SystemExit): main") + look
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
+    assert process(code, "--help").stdout.splitlines()[-1] == "[]"
 
 
-def test_classifying_an_image_with_torch_imports_nothing_else_heavy(folder, tmp_path):
-    (tmp_path / "f.png").write_bytes(encoded(small.sector_frame(1)))
-    code = (
-        "import sys; from thyroid_lib.deploy import command as c\n"
-        f"c.main([{str(tmp_path / 'f.png')!r}, '--classifier', {str(folder)!r}, '--backend', 'torch'])\n"
-        "heavy = ('pandas', 'scipy', 'jinja2', 'matplotlib', 'torch._dynamo', 'torchvision', 'pydicom')\n"
-        "print([m for m in heavy if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
+def test_classifying_an_image_with_torch_imports_nothing_else_heavy(folder, frames):
+    code = f"{START}print([m for m in '{HEAVY}'.split() if m in sys.modules])"
+    done = process(code, frames / "1.png", "--classifier", folder, "--backend", "torch")
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
 
 
-def test_a_reader_that_stops_reading_is_no_error_message(folder, tmp_path):
-    for seed in range(3):
-        (tmp_path / f"{seed}.png").write_bytes(encoded(small.sector_frame(seed)))
-    command = [
-        sys.executable,
-        "-c",
-        "import sys; from thyroid_lib.deploy.command import main; sys.exit(main())",
-    ]
-    process = subprocess.Popen(
-        [*command, str(tmp_path), "--classifier", str(folder), "--batch-size", "1"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    process.stdout.close()
-    assert b"Traceback" not in process.stderr.read()
-    process.stderr.close()
-    process.wait()
+def test_a_reader_that_stops_reading_is_no_error_message(folder, frames):
+    command = [sys.executable, "-c", START, str(frames), "--classifier", str(folder), "--batch-size", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert b"Traceback" not in process.stderr.read()

@@ -11,7 +11,6 @@ import hospital
 import numpy as np
 import pandas as pd
 import pytest
-import small_classifier as small
 
 from thyroid_lib import LESION_TYPES, datasets, regions
 from thyroid_lib.common.files import PROJECT, read_json
@@ -102,28 +101,22 @@ def test_the_hospitals_become_crops_folds_and_an_external_set(place):
     index = pd.read_csv(folder / "data" / "finetune" / "index.csv", dtype=str)
     assert index.groupby("patient")["fold"].nunique().max() == 1
     written = [
-        path.read_text(encoding="utf-8")
-        for path in folder.rglob("*")
-        if path.suffix in (".csv", ".html", ".json")
+        path.read_text("utf-8") for path in folder.rglob("*") if path.suffix in (".csv", ".html", ".json")
     ]
     assert written and all(quiet(text) for text in written)
     page = (folder / "01_preprocess.html").read_text(encoding="utf-8")
     assert "of 24 patients" in page and "of 8 patients" in page
 
 
-def test_new_dicom_frames_are_classified_one_object_per_frame(place, tmp_path, capsys):
-    small.make(tmp_path / "classifier")
+def test_new_dicom_frames_are_classified_one_object_per_frame(place, folder, capsys):
     frames = sorted((place / "new").rglob("*.dcm"))
-    assert (
-        classify_command.main([str(place / "new"), "--classifier", str(tmp_path / "classifier"), "--json"])
-        == 0
-    )
+    arguments = [str(place / "new"), "--classifier", str(folder), "--json"]
+    assert classify_command.main(arguments) == 0
     answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(answers) == len(frames)
     for answer in answers:
-        assert answer["lesion_type"] in LESION_TYPES and sum(
-            answer["probabilities"].values()
-        ) == pytest.approx(1)
+        assert answer["lesion_type"] in LESION_TYPES
+        assert sum(answer["probabilities"].values()) == pytest.approx(1)
 
 
 @pytest.mark.slow

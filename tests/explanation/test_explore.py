@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from thyroid_lib import frames, plots, regions
-from thyroid_lib.classifier import Classifier, backends
+from thyroid_lib.classifier import Classifier, networks
 from thyroid_lib.common.files import PROJECT
 from thyroid_lib.data import crops
 from thyroid_lib.explanation import explore, robustness
@@ -114,7 +114,7 @@ def test_the_quick_map_of_the_reports_is_grad_cam_at_the_exit_flow(classifier):
     crop = small.crops_of([4])
     (member, *_) = classifier.members()
     with torch.no_grad():
-        maps = backends.ensemble([member])(torch.from_numpy(crop))[2]
+        maps = networks.Ensemble([member])(torch.from_numpy(crop))[2]
     for key in range(len(small.CLASSES)):
         cam = explanation.cam(member, crop, np.array([key]))
         pixels = maps.shape[2] * maps.shape[3]

@@ -114,37 +114,16 @@ CASES = [
 def run(tmp_path_factory):
     """run(file, (old, new), tests, first): what the tests say of a copy of the project with one place changed."""
     folder = tmp_path_factory.mktemp("mutation") / "project"
-    shutil.copytree(
-        PROJECT / "thyroid_lib", folder / "thyroid_lib", ignore=shutil.ignore_patterns("__pycache__")
-    )
-    for name in (
-        "tests",
-        "notebooks",
-        "benchmarks",
-        "docs",
-        "pyproject.toml",
-        "requirements.lock",
-        "README.md",
-    ):
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(PROJECT / "thyroid_lib", folder / "thyroid_lib", ignore=ignore)
+    for name in "tests notebooks benchmarks docs pyproject.toml requirements.lock README.md".split():
         (folder / name).symlink_to(PROJECT / name)
-    plain = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("COV", "PYTEST", "THYROID_SUMMARY"))
-    }
-    environment = plain | {
-        "PYTHONPATH": str(folder),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "OMP_NUM_THREADS": "1",
-    }
+    foreign = ("COV", "PYTEST", "THYROID_SUMMARY")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    environment |= {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    command, pipe = [sys.executable, mutation.__file__, str(folder)], subprocess.PIPE
     server = subprocess.Popen(
-        [sys.executable, mutation.__file__, str(folder)],
-        cwd=folder,
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        encoding="utf-8",
+        command, cwd=folder, env=environment, stdin=pipe, stdout=pipe, text=True, encoding="utf-8"
     )
 
     def run(file, change, tests, first=()):

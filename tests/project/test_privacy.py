@@ -12,13 +12,12 @@ import sys
 from pathlib import Path
 
 import cv2
+import hospital
 import numpy as np
 import pytest
 import small_classifier as small
 from hardening import goes_wrong
 from PIL import Image, PngImagePlugin
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, UltrasoundImageStorage
 
 from thyroid_lib.common.files import read_json
 from thyroid_lib.data import audit, check_data, crops
@@ -81,18 +80,9 @@ def printed(gray: np.ndarray) -> np.ndarray:
 
 
 def dicom(path: Path, gray: np.ndarray, uid: int = 1, **header) -> Path:
-    data = Dataset()
-    data.file_meta = FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = UltrasoundImageStorage
+    known = {"Manufacturer": "Philips Healthcare", "PatientSex": "F", **HEADER, **header}
+    data = hospital.scan(gray, **known)
     data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = f"1.2.840.77345.3.{uid}"
-    data.Modality, data.Manufacturer, data.PatientSex = "US", "Philips Healthcare", "F"
-    for name, value in {**HEADER, **header}.items():
-        setattr(data, name, value)
-    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
-    data.Rows, data.Columns = gray.shape
-    data.BitsAllocated = data.BitsStored = 8
-    data.HighBit, data.PixelRepresentation, data.PixelData = 7, 0, gray.tobytes()
     path.parent.mkdir(parents=True, exist_ok=True)
     data.save_as(path, enforce_file_format=True)
     return path
@@ -218,21 +208,12 @@ def pictures(page: str) -> list[np.ndarray]:
 
 def classified(folder, paths, out: Path, capfd, *options: str) -> tuple[list[str], str]:
     """The pages of `classify --out` and what it printed, the paths as given taken out: they are the user's words."""
-    arguments = [
-        *map(str, paths),
-        "--classifier",
-        str(folder),
-        "--backend",
-        "torch",
-        "--out",
-        str(out),
-        *options,
-    ]
-    assert command.main(arguments) in (0, 1)
-    printed_text = "".join(capfd.readouterr())
+    fixed = ["--classifier", str(folder), "--backend", "torch", "--out", str(out)]
+    assert command.main([*map(str, paths), *fixed, *options]) in (0, 1)
+    said = "".join(capfd.readouterr())
     for path in sorted(map(str, paths), key=len, reverse=True):
-        printed_text = re.sub(re.escape(path) + r"[^\s\",]*", "", printed_text)
-    return written(out), printed_text
+        said = re.sub(re.escape(path) + r"[^\s\",]*", "", said)
+    return written(out), said
 
 
 @pytest.mark.parametrize("json", [True, False])

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from thyroid_lib import datasets
-from thyroid_lib.classifier import Classifier, backends, definition
+from thyroid_lib.classifier import Classifier, definition
 from thyroid_lib.common.files import DamagedFile
 from thyroid_lib.deploy import command
 from thyroid_lib.study import compare, profiles, runner
@@ -182,7 +182,7 @@ def put(folder, content: dict) -> None:
     for name in content.get("files", {}) if isinstance(content.get("files"), dict) else ():
         path = folder / str(name)
         if path.is_file() and isinstance(content["files"][name], dict):
-            content["files"][name] |= {"sha256": backends.sha256(path), "bytes": path.stat().st_size}
+            content["files"][name] |= definition.fingerprint(path)
     try:
         content["id"] = definition.identity(content)
     except (KeyError, TypeError, ValueError):

@@ -13,29 +13,20 @@ Nothing heavy is imported before it is needed, so a command that ends early ends
 """
 
 import os
-import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from thyroid_lib import frames
-from thyroid_lib.classifier import backends, novelty
+from thyroid_lib.classifier import backends, novelty, studies
 from thyroid_lib.classifier import definition as definitions
 from thyroid_lib.classifier.definition import ClassifierError
-from thyroid_lib.classifier.saving import NOVELTY, add_metrics, conformal_threshold, save
 
-__all__ = [
-    "Classification",
-    "Classifier",
-    "ClassifierError",
-    "add_metrics",
-    "conformal_threshold",
-    "prepare",
-    "read_frame",
-    "save",
-]
+SMALL = 0.08  # of the frame: a region that covers less is hardly the ultrasound sector
 
 
 @dataclass(frozen=True)
@@ -72,18 +63,36 @@ class Classification:
 
     def to_dict(self) -> dict:
         """Plain values, as `classify --json` prints them; pixels are left out."""
-        names = ("image", "lesion_type", "probabilities", "prediction_set", "positive", "box", "classifier")
-        found = {name: getattr(self, name) for name in (*names, "warnings", "novelty")}
-        return {**found, "box": list(self.box)}
+        plain = {name: value for name, value in vars(self).items() if name not in ("frame", "crop", "map")}
+        return plain | {"box": list(self.box)}
+
+    def without_pixels(self) -> "Classification":
+        """The same without `frame`, `crop` and `map`, to be kept by the thousand."""
+        return replace(self, frame=None, crop=None, map=None)
 
 
 class Classifier:
-    """A loaded classifier folder; `Classifier.load(folder).classify(image)`."""
+    """A loaded classifier folder; `Classifier.load(folder).classify(image)`.
+
+    Attributes:
+        folder: where it lies.
+        definition: its classifier.json.
+        backend: what runs its network; see `backends.open_backend`.
+        id: name of the architecture, and first digits of the hash over weights and definition.
+        names: class key -> (English, Chinese), in the order of the network's outputs.
+        classes: the keys.
+        size: side of the network's input, px.
+        recipe: `regions.Recipe` of training.
+    """
 
     def __init__(self, folder: Path, definition: dict, backend, novelty_models: dict):
-        self.folder = folder
-        self.definition = definition
-        self.backend = backend
+        from thyroid_lib import regions
+
+        self.folder, self.definition, self.backend = folder, definition, backend
+        self.id, self.size = definition["id"], definition["size"]
+        self.names = {entry["key"]: (entry["english"], entry["chinese"]) for entry in definition["classes"]}
+        self.classes = list(self.names)
+        self.recipe = regions.Recipe(**definition["recipe"])
         self._novelty = novelty_models
 
     @classmethod
@@ -98,76 +107,32 @@ class Classifier:
             threads: CPU threads; 0 for the back-end's own choice.
 
         Raises:
-            ClassifierError: the folder is no classifier, damaged, or of an unknown version.
-            backends.BackendError: the back-end cannot run it.
+            ClassifierError: the folder is no classifier, damaged, or of an unknown version; or the back-end cannot
+                run it.
         """
         folder = Path(folder)
         definition = definitions.read(folder)
-        name = backends.choose(folder, backend)
-        if name == "torch":
-            definitions.verify(folder, definition, backends.WEIGHTS)
-        if definition["novelty"]:
-            definitions.verify(folder, definition, NOVELTY)
         try:
-            models = _load_novelty(folder) if definition["novelty"] else {}
-            network = backends.open_backend(name, folder, definition, precision, threads)
-        except (ClassifierError, backends.BackendError):
+            models = novelty.read(definitions.verify(folder, definition, definitions.NOVELTY))
+            network = backends.open_backend(folder, definition, backend, precision, threads)
+            return cls(folder, definition, network, models)
+        except ClassifierError:
             raise
         except Exception as error:  # whatever a forged part trips over, the folder is no classifier
             raise ClassifierError(
                 f"{folder}: its parts do not make a classifier ({type(error).__name__}: {str(error)[:300]}); copy "
-                "the folder again"
+                "the folder again, or use the release that wrote it"
             ) from error
-        loaded = cls(folder, definition, network, models)
-        try:
-            loaded.recipe  # noqa: B018  (raises where the definition names an unknown setting)
-        except (TypeError, ValueError) as error:
-            raise ClassifierError(
-                f"{folder}: this release cannot cut regions as it says: {str(error)[:300]}"
-            ) from error
-        return loaded
-
-    @property
-    def id(self) -> str:
-        """Name and first digits of the hash over weights and definition."""
-        return self.definition["id"]
-
-    @property
-    def classes(self) -> list[str]:
-        """Class keys, in the order of the network's outputs."""
-        return [entry["key"] for entry in self.definition["classes"]]
-
-    @property
-    def names(self) -> dict[str, tuple[str, str]]:
-        """Class key -> (English, Chinese)."""
-        return {entry["key"]: (entry["english"], entry["chinese"]) for entry in self.definition["classes"]}
-
-    @property
-    def size(self) -> int:
-        """Side of the network's input, px."""
-        return self.definition["size"]
-
-    @property
-    def recipe(self):
-        """The `regions.Recipe` of training."""
-        from thyroid_lib import regions
-
-        return regions.Recipe(**self.definition["recipe"])
 
     def members(self) -> list:
         """The members as PyTorch networks, unchanged, in eval mode: for Grad-CAM and for study."""
-        definitions.verify(self.folder, self.definition, backends.WEIGHTS)
-        return [member.requires_grad_(True) for member in backends.load_members(self.folder, self.definition)]
+        from thyroid_lib.classifier import networks
+
+        return [member.requires_grad_(True) for member in networks.load_members(self.folder, self.definition)]
 
     def probabilities(self, crops: np.ndarray, batch_size: int = 16) -> np.ndarray:
         """Calibrated probabilities of crops, uint8 (N, S, S) -> float64 (N, C); rows sum to 1."""
-        batches = range(0, len(crops), batch_size)
-        logits = [self.backend.run(np.array(crops[start : start + batch_size])).logits for start in batches]
-        return backends.probabilities(np.concatenate(logits, 1), self.definition["temperature"])
-
-    def logits(self, crops: np.ndarray, batch_size: int = 16) -> np.ndarray:
-        """Logarithm of `probabilities`: float64 (N, C) whose softmax is the calibrated probability."""
-        return np.log(np.maximum(self.probabilities(crops, batch_size), 1e-300))
+        return backends.predict(self.backend.run, crops, self.definition["temperature"], batch_size)
 
     def classify(self, image, *, recipe=None) -> Classification:
         """Classifies one frame.
@@ -195,78 +160,80 @@ class Classifier:
             batch_size: frames per forward pass.
             recipe: as in `classify`.
         """
-        recipe = recipe or self.recipe
-        waiting = []
-        for image in images:
-            waiting.append(image)
-            if len(waiting) == batch_size:
-                yield from self._classify_batch(waiting, recipe)
-                waiting = []
-        if waiting:
-            yield from self._classify_batch(waiting, recipe)
 
-    def _classify_batch(self, images: list, recipe) -> list:
-        prepared = _each(lambda image: prepare(image, self.size, recipe), images)
-        good = [found for found in prepared if not isinstance(found, Exception)]
-        results = iter(self._classify_crops(good)) if good else iter(())
-        return [found if isinstance(found, Exception) else next(results) for found in prepared]
+        def attempt(image):
+            try:
+                return prepare(image, self.size, recipe or self.recipe)
+            except frames.FrameError as error:
+                return error
+            except Exception as error:  # one bad file never stops the rest
+                reason = f"could not be processed: {type(error).__name__}: {error}"
+                return frames.FrameError(reason, "unexpected")
 
-    def _classify_crops(self, prepared: list) -> list[Classification | frames.FrameError]:
+        images = iter(images)
+        while batch := list(islice(images, batch_size)):
+            with ThreadPoolExecutor(min(8, len(batch), os.cpu_count() or 1)) as pool:
+                prepared = list(pool.map(attempt, batch))
+            answers = self._answers([found for found in prepared if not isinstance(found, Exception)])
+            yield from (found if isinstance(found, Exception) else next(answers) for found in prepared)
+
+    def _answers(self, prepared: list[tuple]) -> Iterator[Classification | frames.FrameError]:
+        """The answer to each frame that `prepare` gave, from one forward pass."""
+        if not prepared:
+            return
         crops = np.stack([crop for _, _, crop, _ in prepared])
         outputs = self.backend.run(crops)
         probabilities = backends.probabilities(outputs.logits, self.definition["temperature"])
         ratios = self._distances(crops, outputs.features)
-        results = []
         for i, (name, frame, crop, region) in enumerate(prepared):
             if not np.isfinite(probabilities[i]).all():
-                results.append(frames.FrameError("the network's answer is no number", "not_finite"))
+                yield frames.FrameError("the network's answer is no number", "not_finite")
                 continue
             found = {key: float(p) for key, p in zip(self.classes, probabilities[i])}
-            best, positive, chosen = self.verdicts(found)
             unlike = {key: float(values[i]) for key, values in ratios.items()}
-            results.append(
-                Classification(
-                    image=name,
-                    lesion_type=best,
-                    probabilities=found,
-                    prediction_set=chosen,
-                    positive=positive,
-                    box=tuple(region.box),
-                    classifier=self.id,
-                    warnings=[*frame.warnings, *_region_warnings(frame, region), *_unlike(unlike)],
-                    novelty=unlike,
-                    frame=frame.gray,
-                    crop=crop,
-                    map=outputs.maps[i, self.classes.index(best)],
-                )
+            verdicts = self.verdicts(found)
+            yield Classification(
+                image=name,
+                **verdicts,
+                probabilities=found,
+                box=tuple(region.box),
+                classifier=self.id,
+                warnings=[*frame.warnings, *_warnings(frame, region, unlike)],
+                novelty=unlike,
+                frame=frame.gray,
+                crop=crop,
+                map=outputs.maps[i, self.classes.index(verdicts["lesion_type"])],
             )
-        return results
 
-    def verdicts(self, probabilities: dict[str, float]) -> tuple[str, dict[str, bool], list[str]]:
-        """Most probable key, which classes reach their operating point, and the prediction set."""
+    def verdicts(self, probabilities: dict[str, float]) -> dict:
+        """`lesion_type`, `positive` and `prediction_set` of a `Classification` with these probabilities."""
         best = max(probabilities, key=probabilities.get)
-        conformal, points = self.definition["conformal"], self.definition["operating_points"]
-        least = 1 - conformal["threshold"] if conformal else 2.0
-        positive = {key: probabilities[key] >= point for key, point in points.items()}
-        return best, positive, [key for key, p in probabilities.items() if p >= least or key == best]
+        least, points = 1 - self.definition["conformal"]["threshold"], self.definition["operating_points"]
+        return {
+            "lesion_type": best,
+            "positive": {key: probabilities[key] >= point for key, point in points.items()},
+            "prediction_set": [key for key, p in probabilities.items() if p >= least or key == best],
+        }
 
-    def _distances(self, crops, features) -> dict[str, np.ndarray]:
-        vectors = {"network": features}
-        if "appearance" in self._novelty:
-            vectors["appearance"] = novelty.appearance(crops)
+    def _distances(self, crops: np.ndarray, features: np.ndarray) -> dict[str, np.ndarray]:
+        vectors = {"network": features, "appearance": novelty.appearance(crops)}
         try:
             return {
                 key: novelty.distance(model, vectors[key]) / float(model["limit"][0])
                 for key, model in self._novelty.items()
             }
         except (KeyError, IndexError, ValueError) as error:
-            raise ClassifierError(
-                f"{self.folder / NOVELTY} does not fit this network; copy it again"
-            ) from error
+            path = self.folder / definitions.NOVELTY
+            raise ClassifierError(f"{path} does not fit this network; copy it again") from error
 
 
 def prepare(image, size: int, recipe) -> tuple:
     """From any image to the network's input, as the study's crops: `frames.read`, `regions.extract`.
+
+    Args:
+        image: as `Classifier.classify` takes it, or the FrameError that was met on the way to it.
+        size: side of the crop, px.
+        recipe: `regions.Recipe`.
 
     Returns:
         name, `frames.Frame`, crop uint8 (size, size), `regions.Region`.
@@ -276,76 +243,25 @@ def prepare(image, size: int, recipe) -> tuple:
     """
     from thyroid_lib import regions
 
-    name = os.fspath(image) if isinstance(image, str | os.PathLike) else ""
-    frame = read_frame(image)
+    if isinstance(image, frames.FrameError):
+        raise image
+    frame = studies.dicom_frame(image) if studies.is_dicom(image) else frames.read(image)
     try:
         crop, region = regions.extract(frame.gray, size, recipe)
     except regions.NoRegion as error:
         raise frames.FrameError(f"no region: {error}", "no_region") from error
-    return name, frame, crop, region
+    return os.fspath(image) if isinstance(image, str | os.PathLike) else "", frame, crop, region
 
 
-def read_frame(image) -> frames.Frame:
-    """Decodes any image that `Classifier.classify` takes; DICOM goes through the study's own reader."""
-    if isinstance(image, frames.FrameError):
-        raise image
-    pydicom = sys.modules.get("pydicom")
-    if not (pydicom and isinstance(image, pydicom.Dataset)):
-        try:
-            return frames.read(image)
-        except frames.FrameError as error:
-            if error.kind != "dicom" or isinstance(image, bytes):
-                raise
-    from thyroid_lib.classifier import studies
-
-    return studies.dicom_frame(image)
-
-
-def _load_novelty(folder: Path) -> dict:
-    from safetensors.numpy import load_file
-
-    models = {}
-    for key, value in load_file(folder / NOVELTY).items():
-        model, _, name = key.partition(".")
-        models.setdefault(model, {})[name] = value
-    return models
-
-
-def _each(function, items: list) -> list:
-    """function(item), or a FrameError, for every item; several at once where there are several."""
-
-    def attempt(item):
-        if isinstance(item, frames.FrameError):
-            return item
-        try:
-            return function(item)
-        except frames.FrameError as error:
-            return error
-        except Exception as error:  # one bad file never stops the rest
-            return frames.FrameError(f"could not be processed: {type(error).__name__}: {error}", "unexpected")
-
-    if len(items) == 1:
-        return [attempt(items[0])]
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return list(pool.map(attempt, items))
-
-
-def _region_warnings(frame: frames.Frame, region) -> list[str]:
+def _warnings(frame: frames.Frame, region, ratios: dict[str, float]) -> list[str]:
     found, share = [], region.area / frame.gray.size
-    if share < 0.08:
+    if share < SMALL:
         found.append(f"the region used covers only {share:.1%} of the frame: is it the ultrasound sector?")
     if region.inverted:
         found.append("dark on bright: the frame was inverted before it was read")
+    if over := [f"{key} {ratio:.2f} times" for key, ratio in ratios.items() if not ratio <= 1]:
+        found.append(
+            f"unlike the training images ({', '.join(over)} the limit fixed on validation): "
+            "its probabilities may not hold here"
+        )
     return found
-
-
-def _unlike(ratios: dict[str, float]) -> list[str]:
-    over = [f"{key} {ratio:.2f} times" for key, ratio in ratios.items() if not ratio <= 1]
-    if not over:
-        return []
-    return [
-        f"unlike the training images ({', '.join(over)} the limit fixed on validation): "
-        "its probabilities may not hold here"
-    ]

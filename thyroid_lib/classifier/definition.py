@@ -1,4 +1,7 @@
-"""classifier.json: what a classifier is, checked against its schema before anything else is believed."""
+"""classifier.json: what a classifier is, checked before anything else in its folder is believed.
+
+The schema is ``templates/classify/classifier.schema.json``; `check` adds what a schema cannot say.
+"""
 
 import hashlib
 import json
@@ -6,39 +9,22 @@ import math
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from thyroid_lib import __version__
-from thyroid_lib.classifier import backends
-from thyroid_lib.common.files import write_text
-from thyroid_lib.common.messages import named, quoted
+import fastjsonschema
 
-NAME = "classifier.json"
+from thyroid_lib import __version__
+from thyroid_lib.common.files import LIBRARY
+from thyroid_lib.common.messages import MORE, named, quoted
+
+NAME, CARD = "classifier.json", "MODEL_CARD.md"
+WEIGHTS, NOVELTY = "model.safetensors", "novelty.safetensors"
+ONNX, ONNX_RECORD = "model.onnx", "model.onnx.json"
 FORMAT, VERSION = "thyroid_lib classifier", 1
 MAX_BYTES = 4 * 2**20
-NUMBER = (int, float)
-SCHEMA = {
-    "format": str,
-    "format_version": int,
-    "id": str,
-    "architecture": {"name": str, "num_classes": int, "in_chans": int, "...": object},
-    "members": int,
-    "classes": [{"key": str, "english": str, "chinese": str}],
-    "recipe": {"...": object},
-    "size": int,
-    "normalization": {"mean": NUMBER, "std": NUMBER, "channels": int},
-    "temperature": [NUMBER],
-    "operating_points": {"...": NUMBER},
-    "conformal": ({"coverage": NUMBER, "threshold": NUMBER, "n": int, "...": object}, None),
-    "novelty": ({"false_warnings": NUMBER, "components": int}, None),
-    "training": {"simulated": bool, "...": object},
-    "metrics": {"...": object},
-    "versions": {"...": str},
-    "files": {"...": {"sha256": str, "bytes": int}},
-}
-"""Field -> type; a dict is an object ("..." stands for any other field), a list has items of one kind."""
+SCHEMA = LIBRARY / "templates" / "classify" / "classifier.schema.json"
 
 
 class ClassifierError(ValueError):
-    """A classifier folder that cannot be believed; the message says what is wrong and what to do."""
+    """A classifier that cannot be believed, or not be run here; the message says why and what to do."""
 
 
 def read(folder: Path) -> dict:
@@ -50,27 +36,25 @@ def read(folder: Path) -> dict:
     path = folder / NAME
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise ClassifierError(
-                f"{path}: larger than {MAX_BYTES // 2**20} MiB, so no classifier's definition"
-            )
-        definition = json.loads(path.read_text(encoding="utf-8"))
+            raise ValueError(f"it is larger than {MAX_BYTES // 2**20} MiB")
+        definition = json.loads(path.read_text("utf-8"), parse_float=_finite, parse_constant=_finite)
     except OSError as error:
         raise ClassifierError(
             f"{folder} is no classifier folder: {NAME} cannot be opened ({error.strerror}). "
             "Notebook 04 writes one to reports/<run>/classifier"
         ) from error
     except (ValueError, RecursionError) as error:
-        if isinstance(error, ClassifierError):
-            raise
-        raise ClassifierError(f"{path} is damaged: not JSON ({error}); copy the folder again") from error
+        raise ClassifierError(
+            f"{path} is damaged: no classifier's JSON ({error}); copy the folder again"
+        ) from error
     check(definition, str(path))
     return definition
 
 
-def write(folder: Path, definition: dict) -> None:
-    """Writes classifier.json, whole or not at all, after the same check that `read` makes."""
-    check(definition, NAME)
-    write_text(folder / NAME, json.dumps(definition, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text} is no finite number")
+    return number
 
 
 def check(definition, where: str) -> None:
@@ -82,60 +66,28 @@ def check(definition, where: str) -> None:
             f"{where}: format version {quoted(definition.get('format_version'))} came, this thyroid_lib "
             f"{__version__} reads version {VERSION}; use the release that wrote it, or save it again"
         )
-    problems = _problems(definition, SCHEMA, "")
-    if not problems:
-        problems = _inconsistencies(definition)
-    if problems:
-        raise ClassifierError(f"{where}: {'; '.join(problems[:5])}; copy the folder again or save it again")
+    try:
+        fastjsonschema.compile(json.loads(SCHEMA.read_text("utf-8")))(definition)
+        problem = _inconsistency(definition)
+    except fastjsonschema.JsonSchemaValueException as error:
+        problem = f"{named(error.message.removeprefix('data.'), MORE)}, {quoted(error.value)} came"
+    if problem:
+        raise ClassifierError(f"{where}: {problem}; copy the folder again or save it again")
 
 
-def _problems(value, schema, at: str) -> list[str]:
-    if isinstance(schema, tuple) and None in schema:
-        return [] if value is None else _problems(value, schema[0], at)
-    if isinstance(schema, dict):
-        if not isinstance(value, dict):
-            return [f"{at}: an object was expected, {type(value).__name__} came"]
-        rest = schema.get("...")
-        found = [f"{at}{key} is missing" for key in schema if key != "..." and key not in value]
-        for key, item in value.items():
-            if key in schema or rest:
-                found += _problems(item, schema.get(key, rest), f"{at}{named(key)}.")
-            else:
-                found.append(f"{at}{named(key)} is unknown")
-        return found
-    if isinstance(schema, list):
-        if not isinstance(value, list) or not value:
-            return [f"{at} a list was expected, {type(value).__name__} came"]
-        return [p for i, item in enumerate(value) for p in _problems(item, schema[0], f"{at}{i}.")]
-    wrong = not isinstance(value, schema) or (isinstance(value, bool) and schema in (int, NUMBER))
-    if wrong or (isinstance(value, float) and not math.isfinite(value)):
-        names = "number" if schema == NUMBER else schema.__name__
-        return [f"{at.rstrip('.')}: {names} was expected, {quoted(value)} came"]
-    return []
-
-
-def _inconsistencies(d: dict) -> list[str]:
-    keys = [entry["key"] for entry in d["classes"]]
+def _inconsistency(d: dict) -> str:
+    """The first rule that fields of a definition break together; "" where they break none."""
+    keys, network = [entry["key"] for entry in d["classes"]], d["architecture"]
     rules = {
-        "class keys are not unique": len(set(keys)) == len(keys),
-        f"architecture.num_classes must be the number of classes, {len(keys)}": (
-            d["architecture"]["num_classes"] == len(keys)
-        ),
-        "temperature needs one positive value per member": len(d["temperature"]) == d["members"]
-        and min(d["temperature"]) > 0,
-        "operating_points name a class that is not among the classes": set(d["operating_points"])
-        <= set(keys),
-        "size must be 16 to 2048 px": 16 <= d["size"] <= 2048,
-        "architecture.middle_blocks must be a whole number from 1 to 64": (
-            d["architecture"].get("middle_blocks", 8) in range(1, 65)
-        ),
-        "normalization must be mean 0.5, std 0.5 and the architecture's channels": d["normalization"]
-        == {"mean": 0.5, "std": 0.5, "channels": d["architecture"]["in_chans"]},
-        "files must be names in this folder": all(Path(name).name == name for name in d["files"]),
-        f"files must name {backends.WEIGHTS}": backends.WEIGHTS in d["files"],
-        "the id is not that of the content (it was edited)": not d["id"] or d["id"] == identity(d),
+        "class keys are not unique": len(set(keys)) < len(keys),
+        f"architecture.num_classes must be that of classes, {len(keys)}": network["num_classes"] != len(keys),
+        "temperature needs one value per member": len(d["temperature"]) != d["members"],
+        "operating_points name a class that is not among the classes": set(d["operating_points"]) - set(keys),
+        "normalization.channels must be architecture.in_chans": d["normalization"]["channels"]
+        != network["in_chans"],
+        "the id is not that of the content (it was edited)": d["id"] != identity(d),
     }
-    return [problem for problem, holds in rules.items() if not holds]
+    return next((problem for problem, broken in rules.items() if broken), "")
 
 
 def identity(definition: dict) -> str:
@@ -148,24 +100,30 @@ def identity(definition: dict) -> str:
     return f"{definition['architecture']['name']}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
-def verify(folder: Path, definition: dict, name: str) -> None:
-    """Raises ClassifierError unless a file of the folder has the size and SHA-256 that were recorded."""
-    recorded, path = definition["files"].get(name), folder / name
-    if recorded is None or not path.is_file():
+def fingerprint(path: Path) -> dict:
+    """SHA-256 in hexadecimal and size of a file, as ``files`` of classifier.json records them."""
+    with open(path, "rb") as file:
+        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}
+
+
+def verify(folder: Path, definition: dict, name: str) -> Path:
+    """Path of a file of the folder.
+
+    Raises:
+        ClassifierError: it is missing, or its size or SHA-256 is not the recorded one.
+    """
+    path = folder / name
+    if not path.is_file():
         raise ClassifierError(f"{path} is missing; copy the whole classifier folder")
-    if path.stat().st_size != recorded["bytes"]:
-        came = path.stat().st_size
-        raise ClassifierError(
-            f"{path} is damaged: {recorded['bytes']} bytes expected, {came} came; copy it again"
-        )
-    if backends.sha256(path) != recorded["sha256"]:
+    if fingerprint(path) != definition["files"].get(name):
         raise ClassifierError(f"{path} is damaged or was exchanged: its SHA-256 differs; copy it again")
+    return path
 
 
-def versions() -> dict[str, str]:
-    """Versions of the packages that an answer depends on."""
-    found = {"thyroid_lib": __version__}
-    for name in ("torch", "numpy", "opencv-python-headless", "pillow", "safetensors"):
+def versions(*names: str) -> dict[str, str]:
+    """Versions of installed packages, "not installed" where one is not."""
+    found = {}
+    for name in names:
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -25,34 +25,31 @@ def determine(results: list[FoldResult], data: Path, folder: Path, initial: Path
     mine = [result for result in results if result.model == FINETUNED]
     networks = [result.fit.model() for result in mine]
     chosen = pd.concat([result.tables["validation"] for result in mine])
-    truth = chosen["truth"].map({key: k for k, key in enumerate(crops.classes)}).to_numpy()
     probabilities = chosen[[f"p_{key}" for key in crops.classes]].to_numpy()
     labelled = crops.index[crops.labels >= 0]
-    about = {
-        "simulated": crops.simulated,
-        "title": crops.title,
-        "images": len(labelled),
-        "patients": int(labelled["patient"].nunique()),
-        "images_of": {key: int(count) for key, count in labelled["label"].value_counts(sort=False).items()},
-        "crops_sha256": crops.hash,
-        "split_sha256": manifest.split_hash(labelled),
-        "folds": [result.fold for result in mine],
-        "best_epochs": [result.fit.best_epoch for result in mine],
-        "pretrained_weights": digest_of(initial),
-        "settings": mine[0].fit.settings,
-    }
     rows = mine[0].rows
     return save(
         folder,
         members=[network.state_dict() for network in networks],
         model_config=networks[0].config,
-        classes=crops.classes,
-        names=crops.names,
+        names={key: crops.names[key] for key in crops.classes},
         recipe=crops.recipe,
         size=crops.size,
         temperature=[result.temperature for result in mine],
         operating_points=[result.operating_points for result in mine],
-        training=about,
-        conformal=conformal_threshold(probabilities, truth),
+        training={
+            "simulated": crops.simulated,
+            "title": crops.title,
+            "images": len(labelled),
+            "patients": int(labelled["patient"].nunique()),
+            "images_of": labelled["label"].value_counts(sort=False).to_dict(),
+            "crops_sha256": crops.hash,
+            "split_sha256": manifest.split_hash(labelled),
+            "folds": [result.fold for result in mine],
+            "best_epochs": [result.fit.best_epoch for result in mine],
+            "pretrained_weights": digest_of(initial),
+            "settings": mine[0].fit.settings,
+        },
+        conformal=conformal_threshold(probabilities, pd.Index(crops.classes).get_indexer(chosen["truth"])),
         novelty_crops=(crops.images[rows["train"]], crops.images[rows["validation"]]),
     )

@@ -9,6 +9,7 @@ Q statistic of process monitoring, Jackson and Mudholkar 1979). NumPy only.
 """
 
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 
@@ -34,8 +35,8 @@ def fit(train: np.ndarray, validation: np.ndarray) -> dict:
     train, validation = np.asarray(train, np.float64), np.asarray(validation, np.float64)
     if train.ndim != 2 or len(train) < 8 or len(validation) < 1:
         raise ValueError(
-            f"the novelty distance needs at least 8 training crops and 1 validation crop, got {train.shape} "
-            f"and {validation.shape}; give more, or save the classifier without novelty_crops"
+            "the novelty distance needs at least 8 training crops and 1 validation crop; descriptions of shape "
+            f"{train.shape} and {validation.shape} came"
         )
     mean, scale = train.mean(0), train.std(0)
     scale = np.maximum(scale, 0.1 * max(float(np.median(scale)), 1e-9))  # constants of the training set
@@ -47,14 +48,7 @@ def fit(train: np.ndarray, validation: np.ndarray) -> dict:
     basis = rows[:keep]
     outside = standard - standard @ basis.T @ basis
     residual = max(float((outside**2).sum(1).mean()), 1e-6 * train.shape[1])
-    model = {
-        "mean": mean,
-        "scale": scale,
-        "basis": basis,
-        "variance": variance[:keep],
-        "residual": np.array([residual]),
-        "limit": np.array([np.inf]),
-    }
+    model = dict(mean=mean, scale=scale, basis=basis, variance=variance[:keep], residual=[residual])
     model = {key: np.ascontiguousarray(value, np.float32) for key, value in model.items()}
     found = np.sort(distance(model, validation))
     allowed = int(FALSE_WARNINGS / 2 * len(found))
@@ -62,6 +56,32 @@ def fit(train: np.ndarray, validation: np.ndarray) -> dict:
     spread = 1.4826 * np.median(np.abs(logs - np.median(logs)))  # a normal distribution's standard deviation
     limit = min(found[len(found) - 1 - allowed], np.exp(np.median(logs) + SPREADS * max(spread, 0.05)))
     return model | {"limit": np.array([np.nextafter(np.float32(limit), np.float32(np.inf))])}
+
+
+def write(path: Path, train: dict[str, np.ndarray], validation: dict[str, np.ndarray]) -> None:
+    """Fits the distance of each description and writes the models to one safetensors file.
+
+    Args:
+        path: the file.
+        train, validation: description -> vectors, as `fit` takes them.
+    """
+    from safetensors.numpy import save_file
+
+    models = {key: fit(train[key], validation[key]) for key in train}
+    save_file(
+        {f"{key}.{name}": value for key, model in models.items() for name, value in model.items()}, path
+    )
+
+
+def read(path: Path) -> dict[str, dict[str, np.ndarray]]:
+    """Description -> model, as `write` wrote them."""
+    from safetensors.numpy import load_file
+
+    models = {}
+    for key, value in load_file(path).items():
+        description, _, name = key.partition(".")
+        models.setdefault(description, {})[name] = value
+    return models
 
 
 def distance(model: dict, vectors: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Writing a classifier folder: weights, definition, novelty model and model card, whole or not at all."""
 
+import json
 import os
 import shutil
 import tempfile
@@ -8,11 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
+from thyroid_lib import __version__
 from thyroid_lib.classifier import backends, novelty
 from thyroid_lib.classifier import definition as definitions
-from thyroid_lib.common.files import FILE_MODE, FOLDER_MODE
+from thyroid_lib.common import templates
+from thyroid_lib.common.files import FILE_MODE, FOLDER_MODE, write_text
+from thyroid_lib.evaluation import task
 
-NOVELTY = "novelty.safetensors"
+PACKAGES = ("torch", "numpy", "opencv-python-headless", "pillow", "safetensors")
+"""What an answer depends on beside this library."""
+MOST_TRAINING, MOST_VALIDATION = 2000, 1000  # crops that the novelty distance is fitted on
 
 
 def save(
@@ -20,16 +26,14 @@ def save(
     *,
     members: list[dict],
     model_config: dict,
-    classes: list[str],
     names: dict[str, tuple[str, str]],
     recipe,
     size: int,
-    temperature: float | list[float],
-    operating_points: dict | list[dict],
+    temperature: list[float],
+    operating_points: list[dict],
     training: dict,
-    metrics: dict | None = None,
-    conformal: dict | None = None,
-    novelty_crops: tuple[np.ndarray, np.ndarray] | None = None,
+    conformal: dict,
+    novelty_crops: tuple[np.ndarray, np.ndarray],
 ) -> Path:
     """Turns trained networks into a classifier folder (claim C12); replaces the folder as a whole.
 
@@ -37,89 +41,96 @@ def save(
         folder: where; made with its parents.
         members: one state dict per fold, name -> tensor, of the same architecture.
         model_config: what `network.build` makes that architecture from.
-        classes: class keys in the order of the outputs.
-        names: key -> (English, Chinese).
+        names: class key -> (English, Chinese), in the order of the outputs.
         recipe: `regions.Recipe` of the crops.
         size: side of the crops, px.
-        temperature: of the softmax, fitted on validation; one value, or one per member.
-        operating_points: key -> probability from which a class is called positive; one dict, or one per
-            member (their mean is used on the averaged probabilities).
+        temperature: of each member's softmax, fitted on validation.
+        operating_points: of each member, class key -> probability from which the class is called positive; their
+            mean is used on the averaged probabilities.
         training: summary of the training data as plain values; "simulated" (bool) must be among them, and
             counts, sources, hashes and settings should be.
-        metrics: the evaluation's key numbers, where there are any; `add_metrics` adds them later.
-        conformal: {"coverage", "threshold", "n"} from `conformal_threshold`, or None.
-        novelty_crops: (training crops, validation crops), uint8 (n, S, S), of the first member; None
-            leaves the warning for unlike images out.
+        conformal: {"coverage", "threshold", "n"} from `conformal_threshold`.
+        novelty_crops: (training crops, validation crops), uint8 (n, S, S), of the first member.
 
     Returns:
         The folder.
 
     Raises:
         ClassifierError: parts that do not fit each other.
+        ValueError: fewer than 8 training crops, or no validation crop.
     """
-    from thyroid_lib.classifier import model_card
     from thyroid_lib.training import checkpoint
 
     folder = Path(folder)
-    count = len(members)
-    temperatures = [
-        float(t) for t in (temperature if isinstance(temperature, list | tuple) else [temperature])
-    ]
-    points = operating_points if isinstance(operating_points, list | tuple) else [operating_points]
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         tensors = {
             f"member{i}.{key}": value for i, state in enumerate(members) for key, value in state.items()
         }
-        checkpoint.save_weights(part / backends.WEIGHTS, tensors, {})
+        checkpoint.save_weights(part / definitions.WEIGHTS, tensors, {})
         definition = {
             "format": definitions.FORMAT,
             "format_version": definitions.VERSION,
             "id": "",
             "architecture": model_config,
-            "members": count,
-            "classes": [{"key": k, "english": names[k][0], "chinese": names[k][1]} for k in classes],
+            "members": len(members),
+            "classes": [{"key": k, "english": names[k][0], "chinese": names[k][1]} for k in names],
             "recipe": asdict(recipe),
-            "size": int(size),
-            "normalization": {"mean": 0.5, "std": 0.5, "channels": model_config.get("in_chans", 1)},
-            "temperature": temperatures * count if len(temperatures) == 1 else temperatures,
-            "operating_points": {k: float(np.mean([p[k] for p in points])) for k in points[0]},
+            "size": size,
+            "normalization": {"mean": 0.5, "std": 0.5, "channels": model_config["in_chans"]},
+            "temperature": [float(value) for value in temperature],
+            "operating_points": {
+                k: float(np.mean([p[k] for p in operating_points])) for k in operating_points[0]
+            },
             "conformal": conformal,
-            "novelty": None,
+            "novelty": {"false_warnings": novelty.FALSE_WARNINGS, "components": novelty.COMPONENTS},
             "training": training,
-            "metrics": metrics or {},
-            "versions": definitions.versions(),
-            "files": {},
+            "metrics": {},
+            "versions": {"thyroid_lib": __version__, **definitions.versions(*PACKAGES)},
+            "files": {definitions.WEIGHTS: definitions.fingerprint(part / definitions.WEIGHTS)},
         }
-        if novelty_crops is not None:
-            _fit_novelty(part, definition, *novelty_crops)
-            definition["novelty"] = {
-                "false_warnings": novelty.FALSE_WARNINGS,
-                "components": novelty.COMPONENTS,
-            }
-        for path in sorted(part.iterdir()):
-            definition["files"][path.name] = {"sha256": backends.sha256(path), "bytes": path.stat().st_size}
+        backend, (train, validation) = backends.Torch(part, definition), novelty_crops
+        novelty.write(
+            part / definitions.NOVELTY,
+            _describe(backend, train, MOST_TRAINING),
+            _describe(backend, validation, MOST_VALIDATION),
+        )
+        definition["files"][definitions.NOVELTY] = definitions.fingerprint(part / definitions.NOVELTY)
         definition["id"] = definitions.identity(definition)
-        definitions.write(part, definition)
-        (part / "MODEL_CARD.md").write_text(model_card.render(definition), encoding="utf-8")
+        _write(part, definition)
         part.chmod(FOLDER_MODE)
         for path in part.iterdir():
             path.chmod(FILE_MODE)
-        _replace(part, folder)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return folder
 
 
+def _describe(backend, crops: np.ndarray, most: int) -> dict[str, np.ndarray]:
+    """What `novelty` knows of at most so many of the crops: description -> vectors."""
+    chosen = crops[np.unique(np.linspace(0, len(crops) - 1, most).astype(int))]  # evenly, without chance
+    batches = range(0, len(chosen), 16)
+    features = np.concatenate([backend.run(chosen[start : start + 16]).features for start in batches])
+    return {"network": features, "appearance": novelty.appearance(chosen)}
+
+
 def add_metrics(folder, metrics: dict) -> None:
     """Writes the evaluation's key numbers into classifier.json and MODEL_CARD.md; the id stays the same."""
-    from thyroid_lib.classifier import model_card
+    _write(Path(folder), definitions.read(Path(folder)) | {"metrics": metrics})
 
-    folder = Path(folder)
-    definition = definitions.read(folder) | {"metrics": metrics}
-    definitions.write(folder, definition)
-    (folder / "MODEL_CARD.md").write_text(model_card.render(definition), encoding="utf-8")
+
+def _write(folder: Path, definition: dict) -> None:
+    """Writes classifier.json, after the same check that reading makes, and MODEL_CARD.md, the same for people."""
+    definitions.check(definition, definitions.NAME)
+    text = json.dumps(definition, indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(folder / definitions.NAME, text + "\n")
+    names = {entry["key"]: (entry["english"], entry["chinese"]) for entry in definition["classes"]}
+    card = templates.render("classify/model_card.md.j2", d=definition, noun=task.of(names).noun)
+    write_text(folder / definitions.CARD, card)
 
 
 def conformal_threshold(probabilities: np.ndarray, labels: np.ndarray, coverage: float = 0.9) -> dict:
@@ -141,34 +152,3 @@ def conformal_threshold(probabilities: np.ndarray, labels: np.ndarray, coverage:
     rank = int(np.ceil((len(scores) + 1) * coverage))
     threshold = float(scores[rank - 1]) if 0 < rank <= len(scores) else 1.0
     return {"coverage": float(coverage), "threshold": threshold, "n": len(scores)}
-
-
-def _fit_novelty(folder: Path, definition: dict, train: np.ndarray, validation: np.ndarray) -> float:
-    """Writes the novelty model; gives the fraction of the validation crops that it warns of."""
-    from safetensors.numpy import save_file
-
-    backend = backends.TorchBackend(folder, definition)
-    chosen = [
-        crops[np.unique(np.linspace(0, len(crops) - 1, most).astype(int))]  # evenly, without chance
-        for crops, most in ((train, 2000), (validation, 1000))
-    ]
-    features = [
-        np.concatenate([backend.run(np.array(c[s : s + 16])).features for s in range(0, len(c), 16)])
-        for c in chosen
-    ]
-    vectors = {"network": features, "appearance": [novelty.appearance(crops) for crops in chosen]}
-    models = {key: novelty.fit(*pair) for key, pair in vectors.items()}
-    flat = {f"{key}.{name}": value for key, model in models.items() for name, value in model.items()}
-    save_file(flat, folder / NOVELTY)
-    over = [novelty.distance(model, vectors[key][1]) > model["limit"][0] for key, model in models.items()]
-    return float(np.any(over, axis=0).mean())
-
-
-def _replace(part: Path, folder: Path) -> None:
-    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-    try:
-        if folder.exists():
-            os.replace(folder, old / "folder")
-        os.replace(part, folder)
-    finally:
-        shutil.rmtree(old, ignore_errors=True)

@@ -1,15 +1,13 @@
 """What a person points `classify` at: files, folders, globs, DICOM studies; as a stream of frames.
 
-Of a DICOM header nothing but hashes and the maker's name goes any further.
-
 Nothing here decodes an image file: paths go through to the classifier. DICOM is opened here, one frame at a
-time, through the reader that the study uses.
+time, through the reader that the study uses; of its header nothing but hashes and the maker's name goes any further.
 """
 
 import glob
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from thyroid_lib import frames
@@ -21,77 +19,112 @@ SYSTEM_NAMES = ("dicomdir", "thumbs.db", "desktop.ini")
 
 @dataclass(frozen=True)
 class Item:
-    """One frame to classify.
+    """One frame to classify, or a file of several.
 
     Attributes:
         path: of the file, as given or found.
         image: what `Classifier.classify_many` takes: a path, a decoded frame, or the error met on the way.
-        frame: number of the frame in its clip, from 0; None for a still.
-        frames: number of frames of the clip; None for a still.
-        study: key under which reports are grouped; the path, or a keyed hash of the DICOM study.
         name: what a report calls the file: its own name, or a keyed hash of a DICOM file, as those are often
             named after the patient.
+        study: key under which reports are grouped; the path, or a keyed hash of the DICOM study.
+        frame: number of the frame in its clip, from 0; None for a still and for the clip as a whole.
+        frames: number of frames of the clip; None for a still.
         scanner: maker and a hash of the model, of a DICOM file.
     """
 
     path: str
     image: object
+    name: str
+    study: str
     frame: int | None = None
     frames: int | None = None
-    study: str = ""
-    name: str = ""
     scanner: str = ""
 
 
-def find(arguments: Iterable[str]) -> tuple[list[tuple[str, str]], list[str]]:
+def find(arguments: Iterable[str]) -> tuple[list[Item], list[str]]:
     """Turns files, folders and globs into files.
 
     Args:
         arguments: as a person types them.
 
     Returns:
-        (path, reason) per file in natural order, "" where it may be an image; and notes on what was left out.
+        An item per file in natural order, with an error as image where nothing was found; and notes on what was
+        left out.
     """
     found, notes = [], []
     for argument in arguments:
+        paths, reason = [argument], ""
         if os.path.isdir(argument):
-            inside, others = _walk(argument)
-            if not inside:
-                found.append((argument, "no image files in this folder"))
-            found += [(path, "") for path in inside]
+            paths, others = _walk(argument)
+            reason = "no image files in this folder"
             if others:
                 kinds = ", ".join(sorted({Path(path).suffix.lower() or "no suffix" for path in others})[:6])
                 plural = "files" if len(others) > 1 else "file"
                 notes.append(f"{argument}: {len(others)} {plural} left out, no images by name ({kinds})")
         elif not os.path.lexists(argument) and glob.has_magic(argument):
-            matches = sorted(glob.glob(argument, recursive=True), key=natural)
-            found += [(path, "") for path in matches if not os.path.isdir(path)]
-            if not matches:
-                found.append((argument, "no file matches this pattern"))
-        else:
-            found.append((argument, ""))
+            paths = [path for path in glob.glob(argument, recursive=True) if not os.path.isdir(path)]
+            reason = "no file matches this pattern"
+        found += [Item(path, path, Path(path).name, path) for path in sorted(paths, key=natural)]
+        if not paths:
+            missing = frames.FrameError(reason, "nothing_found")
+            found.append(Item(argument, missing, Path(argument).name, argument))
     return found, notes
 
 
-def items(paths: Iterable[tuple[str, str]]) -> Iterator[Item]:
+def _walk(folder: str) -> tuple[list[str], list[str]]:
+    """Files below a folder that may be images, and the others; hidden ones and those of systems left out."""
+    images, others = [], []
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".") and name != "__MACOSX"]
+        for name in names:
+            path = os.path.join(place, name)
+            if not name.startswith(".") and name.lower() not in SYSTEM_NAMES:
+                wanted = name.lower().endswith(frames.SUFFIXES + DICOM_SUFFIXES) or is_dicom(path)
+                (images if wanted else others).append(path)
+    return images, others
+
+
+def items(files: Iterable[Item]) -> Iterator[Item]:
     """The frames of the files that `find` gave, read as they are asked for."""
-    for path, reason in paths:
-        if reason:
-            yield Item(path, frames.FrameError(reason, "nothing_found"), study=path, name=Path(path).name)
-        elif is_dicom(path) or path.lower().endswith(DICOM_SUFFIXES):
-            yield from _dicom_items(path)
-        else:
-            yield Item(path, path, study=path, name=Path(path).name)
+    for file in files:
+        dicom = file.image == file.path and (
+            is_dicom(file.path) or file.path.lower().endswith(DICOM_SUFFIXES)
+        )
+        yield from _dicom_items(file.path) if dicom else [file]
 
 
-def is_dicom(path: str) -> bool:
-    """Whether a regular file has DICOM's mark after its preamble; what cannot be opened is none."""
+def _dicom_items(path: str) -> Iterator[Item]:
+    from thyroid_lib.datasets import dicom, dicom_frames
+
+    file = Item(path, None, dicom.identifier(os.path.abspath(path)), path)
     try:
-        if not os.path.isfile(path):
-            return False
-        with open(path, "rb") as file:
+        with dicom_frames.quiet():
+            dataset = dicom_frames.header(path)
+            if problem := dicom_frames.unusable(dataset):
+                raise problem
+            count = dicom_frames.frame_count(dataset)
+            file = replace(file, scanner=dicom.scanner(dataset), frames=count if count > 1 else None)
+            if dataset.get("StudyInstanceUID"):
+                file = replace(file, study=f"study {dicom.study(dataset)}")
+    except frames.FrameError as error:
+        yield replace(file, image=error)
+        return
+    for number in range(count):
+        try:
+            image = dicom_frames.load(path, number)
+        except frames.FrameError as error:
+            image = error
+        yield replace(file, image=image, frame=number if count > 1 else None)
+
+
+def is_dicom(source) -> bool:
+    """Whether a source is a pydicom dataset, or a regular file with DICOM's mark after its preamble."""
+    try:
+        if not isinstance(source, str | os.PathLike):
+            return type(source).__module__.startswith("pydicom.")
+        with open(source if os.path.isfile(source) else os.devnull, "rb") as file:
             return file.read(132)[128:] == b"DICM"
-    except (OSError, ValueError):
+    except (OSError, ValueError):  # what cannot be opened is none
         return False
 
 
@@ -103,45 +136,5 @@ def dicom_frame(source) -> frames.Frame:
     with dicom_frames.quiet():
         dataset = dicom_frames.header(source) if isinstance(source, str | os.PathLike) else source
         count = dicom_frames.frame_count(dataset)
-    if count == 1:
-        return found
-    return frames.Frame(found.gray, [*found.warnings, f"a clip of {count} frames: only the first was used"])
-
-
-def _dicom_items(path: str) -> Iterator[Item]:
-    from thyroid_lib.datasets import dicom, dicom_frames
-
-    about = {"study": path, "name": dicom.identifier(os.path.abspath(path))}
-    try:
-        with dicom_frames.quiet():
-            dataset = dicom_frames.header(path)
-            problem = dicom_frames.unusable(dataset)
-            count = dicom_frames.frame_count(dataset)
-            if problem:
-                raise problem
-            about["scanner"] = dicom.scanner(dataset)
-            if dataset.get("StudyInstanceUID"):
-                about["study"] = f"study {dicom.study(dataset)}"
-    except frames.FrameError as error:
-        yield Item(path, error, **about)
-        return
-    for number in range(count):
-        try:
-            image = dicom_frames.load(path, number)
-        except frames.FrameError as error:
-            image = error
-        yield Item(path, image, *((number, count) if count > 1 else (None, None)), **about)
-
-
-def _walk(folder: str) -> tuple[list[str], list[str]]:
-    images, others = [], []
-    for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".") and name != "__MACOSX"]
-        for name in names:
-            path = os.path.join(place, name)
-            suffix = os.path.splitext(name)[1].lower()
-            if name.startswith(".") or name.lower() in SYSTEM_NAMES:
-                continue
-            wanted = suffix in frames.SUFFIXES + DICOM_SUFFIXES
-            (images if wanted or is_dicom(path) else others).append(path)
-    return sorted(images, key=natural), others
+    more = [f"a clip of {count} frames: only the first was used"] if count > 1 else []
+    return frames.Frame(found.gray, [*found.warnings, *more])

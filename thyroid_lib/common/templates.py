@@ -3,7 +3,7 @@
 from functools import cache
 
 from thyroid_lib.common.files import LIBRARY
-from thyroid_lib.common.messages import english, named, number, say
+from thyroid_lib.common.messages import english, named, number, printable, say
 
 TEMPLATES = LIBRARY / "templates"
 
@@ -12,7 +12,7 @@ TEMPLATES = LIBRARY / "templates"
 def environment():
     """The one Jinja environment: HTML is escaped, a name that is not given is an error.
 
-    Filters beside Jinja's own: `say`, `number`, `english` and `named` of `common.messages`, and `cell`.
+    Filters beside Jinja's own: `say`, `number`, `english`, `named` and `printable` of `common.messages`, and `cell`.
     """
     import jinja2  # takes its time, and a classification without pages needs none
 
@@ -24,6 +24,7 @@ def environment():
         lstrip_blocks=True,
     )
     environment.filters |= {"say": say, "number": number, "english": english, "named": named, "cell": cell}
+    environment.filters["printable"] = printable
     return environment
 
 

@@ -1,4 +1,4 @@
-"""``python -m thyroid_lib classify`` and ``export``: the classifier from the command line (claims C11-C14)."""
+"""``python -m thyroid_lib classify``: the classifier from the command line (claims C11-C14)."""
 
 import argparse
 import json
@@ -6,12 +6,13 @@ import os
 import sys
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from thyroid_lib import frames
 from thyroid_lib.classifier import Classification, Classifier, ClassifierError, backends, studies
 from thyroid_lib.common.messages import printable
-from thyroid_lib.deploy.clips import Clip
+from thyroid_lib.deploy import clips
+from thyroid_lib.frames import FrameError
 
 EXIT = "Exit status: 0 all classified, 1 at least one could not be, 2 wrong usage or unusable classifier."
 
@@ -22,13 +23,13 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         Exit status: 0 all classified, 1 at least one was not, 2 wrong usage or unusable classifier.
     """
-    options = _parser().parse_args(argv)
+    options = _options(argv)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
         return _run(options)
-    except (ClassifierError, backends.BackendError) as error:
+    except ClassifierError as error:
         print(f"error: {printable(error)}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of our output has seen enough
@@ -39,34 +40,31 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
+def _options(argv: list[str] | None) -> argparse.Namespace:
+    def positive(text: str) -> int:
+        if (number := int(text)) < 1:
+            raise ValueError(text)
+        return number
+
     parser = argparse.ArgumentParser(
         prog="python -m thyroid_lib classify",
         description="Name the lesion type in grey-scale thyroid ultrasound frames. Research use only.",
         epilog=EXIT,
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image or DICOM files, folders, patterns")
-    parser.add_argument("--classifier", required=True, metavar="DIR", help="classifier folder of a run")
-    parser.add_argument("--json", action="store_true", help="one JSON object per image and line")
-    parser.add_argument("--out", metavar="DIR", help="write an HTML report per image or study into DIR")
-    parser.add_argument(
-        "--backend", default="auto", choices=("auto", *backends.BACKENDS), help="what runs it"
-    )
-    parser.add_argument("--precision", default="fp32", choices=backends.PRECISIONS, help="default: fp32")
-    parser.add_argument("--batch-size", type=_positive, default=16, metavar="N", help="frames per pass (16)")
-    parser.add_argument("--threads", type=_positive, default=0, metavar="N", help="CPU threads")
-    return parser
+    add = parser.add_argument
+    add("images", nargs="+", metavar="IMAGE", help="image or DICOM files, folders, patterns")
+    add("--classifier", required=True, metavar="DIR", help="classifier folder of a run")
+    add("--json", action="store_true", help="one JSON object per image and line")
+    add("--out", metavar="DIR", help="write an HTML report per image or study into DIR")
+    add("--backend", default="auto", choices=("auto", *backends.BACKENDS), help="what runs it")
+    add("--precision", default="fp32", choices=backends.PRECISIONS, help="default: fp32")
+    add("--batch-size", type=positive, default=16, metavar="N", help="frames per pass (16)")
+    add("--threads", type=positive, default=0, metavar="N", help="CPU threads")
+    return parser.parse_args(argv)
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
-
-
-def _run(options) -> int:
-    paths, notes = studies.find(options.images)
+def _run(options: argparse.Namespace) -> int:
+    files, notes = studies.find(options.images)
     for note in notes:
         print(f"note: {printable(note)}", file=sys.stderr)
     classifier = Classifier.load(
@@ -77,16 +75,15 @@ def _run(options) -> int:
         from thyroid_lib.deploy.pages import Pages
 
         pages = Pages(Path(options.out), classifier)
-    failed = 0
-    say = print
-    if len(paths) > 1 and sys.stderr.isatty():
+    failed, say = False, print
+    if len(files) > 1 and sys.stderr.isatty():
         from tqdm import tqdm
 
         from thyroid_lib.common.progress import progress
 
-        paths, say = progress(paths, "classifying", total=len(paths)), tqdm.write
-    for item, result in results(classifier, studies.items(paths), options.batch_size):
-        failed += isinstance(result, frames.FrameError)
+        files, say = progress(files, "classifying", total=len(files)), tqdm.write
+    for item, result in results(classifier, studies.items(files), options.batch_size):
+        failed = failed or isinstance(result, FrameError)
         say(json.dumps(record(item, result)) if options.json else line(item, result, classifier.names))
         if not options.json:
             sys.stdout.flush()
@@ -94,12 +91,12 @@ def _run(options) -> int:
             pages.add(item, result)
     if pages:
         print(f"wrote {printable(pages.close())}", file=sys.stderr)
-    return 1 if failed else 0
+    return int(failed)
 
 
 def results(classifier: Classifier, items: Iterator, batch_size: int) -> Iterator[tuple]:
     """Each item with its Classification or FrameError, in order; after a clip's frames, the clip as a whole."""
-    waiting, clip = deque(), None
+    waiting, clip = deque(), []
 
     def images():
         for item in items:
@@ -110,78 +107,35 @@ def results(classifier: Classifier, items: Iterator, batch_size: int) -> Iterato
         item = waiting.popleft()
         yield item, result
         if item.frames is not None:
-            clip = Clip(item, classifier) if item.frame == 0 else clip
-            clip.add(result)
+            clip.append(result if isinstance(result, FrameError) else result.without_pixels())
             if item.frame == item.frames - 1:
-                yield clip.item, clip.result()
+                yield replace(item, image=None, frame=None), clips.summarize(classifier, item.path, clip)
+                clip.clear()
 
 
-def record(item, result) -> dict:
+def record(item: studies.Item, result: Classification | FrameError) -> dict:
     """What ``--json`` prints of one frame or clip; `name` is what the reports of --out call the file."""
     place = {"image": item.path, "name": item.name}
     if item.frames is not None:
         place |= {"frame": item.frame} if item.frame is not None else {"clip": True, "frames": item.frames}
-    if isinstance(result, frames.FrameError):
+    if isinstance(result, FrameError):
         return place | {"error": str(result), "kind": result.kind}
-    return {**result.to_dict(), **place}
+    return result.to_dict() | place
 
 
-def line(item, result, names: dict) -> str:
-    """What a terminal shows of one frame or clip: a line, and one more per warning."""
-    where = printable(item.path)
-    if item.name.startswith("dicom/"):
-        where += f" ({item.name})"
-    if item.frames is not None:
-        where += (
-            f" frame {item.frame + 1}" if item.frame is not None else f" whole clip, {item.frames} frames"
-        )
-    if isinstance(result, frames.FrameError):
-        return f"{where}: error: {printable(result)}"
-    return "\n".join([f"{where}: {answer(result, names)}", *(f"  ! {printable(w)}" for w in result.warnings)])
+def line(item: studies.Item, result: Classification | FrameError, names: dict) -> str:
+    """What a terminal shows of one frame or clip: a line, and one more per warning.
 
-
-def answer(result: Classification, names: dict) -> str:
-    """ "papillary carcinoma 甲状腺乳头状癌 0.81, not excluded: nodular goiter 0.12"."""
-    english, chinese = names[result.lesion_type]
-    text = f"{english} {chinese} {result.probabilities[result.lesion_type]:.2f}"
-    others = [key for key in result.prediction_set if key != result.lesion_type]
-    if others:
-        listed = ", ".join(f"{names[key][0]} {result.probabilities[key]:.2f}" for key in others)
-        text += f"; not excluded: {listed}"
-    return printable(text)
-
-
-def export_main(argv: list[str] | None = None) -> int:
-    """Writes ONNX beside a classifier's weights and records how close every back-end comes to PyTorch."""
-    parser = argparse.ArgumentParser(
-        prog="python -m thyroid_lib export",
-        description="Write model.onnx into a classifier folder, if it gives the same probabilities as PyTorch.",
-    )
-    parser.add_argument("classifier", metavar="CLASSIFIER_DIR")
-    parser.add_argument(
-        "--images",
-        nargs="+",
-        metavar="IMAGE",
-        help="frames to check parity on; default: the crops of the run the folder lies in, else drawn phantoms",
-    )
-    options = parser.parse_args(argv)
-    from thyroid_lib.classifier import definition as definitions
-    from thyroid_lib.deploy import export
-
-    folder = Path(options.classifier)
-    try:
-        definition = definitions.read(folder)
-        definitions.verify(folder, definition, backends.WEIGHTS)
-        crops, source = export.parity_crops(folder, definition, options.images)
-        written = export.export(folder, definition, crops, source=source)
-    except (ClassifierError, backends.BackendError) as error:
-        print(f"error: {printable(error)}", file=sys.stderr)
-        return 2
-    print(f"wrote {printable(folder / backends.ONNX)}, checked on {len(crops)} crops ({source})")
-    for name, found in written["parity"].items():
-        verdict = "passed" if found["passed"] else "NOT within the limits: do not use"
-        print(
-            f"  {name:<18} largest difference of a probability {found['max_difference']:.1e}, "
-            f"same type {found['same_type']:.2%}: {verdict}"
-        )
-    return 0 if all(found["passed"] for found in written["parity"].values()) else 1
+    "a.png: papillary carcinoma 甲状腺乳头状癌 0.81; not excluded: nodular goiter 0.12"
+    """
+    where = f"{item.path} ({item.name})" if item.name.startswith("dicom/") else item.path
+    if item.frame is not None:
+        where += f" frame {item.frame + 1}"
+    elif item.frames is not None:
+        where += f" whole clip, {item.frames} frames"
+    if isinstance(result, FrameError):
+        return printable(f"{where}: error: {result}")
+    text = f"{where}: {' '.join(names[result.lesion_type])} {result.probabilities[result.lesion_type]:.2f}"
+    if others := [key for key in result.prediction_set if key != result.lesion_type]:
+        text += f"; not excluded: {', '.join(f'{names[key][0]} {result.probabilities[key]:.2f}' for key in others)}"
+    return "\n".join([printable(text), *(f"  ! {printable(warning)}" for warning in result.warnings)])
