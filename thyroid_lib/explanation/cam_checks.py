@@ -87,7 +87,9 @@ def check_maps(
         found = {"masks": {"reason": "the data have no nodule masks"}, "agreement": {}}
         if part.masks is not None:
             found["masks"] = check_against_masks(part, part.cam(method, layer), **options)
-            found["masks"] |= check_against_rival(some, seen, some.of(rival).cam(method, layer), **options)
+            own, theirs = (inside(some, cams)["energy"] for cams in (seen, some.of(rival).cam(method, layer)))
+            gain = {"energy_over_random_weights": own - theirs}
+            found["masks"] |= Sample(some.patients[some.masked], **options).means(gain) if len(own) else {}
         found["deletion"] = check_deletion(asked, asked.cam(method, layer), **options)
         found["randomization"] = check_randomization(some.of(model), seen, **options)
         if other is not None:
@@ -112,12 +114,11 @@ def check_against_masks(part: Tested, cams: cam.Cams, **options) -> dict:
         ``pointing_over_<baseline>``, each with interval; plain numbers ``images_without_mask`` (left out) and
         ``flat_maps``.
     """
-    masked = part.masks.any(axis=(1, 2))
+    masked = part.masked
     result = {"images_without_mask": int((~masked).sum()), "flat_maps": int(cams.flat[masked].sum())}
     if not masked.any():
         return result | {"reason": "no image has a nodule mask"}
-    images, masks = part.images[masked], part.masks[masked]
-    own = localization(cams.maps[masked], masks)
+    images, masks, own = part.images[masked], part.masks[masked], inside(part, cams)
     columns = dict(own)
     others = {name: localization(baseline_maps(images, name, options["seed"]), masks) for name in BASELINES}
     for what in ("energy", "pointing"):
@@ -126,17 +127,6 @@ def check_against_masks(part: Tested, cams: cam.Cams, **options) -> dict:
             columns[f"{name}/{what}"] = other[what]
             columns[f"{what}_over_{name}"] = own[what] - other[what]
     return result | Sample(part.patients[masked], **options).means(columns)
-
-
-def check_against_rival(part: Tested, cams: cam.Cams, rival: cam.Cams, **options) -> dict:
-    """``energy_over_random_weights``: energy inside the nodule, minus that of the maps of another network."""
-    masked = part.masks.any(axis=(1, 2))
-    if not masked.any():
-        return {}
-    own, other = (
-        localization(maps[masked], part.masks[masked])["energy"] for maps in (cams.maps, rival.maps)
-    )
-    return Sample(part.patients[masked], **options).means({"energy_over_random_weights": own - other})
 
 
 def check_deletion(part: Tested, cams: cam.Cams, **options) -> dict:
@@ -227,15 +217,16 @@ def compare_maps(tested: Tested, *, most: int = 64, **options) -> dict:
     part, result = tested.first(most), {}
     if part.masks is None:
         return result
-    masked = part.masks.any(axis=(1, 2))
-    sample = Sample(part.patients[masked], **options)
+    sample = Sample(part.patients[part.masked], **options)
     for layer in network.STAGES[::-1]:
-        gains = {}
-        for method in cam.METHODS:
-            found = localization(part.cam(method, layer).maps[masked], part.masks[masked])
-            gains[method] = found["energy"] - found["share"]
-        result[layer] = sample.means(gains)
+        found = {method: inside(part, part.cam(method, layer)) for method in cam.METHODS}
+        result[layer] = sample.means({name: f["energy"] - f["share"] for name, f in found.items()})
     return result
+
+
+def inside(part: Tested, cams: cam.Cams) -> pd.DataFrame:
+    """`localization` of the maps whose images have a nodule."""
+    return localization(cams.maps[part.masked], part.masks[part.masked])
 
 
 def localization(maps: np.ndarray, masks: np.ndarray) -> pd.DataFrame:

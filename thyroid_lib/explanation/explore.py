@@ -181,20 +181,15 @@ class Explorer:
 
 def answer_table(view: View, classifier: Classifier) -> pd.DataFrame:
     """A row per class: names, probabilities of crop and changed crop, and the two verdicts."""
-    answer, keys, points = view.answer, classifier.classes, classifier.definition["operating_points"]
-    called = {key: "positive" if positive else "negative" for key, positive in answer.positive.items()}
-    return pd.DataFrame(
-        {
-            "lesion type": [classifier.names[key][0] for key in keys],
-            "类型": [classifier.names[key][1] for key in keys],
-            "probability": [answer.probabilities[key] for key in keys],
-            "after the change": [view.after[key] for key in keys],
-            "prediction set": ["" if key in answer.prediction_set else "excluded" for key in keys],
-            "operating point": [
-                f"{called[key]} at {points[key]:.2f}" if key in points else "none" for key in keys
-            ],
-        }
-    ).replace({"prediction set": {"": "not excluded"}})
+    answer, points, rows = view.answer, classifier.definition["operating_points"], []
+    for key, (english, chinese) in classifier.names.items():
+        excluded = "not excluded" if key in answer.prediction_set else "excluded"
+        called = "none"
+        if key in points:
+            called = f"{'positive' if answer.positive[key] else 'negative'} at {points[key]:.2f}"
+        rows.append((english, chinese, answer.probabilities[key], view.after[key], excluded, called))
+    columns = ["lesion type", "类型", "probability", "after the change", "prediction set", "operating point"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def summary(view: View) -> dict:

@@ -57,80 +57,54 @@ def audit(tested: Tested, external: Crops | None, answer, *, most: int = 200, **
     own, clinic, precision = tested.first(), tested.crops, tested.precision
     train = np.flatnonzero((clinic.index["fold"].to_numpy() != own.fold) & (clinic.labels >= 0))
     rows = np.sort(np.concatenate([spread(train, most), own.rows]))
-    index = clinic.index.iloc[rows]
     status("shortcut audit")
-    scored = score_views(
-        own.model,
-        views_of(clinic, rows, answer),
-        clinic.labels[rows],
-        index["patient"].to_numpy().astype(str),
-        index["fold"].to_numpy(),
-        own.fold,
-        known=own.stated,
-        temperature=own.temperature[own.fold],
-        precision=precision,
-        **options,
-    )
-    vectors = features(own.model, own.images, precision=precision)
+    scored = score_views(own, rows, views_of(clinic, rows, answer), **options)
+    vectors = features(own.model, own.images, precision)
     devices, source = {"reason": "the data name no device"}, {"reason": "the run has no external source"}
     if "device" in clinic.index:
         devices = source_audit(vectors, clinic.index["device"].to_numpy()[own.rows], own.patients, **options)
     if external is not None:
         there = np.arange(len(external))[:: max(1, len(external) // most)]
-        elsewhere = features(own.model, external.images[there], precision=precision)
+        both = np.vstack([vectors, features(own.model, external.images[there], precision)])
         names = np.repeat(["internal", "external"], [len(own.rows), len(there)])
-        who = np.concatenate([own.patients, external.index["patient"].to_numpy()[there].astype(str)])
-        who = np.char.add(np.char.add(names, "/"), who)
-        source = source_audit(np.vstack([vectors, elsewhere]), names, who, **options)
+        who = [*own.patients, *external.index["patient"].iloc[there]]
+        source = source_audit(both, names, [f"{n}/{w}" for n, w in zip(names, who)], **options)
     return {"views": scored, "text": text_audit(clinic, **options), "source": source, "devices": devices}
 
 
-def score_views(
-    model: nn.Module,
-    views: dict[str, np.ndarray],
-    labels: np.ndarray,
-    patients: np.ndarray,
-    folds: np.ndarray,
-    fold: int,
-    *,
-    known: np.ndarray | None = None,
-    temperature: float = 1.0,
-    precision: str = "32",
-    **options,
-) -> dict:
+def score_views(tested: Tested, rows: np.ndarray, views: dict[str, np.ndarray], **options) -> dict:
     """Scores every view of the images with every reader.
 
     Args:
-        model: the frozen network that has not seen ``fold``.
-        views: name -> uint8 (n, S, S), the same n images each time; "crop" first.
-        labels: int (n,).
-        patients: n identifiers.
-        folds: int (n,).
-        fold: the tested one: "classifier" and "probe" are scored on it, "pixels" on all n images.
-        known: float (k, C), the probabilities that the study states for the k tested crops, in their order: the
-            classifier's score of the crops is then the study's own, and "read here" beside it is the score of the
-            same images as they are read here, which other arithmetic moves a little.
-        temperature: of the classifier's probabilities. A type's AUROC against the rest depends on it a little.
-        precision: "32" or "bf16", of the features.
+        tested: the images of one fold, with the frozen network that has not seen them.
+        rows: int (n,), rows of the crops, ascending: the tested ones, on which "classifier" and "probe" are scored,
+            and others for the probes to learn from; "pixels" is scored on all n.
+        views: name -> uint8 (n, S, S), these rows each time; "crop" first.
         options: draws, seed and minimum, of ``tested.Sample``; every view sees the same draws.
 
     Returns:
         view -> reader -> {"auroc": metric, "difference": paired difference from the crops (of ``PRINTED``: from
-        the full frames), "from": their view}. AUROC is the macro average. Both sides of a difference are read here.
+        the full frames), "from": their view}. AUROC is the macro average. The classifier's score of the crops is
+        the study's own, and "read here" beside it is the score of the same images as they are read here, which
+        other arithmetic moves a little. Both sides of a difference are read here.
     """
-    classes, device = range(model.config["num_classes"]), next(model.parameters()).device
-    test = folds == fold
-    tested = Sample(patients[test], labels[test], classes, **options)
-    every = Sample(patients, labels, classes, **options)
+    crops, model, classes = tested.crops, tested.model, range(len(tested.crops.classes))
+    labels, index = crops.labels[rows], crops.index.iloc[rows]
+    folds, patients = index["fold"].to_numpy(), index["patient"].to_numpy().astype(str)
+    test, device = folds == tested.fold, next(model.parameters()).device
+    own, every = (
+        Sample(patients[test], labels[test], classes, **options),
+        Sample(patients, labels, classes, **options),
+    )
     result, scores = {}, {}
     for name, images in views.items():
-        vectors = features(model, images, precision=precision)
+        vectors = features(model, images, tested.precision)
         with cam.restored(model), torch.inference_mode():
-            maps = torch.from_numpy(vectors[test])[:, :, None, None].to(device)
-            head = torch.softmax(model.forward_head(maps).double() / temperature, 1).cpu().numpy()
+            logits = model.forward_head(torch.from_numpy(vectors[test])[:, :, None, None].to(device))
+            head = torch.softmax(logits.double() / tested.temperature[tested.fold], 1).cpu().numpy()
         read = {
-            "classifier": (tested, head),
-            "probe": (tested, probe(vectors[~test], labels[~test], vectors[test], len(classes))),
+            "classifier": (own, head),
+            "probe": (own, probe(vectors[~test], labels[~test], vectors[test], len(classes))),
             "pixels": (every, pixel_probe(images, labels, folds, len(classes))),
         }
         result[name], base = {}, "full frame" if name == PRINTED else "crop"
@@ -140,10 +114,8 @@ def score_views(
             if name != base:
                 difference = sample.metric(score - scores[base, reader])
                 result[name][reader] |= {"difference": difference, "from": base}
-    if known is not None:
-        read_here = result["crop"]["classifier"]["auroc"]
-        stated = tested.metric(tested.macro_auroc(known), SHARE)
-        result["crop"]["classifier"] = {"auroc": stated, "read here": read_here}
+    crop = result["crop"]["classifier"]
+    crop |= {"auroc": own.metric(own.macro_auroc(tested.stated), SHARE), "read here": crop["auroc"]}
     return result
 
 
@@ -170,9 +142,8 @@ def text_audit(crops: Crops, *, minimum: int = MINIMUM_PATIENTS, **options) -> d
     text = index["text"] if "text" in index else pd.Series("", index.index)
     texted = text.fillna("").astype(str).str.strip().ne("").to_numpy()
     if "fold" not in index or texted.all() or not texted.any():
-        return {
-            "reason": "text is printed on every frame or on none, or the set has no folds: nothing to compare"
-        }
+        why = "text is printed on every frame or on none, or the set has no folds: nothing to compare"
+        return {"reason": why}
     folds, patients = index["fold"].to_numpy(), index["patient"].to_numpy().astype(str)
     frames = pixel_probe(crops.frames[known], labels, folds, count)
     cuts = pixel_probe(crops.images[known], labels, folds, count)
@@ -252,14 +223,14 @@ def verdicts(audited: dict) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["question", "reader", "AUROC or its rise", "verdict", "meaning"])
 
 
-def features(model: nn.Module, images: np.ndarray, batch_size: int = 64, precision: str = "32") -> np.ndarray:
+def features(model: nn.Module, images: np.ndarray, precision: str = "32", batch_size: int = 64) -> np.ndarray:
     """The frozen network's last feature map, averaged over pixels, and over what a prediction averages over.
 
     Args:
         model: of ``network.build``.
         images: uint8 (n, S, S).
-        batch_size: images per pass.
         precision: "32" or "bf16".
+        batch_size: images per pass.
 
     Returns:
         float32 (n, D).

@@ -15,14 +15,7 @@ from torch import nn
 from thyroid_lib import network
 from thyroid_lib.common.messages import english, quoted
 from thyroid_lib.data.crops import Crops
-from thyroid_lib.evaluation.bootstrap import (
-    MINIMUM_PATIENTS,
-    UNBOUNDED,
-    Clusters,
-    estimate,
-    rank_statistics,
-    scarcer_sides,
-)
+from thyroid_lib.evaluation import bootstrap
 from thyroid_lib.explanation import cam
 from thyroid_lib.training import hardware, loop
 
@@ -56,6 +49,11 @@ class Tested:
     def masks(self) -> np.ndarray | None:
         """uint8 (n, S, S), or None where the set has no masks."""
         return None if self.crops.masks is None else np.asarray(self.crops.masks[self.rows])
+
+    @property
+    def masked(self) -> np.ndarray:
+        """bool (n,), which images have a nodule in their mask."""
+        return self.masks.any(axis=(1, 2))
 
     @property
     def labels(self) -> np.ndarray:
@@ -202,16 +200,18 @@ class Sample:
         draws, seed, minimum: of the bootstrap over patients.
     """
 
-    def __init__(self, patients, labels=None, classes=(), *, draws=2000, seed=0, minimum=MINIMUM_PATIENTS):
-        self.labels, self.classes, self.clusters = labels, classes, Clusters(patients, draws, seed)
+    def __init__(
+        self, patients, labels=None, classes=(), *, draws=2000, seed=0, minimum=bootstrap.MINIMUM_PATIENTS
+    ):
+        self.labels, self.classes, self.clusters = labels, classes, bootstrap.Clusters(patients, draws, seed)
         self.about = {"n_images": len(patients), "n_patients": self.clusters.patients, "minimum": minimum}
         if labels is not None:
             is_class = labels[:, None] == np.array([*classes])
-            self.about["effective"] = scarcer_sides(np.asarray(patients), is_class)
+            self.about["effective"] = bootstrap.scarcer_sides(np.asarray(patients), is_class)
 
-    def metric(self, values: np.ndarray, bounds: tuple[float, float] = UNBOUNDED) -> dict:
+    def metric(self, values: np.ndarray, bounds: tuple[float, float] = bootstrap.UNBOUNDED) -> dict:
         """{"value", "low", "high", "n_images", "n_patients"[, "reason"]} of float (draws + 1,), the sample first."""
-        return estimate(values, bounds=bounds, **self.about)
+        return bootstrap.estimate(values, bounds=bounds, **self.about)
 
     def means(self, columns: dict) -> dict:
         """Name -> metric: the mean over images of each column, name -> float (n,)."""
@@ -221,6 +221,7 @@ class Sample:
     def macro_auroc(self, probabilities: np.ndarray) -> np.ndarray:
         """Mean one-against-rest AUROC of float (n, C) for the sample and every draw, NaN where a class is absent."""
         areas = [
-            rank_statistics(probabilities[:, k], self.labels == k, self.clusters)[0] for k in self.classes
+            bootstrap.rank_statistics(probabilities[:, k], self.labels == k, self.clusters)[0]
+            for k in self.classes
         ]
         return np.mean(areas, axis=0)
