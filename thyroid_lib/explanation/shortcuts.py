@@ -30,14 +30,11 @@ from thyroid_lib.explanation import cam
 from thyroid_lib.explanation.tested import Sample, Tested, spread
 from thyroid_lib.explanation.views import PRINTED, views_of
 
-SHARE = (0.0, 1.0)
-"""Bounds of an AUROC."""
-
-PIXELS = 48
-"""px, side of the grey image that the pixel reader sees: small enough to fit, large enough to show print."""
-
-PIXEL_STRENGTH = 0.01
-"""Inverse L2 penalty of the pixel reader: two thousand standardized pixels need a strong one."""
+SHARE = (0.0, 1.0)  # bounds of an AUROC
+PIXELS = (
+    48  # px, side of the image that the pixel reader sees: small enough to fit, large enough to show print
+)
+PIXEL_STRENGTH = 0.01  # its inverse L2 penalty: two thousand standardized pixels need a strong one
 
 
 def audit(tested: Tested, external: Crops | None, answer, *, most: int = 200, **options) -> dict:
