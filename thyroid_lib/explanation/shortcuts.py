@@ -31,9 +31,7 @@ from thyroid_lib.explanation.tested import Sample, Tested, spread
 from thyroid_lib.explanation.views import PRINTED, views_of
 
 SHARE = (0.0, 1.0)  # bounds of an AUROC
-PIXELS = (
-    48  # px, side of the image that the pixel reader sees: small enough to fit, large enough to show print
-)
+PIXELS = 48  # px, side of the pixel reader's image: small enough to fit, large enough to show print
 PIXEL_STRENGTH = 0.01  # its inverse L2 penalty: two thousand standardized pixels need a strong one
 
 
