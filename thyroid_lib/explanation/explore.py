@@ -3,14 +3,17 @@
 `Explorer.look` maps a `Choice` to a `View` without any widget; `panel` puts controls around it.
 """
 
-import html
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 
-from thyroid_lib import frames, regions
+from thyroid_lib import datasets, frames, regions
 from thyroid_lib.classifier import Classification, Classifier, prepare
 from thyroid_lib.common.messages import printable
+from thyroid_lib.common.templates import render
+from thyroid_lib.explanation import cam, robustness
+from thyroid_lib.explanation.views import nodule_hidden
 
 LISTED = 200  # frames offered in the list of images
 
@@ -35,7 +38,7 @@ class Choice:
     cover: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class View:
     """What the choice gives.
 
@@ -50,17 +53,21 @@ class View:
 
     name: str
     truth: str
-    frame: np.ndarray = field(repr=False)
-    binary: np.ndarray = field(repr=False)
-    found: list = field(repr=False)
-    mask: np.ndarray | None = field(repr=False)
+    frame: np.ndarray
+    binary: np.ndarray
+    found: list
+    mask: np.ndarray | None
     answer: Classification
-    heat: np.ndarray = field(repr=False)
+    heat: np.ndarray
     low: float
     high: float
-    changed: np.ndarray = field(repr=False)
+    changed: np.ndarray
     after: dict[str, float]
     choice: Choice
+
+    def words(self, template: str, **values) -> str:
+        """A template of `templates/explanation` about this view, filled in; file names are made inert."""
+        return render(f"explanation/{template}", view=self, printable=printable, **values)
 
 
 class Explorer:
@@ -71,45 +78,42 @@ class Explorer:
         manifest: rows with `path`, `image`, `label`; or None, where images are uploaded or named.
     """
 
-    def __init__(self, classifier: Classifier, manifest=None):
+    def __init__(self, classifier: Classifier, manifest: pd.DataFrame | None = None):
         self.classifier = classifier
         self.manifest = manifest
         self.members = classifier.members()
+        self.images = [] if manifest is None else list(manifest["image"].iloc[:LISTED])
         self.name, self.truth, self.frame, self.mask = "", "", None, None
 
-    @property
-    def images(self) -> list[str]:
-        """Names of the manifest's images, at most 200."""
-        return [] if self.manifest is None else list(self.manifest["image"].iloc[:LISTED])
-
-    @property
-    def start(self) -> Choice:
-        """The recipe of training, and nothing changed."""
+    def choice(self, threshold: int = 0, closing: int = -1, **others) -> Choice:
+        """A `Choice`; 0 for the threshold and -1 for the closing stand for those of training."""
         recipe = self.classifier.recipe
-        return Choice(recipe.threshold, recipe.closing)
+        return Choice(threshold or recipe.threshold, recipe.closing if closing < 0 else closing, **others)
 
-    def open(self, source) -> None:
+    def open(self, source="") -> None:
         """Takes another image.
 
         Args:
-            source: name of an image of the manifest, path of a file, or (name, bytes) of an uploaded one.
+            source: name of an image of the manifest, path of a file, or (name, bytes) of an uploaded one; where
+                empty, the manifest's first image whose nodule is outlined, or its first.
 
         Raises:
             frames.FrameError: it is no usable frame; the image before stays.
         """
-        from thyroid_lib import datasets
-
-        name, truth, mask = str(source), "", None
+        name, truth, mask = source, "", None
         if isinstance(source, tuple):
             name, content = source
             frame = frames.read(bytes(content)).gray
-        elif self.manifest is not None and source in set(self.manifest["image"]):
-            row = self.manifest[self.manifest["image"] == source].iloc[0]
-            frame, truth = datasets.load_frame(row), row["label"]
+        elif self.manifest is not None and (not source or source in set(self.manifest["image"])):
+            rows = self.manifest
+            outlined = rows["mask"].fillna("").astype(str) != "" if "mask" in rows else rows["image"] == ""
+            order = outlined.sort_values(ascending=False, kind="stable").index
+            row = (rows[rows["image"] == source] if source else rows.loc[order]).iloc[0]
+            frame, name, truth = datasets.load_frame(row), row["image"], row["label"]
             mask = datasets.load_mask(row, frame.shape)
         else:
             frame = datasets.load_frame(source)
-        self.name, self.truth, self.frame, self.mask = name, truth, frame, mask
+        self.name, self.truth, self.frame, self.mask = str(name), truth, frame, mask
 
     def look(self, choice: Choice) -> View:
         """Every step from the open image to the answer and to the answer for the changed crop.
@@ -122,9 +126,13 @@ class Explorer:
         recipe = replace(self.classifier.recipe, threshold=choice.threshold, closing=choice.closing)
         answer = self.classifier.classify(self.frame, recipe=recipe)
         choice = replace(choice, explain=choice.explain or answer.lesion_type)
-        heat, low, high = self._map(answer.crop, choice)
-        changed = self._change(answer, recipe, choice)
-        after = self.classifier.probabilities(changed[None])[0]
+        heat, low, high = self.heat(answer.crop, choice.explain, choice.method, choice.layer)
+        changed = robustness.change(answer.crop[None], "gain", choice.gain)
+        if choice.cover and self.mask is not None:
+            x, y, width, height = answer.box
+            mask = regions.letterbox(self.mask[y : y + height, x : x + width], self.classifier.size)
+            changed = nodule_hidden(changed, mask[None])
+        after = self.classifier.probabilities(changed)[0]
         return View(
             name=self.name,
             truth=self.truth,
@@ -136,113 +144,47 @@ class Explorer:
             heat=heat,
             low=low,
             high=high,
-            changed=changed,
+            changed=changed[0],
             after=dict(zip(self.classifier.classes, map(float, after))),
             choice=choice,
         )
 
-    def gains(self, crop: np.ndarray, factors) -> np.ndarray:
-        """Probabilities of a crop, uint8 (S, S), at each gain factor: float64 (n, C)."""
-        from thyroid_lib.explanation import robustness
+    def heat(
+        self, crop: np.ndarray, explain: str, method: str, layer: str
+    ) -> tuple[np.ndarray, float, float]:
+        """Map of a crop, uint8 (S, S), for a class key: mean over members, and the smallest and largest raw value."""
+        target = np.array([self.classifier.classes.index(explain)])
+        cams = [cam.cam(member, crop[None], target, method=method, layer=layer) for member in self.members]
+        low, high = min(found.low[0] for found in cams), max(found.high[0] for found in cams)
+        return np.mean([found.maps[0] for found in cams], 0), float(low), float(high)
 
-        changed = [robustness.change(crop[None], "gain", factor)[0] for factor in factors]
-        return self.classifier.probabilities(np.stack(changed))
+    def differing_pixels(self, crops) -> int:
+        """Pixels in which the open image's crop differs from the one that the run trained or tested on.
 
-    def maps(self, crop: np.ndarray, explain: str, methods, layer: str) -> dict[str, tuple]:
-        """Maps of one crop by each method: method -> (heat (S, S), low, high)."""
-        base = self.start
-        return {m: self._map(crop, replace(base, method=m, layer=layer, explain=explain)) for m in methods}
+        Args:
+            crops: the run's `crops.Crops`.
 
-    def _map(self, crop, choice: Choice) -> tuple[np.ndarray, float, float]:
-        from thyroid_lib.explanation import cam as explanation
-
-        target = np.array([self.classifier.classes.index(choice.explain)])
-        cams = [
-            explanation.cam(member, crop[None], target, method=choice.method, layer=choice.layer)
-            for member in self.members
-        ]
-        heat = np.mean([cam.maps[0] for cam in cams], 0)
-        return heat, float(min(cam.low[0] for cam in cams)), float(max(cam.high[0] for cam in cams))
-
-    def _change(self, answer: Classification, recipe, choice: Choice) -> np.ndarray:
-        from thyroid_lib.explanation import robustness, shortcuts
-
-        changed = robustness.change(answer.crop[None], "gain", choice.gain)
-        if choice.cover and self.mask is not None:
-            x, y, width, height = answer.box
-            mask = regions.letterbox(self.mask[y : y + height, x : x + width], answer.crop.shape[0])
-            changed = shortcuts.nodule_hidden(changed, mask[None])
-        return changed[0]
+        Returns:
+            0 where classification takes the path of training byte for byte; -1 where the image is none of the run's.
+        """
+        rows = np.flatnonzero(crops.index["image"] == self.name)
+        if not len(rows):
+            return -1
+        crop = prepare(self.frame, self.classifier.size, self.classifier.recipe)[2]
+        return int((crop != crops.images[rows[0]]).sum())
 
 
-def first_with_mask(manifest) -> str:
-    """Name of the first image whose nodule is outlined, or of the first image."""
-    if "mask" in manifest and (outlined := manifest["mask"].fillna("").astype(str) != "").any():
-        return manifest["image"][outlined].iloc[0]
-    return manifest["image"].iloc[0]
-
-
-def choose(explorer: Explorer, threshold: int = 0, closing: int = -1, **others) -> Choice:
-    """A `Choice`; 0 for the threshold and -1 for the closing stand for those of training."""
-    start = explorer.start
-    threshold = threshold or start.threshold
-    closing = start.closing if closing < 0 else closing
-    return replace(start, threshold=threshold, closing=closing, **others)
-
-
-def check_layer(explorer: Explorer, layer: str) -> None:
-    """Raises ValueError with what there is, unless the classifier has a module of that path."""
-    from thyroid_lib.explanation import cam as explanation
-
-    explanation.find(explorer.members[0], layer)
-
-
-def differing_pixels(explorer: Explorer, crops) -> int:
-    """Pixels in which the open image's crop differs from the one that the run trained or tested on.
-
-    Args:
-        explorer: with an image of the run's data open.
-        crops: the run's `crops.Crops`.
-
-    Returns:
-        0 where classification takes the path of training byte for byte; -1 where the image is none of the run's.
-    """
-    rows = np.flatnonzero(crops.index["image"].to_numpy() == explorer.name)
-    if not len(rows) or explorer.frame is None:
-        return -1
-    classifier = explorer.classifier
-    crop = prepare(explorer.frame, classifier.size, classifier.recipe)[2]
-    return int((crop != crops.images[rows[0]]).sum())
-
-
-def answer_table(view: View, classifier: Classifier):
-    """DataFrame with a row per class: names, probabilities of crop and changed crop, and the two verdicts."""
-    import pandas as pd
-
-    points = classifier.definition["operating_points"]
-    rows = [
-        {
-            "lesion type": classifier.names[key][0],
-            "类型": classifier.names[key][1],
-            "probability": probability,
-            "after the change": view.after[key],
-            "prediction set": "not excluded" if key in view.answer.prediction_set else "excluded",
-            "operating point": f"{'positive' if view.answer.positive[key] else 'negative'} at {points[key]:.2f}"
-            if key in points
-            else "none",
-        }
-        for key, probability in view.answer.probabilities.items()
-    ]
-    return pd.DataFrame(rows)
-
-
-def changes(view: View) -> str:
-    """What was done to the crop, in words."""
-    choice = view.choice
-    done = [f"gain × {choice.gain:g}"] if choice.gain != 1 else []
-    if choice.cover:
-        done.append("nodule covered" if view.mask is not None else "no nodule mask, so nothing was covered")
-    return " and ".join(done) or "nothing changed"
+def answer_table(view: View, classifier: Classifier) -> pd.DataFrame:
+    """A row per class: names, probabilities of crop and changed crop, and the two verdicts."""
+    answer, points, rows = view.answer, classifier.definition["operating_points"], []
+    for key, (english, chinese) in classifier.names.items():
+        excluded = "not excluded" if key in answer.prediction_set else "excluded"
+        called = "none"
+        if key in points:
+            called = f"{'positive' if answer.positive[key] else 'negative'} at {points[key]:.2f}"
+        rows.append((english, chinese, answer.probabilities[key], view.after[key], excluded, called))
+    columns = ["lesion type", "类型", "probability", "after the change", "prediction set", "operating point"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def summary(view: View) -> dict:
@@ -259,34 +201,3 @@ def summary(view: View) -> dict:
         "map_high": view.high,
         "warnings": len(view.answer.warnings),
     }
-
-
-def findings(view: View, names: dict[str, tuple[str, str]], differing: int = -1) -> str:
-    """What this view shows, in Markdown, from its numbers; `differing` as `differing_pixels` gives it."""
-    answer, choice = view.answer, view.choice
-    names = {key: tuple(html.escape(name) for name in pair) for key, pair in names.items()}
-    english, chinese = names[answer.lesion_type]
-    largest = max(view.answer.probabilities, key=lambda key: abs(view.after[key] - answer.probabilities[key]))
-    before, after = answer.probabilities[largest], view.after[largest]
-    lines = [
-        f"The frame `{printable(view.name).replace(chr(96), chr(39))}` has {len(view.found)} connected "
-        f"{'region' if len(view.found) == 1 else 'regions'}; the largest box is {answer.box[2]} × {answer.box[3]} px.",
-        f"The classifier names **{english}** ({chinese}), {answer.probabilities[answer.lesion_type]:.2f}"
-        + (f"; the reference standard says **{names[view.truth][0]}**." if view.truth in names else "."),
-        f"The {choice.method} map at `{choice.layer}` for {names[choice.explain][0]} has the raw range "
-        f"{view.low:.3g} to {view.high:.3g}" + (": nothing speaks for this type." if view.high <= 0 else "."),
-        f"Change to the crop: {changes(view)}. The probability that moves most is that of {names[largest][0]}, "
-        f"{before:.2f} to {after:.2f}.",
-    ]
-    if differing >= 0:
-        lines.append(f"The classifier's crop differs from the one of the run's data in {differing} pixels.")
-    lines += [f"Warning: {html.escape(printable(warning))}." for warning in answer.warnings]
-    return "\n".join(f"- {line}" for line in lines)
-
-
-def _verdict(view: View) -> str:
-    if view.high <= 0:
-        return ": nothing speaks for this type."
-    if view.high - view.low < 0.02 * view.high:
-        return ": flat, it singles out no place."
-    return "."

@@ -8,8 +8,9 @@ small or down-sampled image.
 import cv2
 import numpy as np
 
-from thyroid_lib.evaluation.bootstrap import MINIMUM_PATIENTS, Clusters, estimate, ratio, scarcer_sides
-from thyroid_lib.explanation.shortcuts import macro_auroc
+from thyroid_lib.common.progress import progress
+from thyroid_lib.evaluation.bootstrap import ratio
+from thyroid_lib.explanation.tested import Sample, Tested
 
 STRENGTHS = {
     "gain": (1.0, 1.3, 1.7, 2.2),
@@ -42,92 +43,66 @@ def change(images: np.ndarray, kind: str, strength: float, *, seed: int = 0) -> 
     """
     if kind not in STRENGTHS:
         raise ValueError(f"change: expected one of {list(STRENGTHS)}, got {kind!r}")
-    images = np.asarray(images)
-    if strength == STRENGTHS[kind][0] or not len(images):
+    if strength == STRENGTHS[kind][0]:
         return images
     size = images.shape[1]
-    if kind == "gain":
-        return _grey(images * strength)
-    if kind == "gamma":
-        return _grey(255 * (images / 255.0) ** strength)
-    if kind == "speckle":
-        noise = np.random.default_rng(seed).standard_normal(images.shape, dtype=np.float32)
-        return _grey(images * (1 + strength * noise))
-    if kind == "shift":
-        step = round(strength * size)
-        moved = np.zeros_like(images)
-        moved[:, step:, step:] = images[:, : size - step, : size - step]
-        return moved
-    single = {
-        "blur": lambda image: cv2.GaussianBlur(image, (0, 0), strength * size),
-        "JPEG quality": lambda image: cv2.imdecode(
-            cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, int(strength)])[1], cv2.IMREAD_GRAYSCALE
-        ),
-        "down-scaling": lambda image: cv2.resize(
-            cv2.resize(image, (max(1, round(size / strength)),) * 2, interpolation=cv2.INTER_AREA),
-            (size, size),
-            interpolation=cv2.INTER_LINEAR,
-        ),
-    }[kind]
-    return np.array([single(np.ascontiguousarray(image)) for image in images])
+    match kind:
+        case "gain":
+            changed = images * strength
+        case "gamma":
+            changed = 255 * (images / 255.0) ** strength
+        case "speckle":
+            noise = np.random.default_rng(seed).standard_normal(images.shape, dtype=np.float32)
+            changed = images * (1 + strength * noise)
+        case "shift":
+            step = round(strength * size)
+            changed = np.pad(images, ((0, 0), (step, 0), (step, 0)))[:, :size, :size]
+        case "blur":
+            changed = [cv2.GaussianBlur(image, (0, 0), strength * size) for image in images]
+        case "JPEG quality":
+            files = [cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, strength])[1] for image in images]
+            changed = [cv2.imdecode(file, cv2.IMREAD_GRAYSCALE) for file in files]
+        case "down-scaling":
+            less = (max(1, round(size / strength)),) * 2
+            small = [cv2.resize(image, less, interpolation=cv2.INTER_AREA) for image in images]
+            changed = [cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR) for image in small]
+    return np.clip(np.rint(changed), 0, 255).astype(np.uint8)
 
 
-def curves(
-    classify,
-    images: np.ndarray,
-    labels: np.ndarray,
-    patients,
-    *,
-    strengths: dict | None = None,
-    plain: np.ndarray | None = None,
-    known: np.ndarray | None = None,
-    draws: int = 2000,
-    seed: int = 0,
-    minimum: int = MINIMUM_PATIENTS,
-) -> dict:
-    """Macro AUROC and balanced accuracy at every strength of every change.
+def curves(tested: Tested, strengths: dict | None = None, *, seed: int = 0, **options) -> dict:
+    """Macro AUROC and balanced accuracy of the frozen classifier at every strength of every change.
 
     Args:
-        classify: function of uint8 (n, S, S) that gives probabilities (n, C).
-        images: uint8 (n, S, S), the tested crops.
-        labels: int (n,);  patients: n identifiers.
-        strengths: in place of ``STRENGTHS``.
-        plain: float (n, C), what ``classify`` gives for the unchanged images, where that is known already.
-        known: float (n, C), the probabilities that the study states for the unchanged images: their scores are
-            then the study's own, and "read here" beside them is the macro AUROC of ``plain``, which other
-            arithmetic moves a little. ``plain`` where there are none.
-        draws, seed, minimum: of the bootstrap; all strengths share the draws.
+        tested: the tested images.
+        strengths: kind -> strengths, the first of which changes nothing; ``STRENGTHS`` where not given.
+        seed: of the speckle and the bootstrap.
+        options: draws and minimum, of ``tested.Sample``; all strengths share the draws.
 
     Returns:
         kind -> {strength as text: {"macro_auroc": metric, "balanced_accuracy": metric, "loss": paired fall of
-        the macro AUROC from the unchanged images, both read by ``classify``}}.
+        the macro AUROC from the unchanged images, as ``tested`` reads both}}. The scores of the unchanged images
+        are those that the study states; "read here" beside them is the macro AUROC as ``tested`` reads them,
+        which other arithmetic moves a little.
     """
-    clusters, result = Clusters(patients, draws, seed), {}
-    plain = np.asarray(classify(images) if plain is None else plain)
-    whole, known = macro_auroc(plain, labels, clusters), plain if known is None else np.asarray(known)
-    is_class = labels[:, None] == np.arange(plain.shape[1])
-    sides = scarcer_sides(np.asarray(patients), is_class)
-    common = {
-        "n_images": len(labels), "n_patients": clusters.patients, "effective": sides, "minimum": minimum,
-    }  # fmt: skip
-    for kind, levels in (strengths or STRENGTHS).items():
-        result[kind] = {}
+    images, labels, bounds, result = tested.images, tested.labels, (0.0, 1.0), {}
+    classes = np.arange(tested.stated.shape[1])
+    sample, is_class = (
+        Sample(tested.patients, labels, classes, seed=seed, **options),
+        labels[:, None] == classes,
+    )
+    whole = sample.macro_auroc(tested.probabilities(images))
+    for kind, levels in progress((strengths or STRENGTHS).items(), "robustness", len(strengths or STRENGTHS)):
         for strength in levels:
-            changed = strength != STRENGTHS[kind][0]
-            p = np.asarray(classify(change(images, kind, strength, seed=seed))) if changed else known
-            auroc = macro_auroc(p, labels, clusters)
-            right = is_class & (p.argmax(1) == labels)[:, None]
-            sums = clusters.sums(np.hstack([right, is_class]))
-            recall = ratio(sums[:, : p.shape[1]], sums[:, p.shape[1] :]).mean(axis=1)
-            result[kind][f"{strength:g}"] = {
-                "macro_auroc": estimate(auroc, bounds=(0.0, 1.0), **common),
-                "balanced_accuracy": estimate(recall, bounds=(0.0, 1.0), **common),
-                "loss": estimate(whole - (auroc if changed else whole), **common),
+            plain = strength == STRENGTHS[kind][0]
+            p = tested.stated if plain else tested.probabilities(change(images, kind, strength, seed=seed))
+            auroc, right = sample.macro_auroc(p), is_class & (p.argmax(1) == labels)[:, None]
+            sums = sample.clusters.sums(np.hstack([right, is_class]))
+            recall = ratio(sums[:, : len(classes)], sums[:, len(classes) :]).mean(axis=1)
+            found = {
+                "macro_auroc": sample.metric(auroc, bounds),
+                "balanced_accuracy": sample.metric(recall, bounds),
+                "loss": sample.metric(whole - (whole if plain else auroc)),
             }
-            if not changed:
-                result[kind][f"{strength:g}"]["read here"] = estimate(whole, bounds=(0.0, 1.0), **common)
+            found |= {"read here": sample.metric(whole, bounds)} if plain else {}
+            result.setdefault(kind, {})[f"{strength:g}"] = found
     return result
-
-
-def _grey(values: np.ndarray) -> np.ndarray:
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8)

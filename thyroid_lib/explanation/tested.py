@@ -1,4 +1,4 @@
-"""The tested crops, each with the network that has not seen its patient.
+"""The tested crops, each with the network that has not seen its patient, and the intervals of what they show.
 
 Explanations and audits look at images again; they must look at the images that were tested, through the
 member of the classifier that was fitted without that image's fold.
@@ -12,9 +12,12 @@ import pandas as pd
 from scipy.special import softmax
 from torch import nn
 
-from thyroid_lib.common.messages import quoted
-from thyroid_lib.explanation import cam as explanation
-from thyroid_lib.training import hardware
+from thyroid_lib import network
+from thyroid_lib.common.messages import english, quoted
+from thyroid_lib.data.crops import Crops
+from thyroid_lib.evaluation import bootstrap
+from thyroid_lib.explanation import cam
+from thyroid_lib.training import hardware, loop
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Tested:
     """Internal-testing images and the members that tested them.
 
     Attributes:
-        crops: the ``crops.Crops`` of the clinic's data.
+        crops: the clinic's data.
         rows: int (n,), rows of ``crops``, in the order of ``table``.
         table: the n rows of predictions, with a column "predicted".
         members: fold -> network.
@@ -30,7 +33,7 @@ class Tested:
         precision: "32" or "bf16", of probabilities and features; maps are always float32.
     """
 
-    crops: object
+    crops: Crops
     rows: np.ndarray
     table: pd.DataFrame
     members: dict[int, nn.Module]
@@ -48,9 +51,14 @@ class Tested:
         return None if self.crops.masks is None else np.asarray(self.crops.masks[self.rows])
 
     @property
+    def masked(self) -> np.ndarray:
+        """bool (n,), which images have a nodule in their mask."""
+        return self.masks.any(axis=(1, 2))
+
+    @property
     def labels(self) -> np.ndarray:
         """int64 (n,), the reference standard."""
-        return np.asarray(self.crops.labels[self.rows])
+        return self.crops.labels[self.rows]
 
     @property
     def patients(self) -> np.ndarray:
@@ -60,94 +68,69 @@ class Tested:
     @property
     def predicted(self) -> np.ndarray:
         """int64 (n,), the predicted class."""
-        return (
-            self.table["predicted"]
-            .map({key: k for k, key in enumerate(self.crops.classes)})
-            .to_numpy(np.int64)
-        )
+        return pd.Index(self.crops.classes).get_indexer(self.table["predicted"])
 
     @property
     def stated(self) -> np.ndarray:
         """float64 (n, C), the calibrated probabilities in predictions.csv."""
         return self.table[["p_" + key for key in self.crops.classes]].to_numpy(np.float64)
 
+    @property
+    def fold(self) -> int:
+        """The first tested fold; ``model`` is its network."""
+        return next(iter(self.members))
+
+    @property
+    def model(self) -> nn.Module:
+        return self.members[self.fold]
+
+    def part(self, positions: np.ndarray) -> "Tested":
+        """Some of the images, int (k,) positions in ``table``."""
+        table = self.table.iloc[positions].reset_index(drop=True)
+        return replace(self, rows=self.rows[positions], table=table)
+
+    def first(self, most: int | None = None) -> "Tested":
+        """What the first fold tested, or ``most`` images of it, spread over the fold."""
+        chosen = np.flatnonzero(self.table["fold"] == self.fold)
+        return replace(self.part(spread(chosen, most or len(chosen))), members={self.fold: self.model})
+
+    def of(self, model: nn.Module) -> "Tested":
+        """These images of one fold, looked at by another network."""
+        return replace(self, members={self.fold: model})
+
+    def worst(self, count: int) -> np.ndarray:
+        """Positions of the most confident errors, int (at most ``count``,), the most confident first."""
+        wrong = np.flatnonzero(self.table["predicted"] != self.table["truth"])
+        return wrong[np.argsort(-self.stated[wrong].max(axis=1), kind="stable")][:count]
+
     def probabilities(self, images: np.ndarray) -> np.ndarray:
-        """Calibrated probabilities of (changed) tested images, each by its own fold's member.
-
-        Args:
-            images: uint8 (n, S, S), in the order of ``table``.
-
-        Returns:
-            float64 (n, C).
-        """
-        from thyroid_lib.training import loop
-
+        """Calibrated probabilities, float64 (n, C), of changed images, uint8 (n, S, S) in the order of ``table``."""
         result = np.zeros((len(images), len(self.crops.classes)))
-        for fold, chosen in self.folds():
-            logits = loop.predict(self.members[fold], np.asarray(images)[chosen], precision=self.precision)
+        for fold, chosen in self._folds():
+            logits = loop.predict(self.members[fold], images[chosen], precision=self.precision)
             result[chosen] = softmax(logits.astype(np.float64) / self.temperature[fold], axis=1)
         return result
 
-    def cam(
-        self, images: np.ndarray | None = None, targets: np.ndarray | None = None, **options
-    ) -> explanation.Cams:
-        """Maps of the tested images for their predicted class, each by its own fold's member.
-
-        Args:
-            images: uint8 (n, S, S) in place of the crops;  targets: int (n,) in place of the prediction.
-            options: method, layer and batch_size of ``explanation.cam``.
-
-        Returns:
-            ``explanation.Cams`` of n images.
-        """
-        images = self.images if images is None else images
-        targets = self.predicted if targets is None else np.asarray(targets)
+    def cam(self, method: str = "gradcam", layer: str = "exit_flow") -> cam.Cams:
+        """Maps of the images for their predicted class, each by its own fold's member; arguments of ``cam.cam``."""
+        images, targets = self.images, self.predicted
         maps, low, high = np.zeros(images.shape, np.float32), *np.zeros((2, len(images)), np.float32)
-        cams = None
-        for fold, chosen in self.folds():
-            cams = explanation.cam(self.members[fold], images[chosen], targets[chosen], **options)
-            maps[chosen], low[chosen], high[chosen] = cams.maps, cams.low, cams.high
-        return explanation.Cams(maps, low, high, targets, cams.method, cams.layer)
+        for fold, chosen in self._folds():
+            found = cam.cam(self.members[fold], images[chosen], targets[chosen], method=method, layer=layer)
+            maps[chosen], low[chosen], high[chosen] = found.maps, found.low, found.high
+        return cam.Cams(maps, low, high, targets, method, layer)
 
-    def folds(self):
-        """Yields (fold, bool (n,) rows of it), for every fold that was tested."""
-        values = self.table["fold"].to_numpy()
-        for fold in sorted(self.members):
-            if (values == fold).any():
-                yield fold, values == fold
-
-    def only(self, fold: int, most: int | None = None) -> "Tested":
-        """The part that one fold tested, whole patients in order up to ``most`` images.
-
-        Args:
-            fold: which.
-            most: largest number of images; None for all.
-        """
-        chosen = np.flatnonzero(self.table["fold"].to_numpy() == fold)
-        if most is not None and len(chosen) > most:
-            step = len(chosen) / most  # spread over the whole fold, not its first patients
-            chosen = chosen[(np.arange(most) * step).astype(int)]
-        table = self.table.iloc[chosen].reset_index(drop=True)
-        return replace(self, rows=self.rows[chosen], table=table, members={fold: self.members[fold]})
-
-    def of(self, fold: int, model: nn.Module) -> "Tested":
-        """The same images, looked at by another network.
-
-        Args:
-            fold: the only fold of these images;  model: the network.
-        """
-        return replace(self, members={fold: model})
-
-    def training_rows(self, fold: int) -> np.ndarray:
-        """Labelled rows of ``crops`` outside a fold: what its member was fitted and tuned on, int (m,)."""
-        return np.flatnonzero((self.crops.index["fold"].to_numpy() != fold) & (self.crops.labels >= 0))
+    def _folds(self):
+        """Pairs of a fold and where its images stand, bool (n,), for every fold that was tested."""
+        folds = self.table["fold"].to_numpy()
+        return [(fold, folds == fold) for fold in sorted(self.members) if (folds == fold).any()]
 
 
-def open_tested(crops, classifier, predictions: pd.DataFrame, precision: str = "32") -> Tested:
+def open_tested(crops: Crops, classifier, predictions: pd.DataFrame, precision: str = "32") -> Tested:
     """Matches predictions with crops and with the classifier's members.
 
     Args:
-        crops: the clinic's ``crops.Crops``.
+        crops: the clinic's.
         classifier: ``classifier.Classifier``; its members are those of the tested folds, in order.
         predictions: internal rows of the classifier's model.
         precision: "32", "bf16", or "auto": whichever ``hardware.choose_precision`` finds faster here.
@@ -158,32 +141,87 @@ def open_tested(crops, classifier, predictions: pd.DataFrame, precision: str = "
     Raises:
         ValueError: predictions and crops are of different data, or members and folds do not fit.
     """
-    place = {image: row for row, image in enumerate(crops.index["image"].astype(str))}
-    if strangers := [image for image in predictions["image"] if image not in place]:
+    places = pd.Index(crops.index["image"].astype(str)).get_indexer(predictions["image"])
+    if len(strangers := predictions["image"][places < 0]):
         raise ValueError(
             f"open_tested: expected predictions of the images in {Path(crops.folder).name}, got "
-            f"{quoted(strangers[0])} and {len(strangers) - 1} others that it has not; run notebooks 01 "
+            f"{quoted(strangers.iloc[0])} and {len(strangers) - 1} others that it has not; run notebooks 01 "
             "and 04 into the same run"
         )
-    table = predictions.assign(row=predictions["image"].map(place)).sort_values("row", ignore_index=True)
-    folds = sorted({int(fold) for fold in table["fold"]})
-    folds = [int(fold) for fold in classifier.definition["training"].get("folds", folds)]
-    members = classifier.members()
+    table = predictions.assign(row=places).sort_values("row", ignore_index=True)
+    folds = classifier.definition["training"].get("folds", sorted(set(table["fold"])))
+    members, temperatures = classifier.members(), classifier.definition["temperature"]
     if len(members) != len(folds):
         raise ValueError(
             f"open_tested: expected one member of the classifier per tested fold {folds}, got {len(members)} members; "
             "run notebook 04 again"
         )
-    keys = np.array(crops.classes)
-    table["predicted"] = keys[table[["p_" + key for key in crops.classes]].to_numpy().argmax(axis=1)]
-    temperatures = classifier.definition["temperature"]
-    device = next(members[0].parameters()).device
-    chosen, _ = hardware.choose_precision(precision, device, members[0], classifier.size)
-    return Tested(
-        crops,
-        table.pop("row").to_numpy(),
-        table,
-        dict(zip(folds, members)),
-        {fold: float(t) for fold, t in zip(folds, temperatures)},
-        "bf16" if chosen.startswith("bf16") else "32",
-    )
+    folds, rows = [int(fold) for fold in folds], table.pop("row").to_numpy()
+    found = Tested(crops, rows, table, dict(zip(folds, members)), dict(zip(folds, temperatures)))
+    table["predicted"] = np.array(crops.classes)[found.stated.argmax(axis=1)]
+    device = next(found.model.parameters()).device
+    chosen, _ = hardware.choose_precision(precision, device, found.model, classifier.size)
+    return replace(found, precision="bf16" if chosen.startswith("bf16") else "32")
+
+
+def gallery(tested: Tested, count: int, names: dict, method: str, layer: str):
+    """Some tested crops with every method at one layer, and one method at every stage.
+
+    Args:
+        tested: the tested images.
+        count: crops.
+        names: class key -> (English, Chinese).
+        method, layer: the ones that are checked.
+
+    Returns:
+        (part of ``tested``, heading -> ``Cams``, titles).
+    """
+    part = tested.first(count)
+    shown = [(name, layer) for name in cam.METHODS]
+    shown += [(method, stage) for stage in network.STAGES if stage != layer]
+    titles = [
+        f"{english(names, row.truth)},\nread as\n{english(names, row.predicted)}"
+        for row in part.table.itertuples()
+    ]
+    return part, {f"{name}\n{place}": part.cam(name, place) for name, place in shown}, titles
+
+
+def spread(values: np.ndarray, most: int) -> np.ndarray:
+    """At most ``most`` of the values, evenly spread over them."""
+    return values if len(values) <= most else values[np.arange(most) * len(values) // most]
+
+
+class Sample:
+    """Images of some patients, and the draws that every interval of theirs comes from: differences are paired.
+
+    Args:
+        patients: n identifiers.
+        labels: int (n,), and classes: those whose AUROC is averaged; neither where only means are asked for.
+        draws, seed, minimum: of the bootstrap over patients.
+    """
+
+    def __init__(
+        self, patients, labels=None, classes=(), *, draws=2000, seed=0, minimum=bootstrap.MINIMUM_PATIENTS
+    ):
+        self.labels, self.classes, self.clusters = labels, classes, bootstrap.Clusters(patients, draws, seed)
+        self.about = {"n_images": len(patients), "n_patients": self.clusters.patients, "minimum": minimum}
+        if labels is not None:
+            is_class = labels[:, None] == np.array([*classes])
+            self.about["effective"] = bootstrap.scarcer_sides(np.asarray(patients), is_class)
+
+    def metric(self, values: np.ndarray, bounds: tuple[float, float] = bootstrap.UNBOUNDED) -> dict:
+        """{"value", "low", "high", "n_images", "n_patients"[, "reason"]} of float (draws + 1,), the sample first."""
+        return bootstrap.estimate(values, bounds=bounds, **self.about)
+
+    def means(self, columns: dict) -> dict:
+        """Name -> metric: the mean over images of each column, name -> float (n,)."""
+        sums = self.clusters.sums(np.column_stack([*columns.values(), np.ones(len(self.clusters.index))]))
+        return {name: self.metric(sums[:, i] / sums[:, -1]) for i, name in enumerate(columns)}
+
+    def macro_auroc(self, probabilities: np.ndarray) -> np.ndarray:
+        """Mean one-against-rest AUROC of float (n, C) for the sample and every draw, NaN where a class is absent."""
+        areas = [
+            bootstrap.rank_statistics(probabilities[:, k], self.labels == k, self.clusters)[0]
+            for k in self.classes
+        ]
+        return np.mean(areas, axis=0)
