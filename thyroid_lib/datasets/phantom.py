@@ -60,7 +60,7 @@ def read(
             f"phantom: expected one of {', '.join(SOURCES)}, came {source!r}; for example phantom:clinic?patients=120."
         )
     digest = hashlib.sha256(cv2.__version__.encode())
-    for path in sorted(Path(phantoms.__file__).parent.glob("*.py")):
+    for path in sorted(Path(phantoms.__file__).parent.glob("*.*")):
         digest.update(path.read_bytes())
     name = f"{source}-p{patients}-s{seed}{'-answer' if answer else ''}-{digest.hexdigest()[:12]}"
     folder = (cache_folder() / "phantoms" / name).absolute()
