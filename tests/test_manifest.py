@@ -39,7 +39,7 @@ def collection(tmp_path):
                 "patient": f"p{number // 2}",
             }
         )
-    return contract.table(rows, dataset="test", title="test", classes=CLASSES)
+    return contract.table(rows, dataset="test", title="test", names=contract.TWO)
 
 
 def add(data, folder, name, pixels, **values):

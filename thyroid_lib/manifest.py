@@ -50,11 +50,10 @@ def check(manifest: pd.DataFrame, *, jobs: int = -1, keep_unlabelled: bool = Fal
     """
     attrs = dict(manifest.attrs)
     problems = checks.Problems()
-    for list_name, column, action in (("excluded", "reason", LEFT_OUT), ("notes", "note", NOTE)):
-        for row in attrs.get(list_name, pd.DataFrame()).to_dict("records"):
-            problems.add({"row": pd.NA, **row}, "", row[column], action)
-    missing = [column for column in REQUIRED if column not in manifest]
-    if missing:
+    for name, column, action in (("excluded", "reason", LEFT_OUT), ("notes", "note", NOTE)):
+        if name in attrs:
+            problems.add(attrs[name], "", attrs[name][column], action)
+    if missing := [column for column in REQUIRED if column not in manifest]:
         raise ManifestError(
             f"A manifest has the columns {', '.join(REQUIRED)}; missing: {', '.join(missing)}; "
             f"came: {listed(manifest.columns)}."
@@ -78,8 +77,7 @@ def check(manifest: pd.DataFrame, *, jobs: int = -1, keep_unlabelled: bool = Fal
     data = checks.contradictions(data, problems)
     step("in groups without contradiction")
     if not keep_unlabelled:
-        for row in checks.rows(data[data["label"] == ""]):
-            problems.add(row, "label", "unlabelled: not used for training", LEFT_OUT)
+        problems.add(data[data["label"] == ""], "label", "unlabelled: not used for training", LEFT_OUT)
         data = data[data["label"] != ""]
         step("labelled")
     steps = pd.DataFrame(flow, columns=["step", "images", "patients"]).astype({"patients": "Int64"})

@@ -17,8 +17,8 @@ import numpy as np
 
 from thyroid_lib import frames
 
+# Longest side, px, at which the lengths of a `Recipe` are stated; larger frames are reduced to it first.
 REFERENCE_SIDE = 560
-"""Longest side, px, at which the lengths of a `Recipe` are stated; larger frames are reduced to it first."""
 
 
 @dataclass(frozen=True)
@@ -44,21 +44,16 @@ class Recipe:
     min_area: float = 0.002
 
     def __post_init__(self):
-        if self.median not in (1, 3, 5):
-            raise ValueError(f"Recipe.median: expected 1, 3 or 5 px, came {self.median!r}.")
-        if self.connectivity not in (4, 8):
-            raise ValueError(f"Recipe.connectivity: expected 4 or 8, came {self.connectivity!r}.")
-        if not 0 < self.threshold < 255:
-            raise ValueError(f"Recipe.threshold: expected 1 to 254 grey levels, came {self.threshold!r}.")
-        for name in ("closing", "opening", "margin", "min_area"):
-            if not 0 <= getattr(self, name) <= REFERENCE_SIDE:
-                raise ValueError(
-                    f"Recipe.{name}: expected 0 to {REFERENCE_SIDE}, came {getattr(self, name)!r}."
-                )
+        lengths = {name: (0, REFERENCE_SIDE) for name in ("closing", "opening", "margin", "min_area")}
+        for name, (low, high) in {"threshold": (1, 254), **lengths}.items():
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"Recipe.{name}: expected {low} to {high}, came {getattr(self, name)!r}.")
+        for name, known in (("median", (1, 3, 5)), ("connectivity", (4, 8))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"Recipe.{name}: expected one of {known}, came {getattr(self, name)!r}.")
 
 
-RECIPE = Recipe()
-"""The one recipe of the study."""
+RECIPE = Recipe()  # the one recipe of the study
 
 
 class NoRegion(ValueError):
@@ -147,35 +142,23 @@ def connected_regions(gray: np.ndarray, recipe: Recipe = RECIPE) -> list[Region]
     gray = as_gray(gray)
     height, width = gray.shape
     binary = binarize(gray, recipe)
-    labels, components = _components(binary, recipe.connectivity)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(binary, connectivity=recipe.connectivity)
     scale_x, scale_y = width / binary.shape[1], height / binary.shape[0]
     margin = recipe.margin * max(gray.shape) / REFERENCE_SIDE
     bright_surround = surround_level(_reduced(gray)) > 127
     regions = []
-    for area, index, (x, y, w, h) in components:
-        if area < recipe.min_area * binary.size:
-            break
+    for index, (x, y, w, h, area) in sorted(
+        enumerate(stats.tolist()), key=lambda found: (-found[1][4], found[0])
+    ):
+        if index == 0 or area < recipe.min_area * binary.size:
+            continue
         left, top = max(0, round(x * scale_x - margin)), max(0, round(y * scale_y - margin))
         right = min(width, round((x + w) * scale_x + margin))
         bottom = min(height, round((y + h) * scale_y + margin))
-        inverted = bright_surround and np.median(gray[top:bottom, left:right]) > 127
-        box = (left, top, right - left, bottom - top)
-        regions.append(
-            Region(box, round(area * scale_x * scale_y), bool(inverted), labels, index, gray.shape)
-        )
+        inverted = bright_surround and bool(np.median(gray[top:bottom, left:right]) > 127)
+        box, whole = (left, top, right - left, bottom - top), round(area * scale_x * scale_y)
+        regions.append(Region(box, whole, inverted, labels, index, gray.shape))
     return regions
-
-
-def _components(binary: np.ndarray, connectivity: int) -> tuple[np.ndarray, list[tuple]]:
-    """Labels, int32 (h, w), and (area, label, box) of each component, largest first."""
-    count, labels = cv2.connectedComponents(binary, connectivity=connectivity)
-    if count <= 16:  # a few looks at the labels are cheaper than OpenCV's statistics
-        parts = [cv2.inRange(labels, index, index) for index in range(1, count)]
-        found = [(cv2.countNonZero(p), i, cv2.boundingRect(p)) for i, p in enumerate(parts, 1)]
-    else:
-        _, labels, stats, _ = cv2.connectedComponentsWithStats(binary, connectivity=connectivity)
-        found = [(s[4], i, tuple(s[:4])) for i, s in enumerate(stats.tolist()) if i]
-    return labels, sorted(found, key=lambda component: (-component[0], component[1]))
 
 
 def largest_region(gray: np.ndarray, recipe: Recipe = RECIPE) -> Region:

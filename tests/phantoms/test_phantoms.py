@@ -267,7 +267,7 @@ def test_frames_do_not_depend_on_the_number_of_workers(cache, monkeypatch):
     pictures = {}
     for jobs in (1, 2):
         monkeypatch.setenv("THYROID_CACHE", str(cache / str(jobs)))
-        table = phantom.read("external", patients="5", jobs=jobs)
+        table = phantom.read("external", patients=5, jobs=jobs)
         pictures[jobs] = [Path(path).read_bytes() for path in [*table["path"], *table["mask"]]]
     assert pictures[1] == pictures[2]
 
@@ -278,12 +278,12 @@ def test_a_broken_off_simulation_leaves_nothing_behind(cache, monkeypatch):
 
     monkeypatch.setattr(phantoms, "render", fail)
     with pytest.raises(KeyboardInterrupt):
-        phantom.read("open", patients="2")
+        phantom.read("open", patients=2)
     assert [entry for entry in (cache / "phantoms").iterdir()] == []
     monkeypatch.undo()
     os.environ["THYROID_CACHE"] = str(cache)
     try:
-        table = phantom.read("open", patients="2")
+        table = phantom.read("open", patients=2)
         assert set(table["label"]) <= {"benign", "malignant"}
         assert all(cv2.imread(path, cv2.IMREAD_GRAYSCALE) is not None for path in table["path"])
     finally:
@@ -294,7 +294,7 @@ def test_a_broken_off_simulation_leaves_nothing_behind(cache, monkeypatch):
     "spec, words",
     [
         ("phantom:hospital", "clinic, external, open"),
-        ("phantom:clinic?patients=0", "1 or more"),
+        ("phantom:clinic?patients=0", "whole number from 1"),
         ("phantom:clinic?patients=many", "whole number"),
         ("phantom:clinic?colour=1", "colour"),
     ],

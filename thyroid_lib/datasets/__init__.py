@@ -22,8 +22,10 @@ and, where the source gives them, ``mask`` (see `load_mask`), ``box`` ("x y widt
 
 import importlib
 import inspect
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 from urllib.parse import parse_qsl
 
 import pandas as pd
@@ -34,21 +36,8 @@ from thyroid_lib.datasets.pixels import load_frame, load_mask
 
 __all__ = ["SOURCES", "DatasetError", "Spec", "load_frame", "load_mask", "parse", "public", "read"]
 
-SOURCES = {
-    "phantom": "phantom",
-    "ddti": "ddti",
-    "busi": "busi",
-    "tn3k": "tn3k",
-    "tg3k": "tg3k",
-    "tn5000": "tn5000",
-    "auitd": "auitd",
-    "thyus2path": "thyus2path",
-    "stanford": "stanford",
-    "folder": "folder",
-    "manifest": "manifest_csv",
-    "dicom": "dicom",
-}
-"""Source named in a SPEC -> the module that reads it."""
+SOURCES = "phantom ddti busi tn3k tg3k tn5000 auitd thyus2path stanford folder manifest dicom".split()
+MODULES = {"manifest": "manifest_csv"}  # read by a module of another name than the source
 
 
 @dataclass(frozen=True)
@@ -78,11 +67,15 @@ def parse(spec: str) -> Spec:
         raise DatasetError(
             f"A data SPEC is SOURCE:PATH with a source among {', '.join(SOURCES)}; {came}.{hint}"
         )
-    location, query = _options(location.strip())
+    location, options = location.strip(), {}
+    head, mark, tail = location.rpartition("?")
+    pairs = parse_qsl(tail, keep_blank_values=True)
+    if mark and "=" in tail and len(pairs) == tail.count("&") + 1:
+        location, options = head, dict(pairs)
     if not location:
         where = "phantom:clinic?patients=120" if source == "phantom" else f"{source}:PATH"
         raise DatasetError(f"The SPEC {quoted(spec)} names no place to read; expected for example {where}.")
-    return Spec(source, location, query)
+    return Spec(source, location, options)
 
 
 def read(spec: str) -> pd.DataFrame:
@@ -100,58 +93,57 @@ def read(spec: str) -> pd.DataFrame:
     Raises:
         DatasetError: the place does not exist, an option is unknown, or the layout is not the source's.
     """
-    parsed = parse(spec)
-    module = importlib.import_module(f"thyroid_lib.datasets.{SOURCES[parsed.source]}")
-    known = [
-        name for name, p in inspect.signature(module.read).parameters.items() if p.kind == p.KEYWORD_ONLY
-    ]
-    takes_any = any(p.kind == p.VAR_KEYWORD for p in inspect.signature(module.read).parameters.values())
-    unknown = [name for name in parsed.options if name not in known]
-    if unknown and not takes_any:
+    asked = parse(spec)
+    module = importlib.import_module(f"thyroid_lib.datasets.{MODULES.get(asked.source, asked.source)}")
+    options = _options(asked, inspect.signature(module.read).parameters.values())
+    return module.read(asked.location if asked.source == "phantom" else _place(asked, module), **options)
+
+
+def _options(asked: Spec, parameters) -> dict:
+    """The options of a SPEC as its reader's keyword arguments are annotated: `Literal` words, `Annotated` numbers."""
+    known = {p.name: get_args(p.annotation) for p in parameters if p.kind == p.KEYWORD_ONLY}
+    values = dict(asked.options)
+    if unknown := [name for name in values if name not in known]:
         raise DatasetError(
-            f"{parsed.source}: knows the options {', '.join(known) or '(none)'}; {listed(unknown)} came."
+            f"{asked.source}: knows the options {', '.join(known) or '(none)'}; {listed(unknown)} came."
         )
-    if parsed.source == "phantom":
-        return module.read(parsed.location, **parsed.options)
-    return module.read(_place(parsed, module), **parsed.options)
+    for name, text in asked.options.items():
+        if known[name][:1] == (int,):
+            least = known[name][1]
+            if not re.fullmatch(r"-?\d{1,9}", text) or int(text) < least:
+                raise DatasetError(
+                    f"{asked.source}: {name} is a whole number from {least}; {quoted(text)} came."
+                )
+            values[name] = int(text)
+        elif known[name] and text not in known[name]:
+            raise DatasetError(
+                f"{asked.source}: {name} is {' or '.join(sorted(known[name]))}; {quoted(text)} came."
+            )
+    return values
 
 
-def _options(location: str) -> tuple[str, dict[str, str]]:
-    head, mark, tail = location.rpartition("?")
-    if not mark:
-        return location, {}
-    pairs = parse_qsl(tail, keep_blank_values=True)
-    if len(pairs) != tail.count("&") + 1 or "=" not in tail:
-        return location, {}
-    return head, dict(pairs)
-
-
-def _place(spec: Spec, module) -> Path:
+def _place(asked: Spec, module) -> Path:
     handle = getattr(module, "KAGGLE", None)
-    if spec.location == "kaggle" and handle:
-        return _fetch(handle)
+    if asked.location == "kaggle" and handle:
+        try:
+            import kagglehub
+        except ImportError as error:
+            raise DatasetError(
+                "Fetching from Kaggle needs the package kagglehub: install the extra thyroid_lib[kaggle], "
+                f"or download {handle} by hand and give its folder."
+            ) from error
+        return Path(kagglehub.dataset_download(handle))
     try:
-        place = Path(spec.location).expanduser()
+        place = Path(asked.location).expanduser()
         there = place.exists()
     except (OSError, ValueError, RuntimeError):  # too long, not a name, the home of nobody
-        place, there = Path(spec.location), False
+        place, there = Path(asked.location), False
     if not there:
-        fetch = f" {spec.source}:kaggle fetches the set." if handle else ""
+        fetch = f" {asked.source}:kaggle fetches the set." if handle else ""
         # The path is the user's own words here, so it may be repeated, except for DICOM.
-        shown = "the given place" if spec.source == "dicom" else str(place)
+        shown = "the given place" if asked.source == "dicom" else str(place)
         raise DatasetError(
-            f"{spec.source}: expected an existing folder or file; {shown} does not exist.{fetch} "
+            f"{asked.source}: expected an existing folder or file; {shown} does not exist.{fetch} "
             "docs/data.md says where each set is to be had and how it is laid out."
         )
     return place.absolute()
-
-
-def _fetch(handle: str) -> Path:
-    try:
-        import kagglehub
-    except ImportError as error:
-        raise DatasetError(
-            "Fetching from Kaggle needs the package kagglehub: install the extra thyroid_lib[kaggle], "
-            f"or download {handle} by hand and give its folder."
-        ) from error
-    return Path(kagglehub.dataset_download(handle))

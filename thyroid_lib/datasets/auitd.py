@@ -7,6 +7,7 @@ differs between the parts, and many files are "<name> - Copy". No patient identi
 import filecmp
 import re
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 
@@ -14,10 +15,11 @@ from thyroid_lib.datasets import contract
 
 KAGGLE = "azouzmaroua/algeria-ultrasound-images-thyroid-dataset-auitd"
 NAMES = {**contract.TWO, "normal": ("normal thyroid", "正常甲状腺")}
-FOLDERS = {"benign": "benign", "malignant": "malignant", "normal_thyroid": "normal", "normal": "normal"}
 
 
-def read(root: Path, *, classes: str = "3", part: str = "all") -> pd.DataFrame:
+def read(
+    root: Path, *, classes: Literal["3", "2"] = "3", part: Literal["all", "train", "test"] = "all"
+) -> pd.DataFrame:
     """Reads AUITD.
 
     Args:
@@ -29,51 +31,31 @@ def read(root: Path, *, classes: str = "3", part: str = "all") -> pd.DataFrame:
         Manifest with `part`; "<name> - Copy" files with the same bytes as <name> are listed, not used.
 
     Raises:
-        DatasetError: no such folders are there, or an option is unknown.
+        DatasetError: no such folders are there.
     """
-    if classes not in ("2", "3") or part not in ("all", "train", "test"):
-        raise contract.DatasetError(
-            f"auitd: classes is 2 or 3 and part is all, train or test; {classes!r} and {part!r} came."
-        )
-    root = next((e for e in sorted(root.iterdir()) if e.name.casefold() == "dataset thyroid"), root)
-    wanted = list(NAMES)[: int(classes)]
-    rows, excluded, seen = [], [], set()
-    for image, path, reason in contract.files(root):
-        steps = image.split("/")
-        where = steps[0].casefold()
-        label = FOLDERS.get(contract.class_key(steps[1])) if len(steps) > 2 else None
-        original = re.sub(r" - Copy( \(\d+\))?(?=\.\w+$)", "", path.name)
-        if not reason and (where not in ("train", "test") or label is None):
-            reason = "not in {train,test}/{benign,malignant,normal thyroid}"
-        elif not reason and part not in ("all", where):
-            reason = f"not in part {part}"
-        elif not reason and label not in wanted:
-            reason = f"class {label} is not used with classes={classes}"
-        elif not reason and original != path.name and _same(path, path.with_name(original)):
-            reason = f"the same bytes as {original} beside it"
-        if label:
-            seen.add(label)
-        if reason:
-            excluded.append((image, reason))
-            continue
-        stem = contract.stem_of(image)
-        rows.append({"image": image, "path": str(path), "label": label, "patient": stem, "part": where})
-    if missing := set(wanted) - seen:
-        there = ", ".join(sorted(entry.name for entry in root.iterdir())[:12]) or "nothing"
-        raise contract.DatasetError(
-            f"auitd: expected train/ and test/ with benign, malignant and normal thyroid in {root}; no frame of "
-            f"{', '.join(sorted(missing))}; found: {there}. docs/data.md shows the layout."
-        )
-    return contract.table(
-        rows,
-        dataset="auitd",
-        title="AUITD",
-        classes=wanted,
-        names=NAMES,
-        excluded=excluded,
-        notes=[("", contract.NO_PATIENTS)],
+    inner = next(
+        (entry for entry in sorted(root.iterdir()) if entry.name.casefold() == "dataset thyroid"), root
     )
-
-
-def _same(a: Path, b: Path) -> bool:
-    return b.is_file() and filecmp.cmp(a, b, shallow=False)
+    found = contract.Collection("auitd", inner)
+    names = dict(list(NAMES.items())[: int(classes)])
+    seen = set()
+    for image, path in found.images():
+        where, folder = (*image.casefold().split("/"), "")[:2]
+        label = folder.removesuffix(" thyroid")
+        original = path.with_name(re.sub(r" - Copy( \(\d+\))?(?=\.\w+$)", "", path.name))
+        seen.add(label)
+        if where not in ("train", "test") or label not in NAMES:
+            found.leave_out(image, "not in {train,test}/{benign,malignant,normal thyroid}")
+        elif part not in ("all", where):
+            found.leave_out(image, f"not in part {part}")
+        elif label not in names:
+            found.leave_out(image, f"class {label} is not used with classes={classes}")
+        elif original != path and original.is_file() and filecmp.cmp(path, original, shallow=False):
+            found.leave_out(image, f"the same bytes as {original.name} beside it")
+        else:
+            found.frame(image, label, contract.stem_of(image), part=where)
+    if missing := set(names) - seen:
+        layout = "train/ and test/ with benign, malignant and normal thyroid"
+        raise found.unlike(layout, f"no frame of {', '.join(sorted(missing))}")
+    found.note(contract.NO_PATIENTS)
+    return found.manifest("AUITD", names)

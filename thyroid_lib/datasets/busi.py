@@ -5,8 +5,8 @@ Layout: ``Dataset_BUSI_with_GT/{benign,malignant,normal}/<class> (n).png`` with 
 the set, or the duplicate search of `thyroid_lib.manifest`, groups frames that show the same.
 """
 
-import csv
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 
@@ -16,7 +16,7 @@ KAGGLE = "aryashah2k/breast-ultrasound-images-dataset"
 NAMES = {**contract.TWO, "normal": ("normal", "正常")}
 
 
-def read(root: Path, *, classes: str = "3") -> pd.DataFrame:
+def read(root: Path, *, classes: Literal["3", "2"] = "3") -> pd.DataFrame:
     """Reads BUSI.
 
     Args:
@@ -27,55 +27,30 @@ def read(root: Path, *, classes: str = "3") -> pd.DataFrame:
         Manifest with `mask`; each frame is its own patient, groups are those of the near-duplicate list.
 
     Raises:
-        DatasetError: a class folder is missing, or the option is unknown.
+        DatasetError: a class folder is missing.
     """
-    if classes not in ("2", "3"):
-        raise contract.DatasetError(f"busi: classes is 2 or 3; {classes!r} came.")
-    if (root / "Dataset_BUSI_with_GT").is_dir():
-        root = root / "Dataset_BUSI_with_GT"
-    contract.need(root, *NAMES, source="busi")
-    wanted = list(NAMES)[: int(classes)]
-    list_file = contract.beside(root, "busi_near_duplicates.csv")
-    groups = {}
-    if list_file:
-        with open(list_file, newline="", encoding="utf-8") as file:
-            groups = {row["image"]: row for row in csv.DictReader(file)}
-    frames, masks = contract.frames_and_masks(root)
-    rows, excluded, notes = [], [], []
-    for image, path, reason in frames:
-        label, stem = image.partition("/")[0], contract.stem_of(image)
-        about, own = groups.get(image, {}), masks.pop(stem, [])
-        if reason or label not in NAMES:
-            excluded.append((image, reason or "not in a class folder"))
-        elif label not in wanted:
-            excluded.append((image, f"class {label} is not used with classes={classes}"))
+    inner = root / "Dataset_BUSI_with_GT"
+    found = contract.Collection("busi", inner if inner.is_dir() else root)
+    found.need(*NAMES)
+    found.masks(named=contract.BESIDE)
+    names = dict(list(NAMES.items())[: int(classes)])
+    listed = contract.beside(found.root, "busi_near_duplicates.csv")
+    for image, _ in found.images():
+        label, group, mask = image.partition("/")[0], contract.stem_of(image), found.mask(image)
+        about = (listed or {}).get(image, {})
+        if about:
+            group = f"near-duplicate {about['dup_group']}"
+        if label not in NAMES:
+            found.leave_out(image, "not in a class folder")
+        elif label not in names:
+            found.leave_out(image, f"class {label} is not used with classes={classes}")
         elif about.get("group_has_mixed_class") == "1":
-            excluded.append((image, f"in near-duplicate group {about['dup_group']}, which mixes classes"))
+            found.leave_out(image, f"in {group.replace(' ', ' group ')}, which mixes classes")
         else:
-            if not own:
-                notes.append((image, "has no mask"))
-            rows.append(
-                {
-                    "image": image,
-                    "path": str(path),
-                    "label": label,
-                    "patient": stem,
-                    "group": f"near-duplicate {about['dup_group']}" if about else stem,
-                    "mask": contract.mask_cell(own),
-                }
-            )
-    excluded += [(image, "a mask whose frame is missing") for left in masks.values() for image, _ in left]
-    notes.append(("", contract.NO_PATIENTS))
-    if not list_file:
-        notes.append(
-            ("", "busi_near_duplicates.csv is not beside the set: groups come from the hash search only")
-        )
-    return contract.table(
-        rows,
-        dataset="busi",
-        title="BUSI, breast ultrasound",
-        classes=wanted,
-        names=NAMES,
-        excluded=excluded,
-        notes=notes,
-    )
+            if not mask:
+                found.note("has no mask", image)
+            found.frame(image, label, contract.stem_of(image), group=group, mask=mask)
+    found.note(contract.NO_PATIENTS)
+    if listed is None:
+        found.note("busi_near_duplicates.csv is not beside the set: groups come from the hash search only")
+    return found.manifest("BUSI, breast ultrasound", names)

@@ -5,6 +5,7 @@ Each takes the table and the problems found so far, adds its own, and gives back
 
 import itertools
 import re
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -31,6 +32,7 @@ LOOKS = {
     b"%pdf": "a PDF",
     b"riff": "a film or sound: save its frames as images",
 }  # first bytes, lower case -> what the file is
+WHOLE = {"image": [""]}  # where a finding stands that speaks of the whole set
 
 
 class ManifestError(ValueError):
@@ -40,12 +42,19 @@ class ManifestError(ValueError):
 class Problems(list):
     """What was found: dicts of row, column, problem, image and action."""
 
-    def add(self, row, column: str, text: str, action: str) -> None:
-        """Notes one finding of `row`, a mapping with `row` and `image`; no path of this machine is kept."""
-        image = row["image"]
-        if contract.OUTSIDE.match(image):
-            image = "…/" + re.split(r"[/\\]", image)[-1]
-        self.append({"row": row["row"], "column": column, "problem": text, "image": image, "action": action})
+    def add(self, where: Mapping, column: str, text: str | Iterable[str], action: str) -> None:
+        """Notes a finding for each row of a table with `row` and `image`; no path of this machine is kept.
+
+        Args:
+            where: the rows: a table, or anything with these two columns; `row` may be missing.
+            text: one for all of them, or one for each.
+        """
+        texts = itertools.repeat(text) if isinstance(text, str) else text
+        rows = where["row"] if "row" in where else itertools.repeat(pd.NA)
+        for image, row, problem in zip(where["image"], rows, texts):
+            if contract.OUTSIDE.match(image):
+                image = "…/" + re.split(r"[/\\]", image)[-1]
+            self.append({"row": row, "column": column, "problem": problem, "image": image, "action": action})
 
     def table(self) -> pd.DataFrame:
         """One row per finding."""
@@ -53,87 +62,70 @@ class Problems(list):
         return table.astype({"row": "Int64"})
 
 
-def rows(data: pd.DataFrame) -> list[dict]:
-    """Where the rows of a table stand: mappings with `row` and `image`."""
-    return data[["row", "image"]].to_dict("records")
+def _at(data: pd.DataFrame, index) -> dict[str, list]:
+    """Where one row of a table stands, for `Problems.add`."""
+    return {"row": [data.at[index, "row"]], "image": [data.at[index, "image"]]}
 
 
-def _text(*checks, **options) -> pa.Column:
+def _text(*checks: pa.Check, **options) -> pa.Column:
     return pa.Column(str, checks=list(checks), coerce=True, **options)
 
 
-def _is(rule, problem: str) -> pa.Check:
+def _is(rule: Callable[[object], bool], problem: str) -> pa.Check:
     return pa.Check(rule, element_wise=True, error=problem)
 
 
-FILLED = _is(lambda value: bool(value.strip()), "empty; a value is expected")
+FILLED = _is(str.strip, "empty; a value is expected")
+INSIDE = _is(
+    lambda v: not contract.OUTSIDE.match(v), "not inside the data set's folder: relative, without '..'"
+)
+AGE = _is(lambda v: isinstance(v, (int, float)) and 0 <= v <= 120, "not an age in years from 0 to 120")
+SEX = _is(lambda v: v in ("F", "M", "O", ""), "not F, M, O or empty")
+BOX = _is(lambda v: re.fullmatch(r"(\d+ \d+ \d+ \d+)?", v), "not four whole numbers 'x y width height'")
+# What a manifest must hold. Rows that fail in the first six columns are left out, other values blanked.
 SCHEMA = pa.DataFrameSchema(
     {
-        "image": _text(
-            FILLED,
-            _is(
-                lambda v: not contract.OUTSIDE.match(v),
-                "not inside the data set's folder: relative, without '..'",
-            ),
-        ),
+        "image": _text(FILLED, INSIDE),
         "path": _text(FILLED),
         "label": _text(),
         "patient": _text(FILLED),
         "group": _text(FILLED),
         "dataset": _text(FILLED),
-        "age": pa.Column(
-            None,
-            _is(lambda v: isinstance(v, (int, float)) and 0 <= v <= 120, "not an age in years from 0 to 120"),
-            nullable=True,
-            required=False,
-        ),
-        "sex": _text(_is(lambda v: v in ("F", "M", "O", ""), "not F, M, O or empty"), required=False),
-        "box": _text(
-            _is(
-                lambda v: not v or (len(v.split()) == 4 and all(n.isdigit() for n in v.split())),
-                "not four whole numbers 'x y width height'",
-            ),
-            required=False,
-        ),
+        "age": pa.Column(None, AGE, nullable=True, required=False),
+        "sex": _text(SEX, required=False),
+        "box": _text(BOX, required=False),
     }
 )
-"""What a manifest must hold. Rows that fail in the first six columns are left out, other values blanked."""
 REQUIRED = list(SCHEMA.columns)[:6]
 
 
 def schema(data: pd.DataFrame, classes: list[str], problems: Problems) -> pd.DataFrame:
     """Holds every value against SCHEMA and the classes, all at once; bad rows go, other bad values are blanked."""
+    cases, bad = [], set()
     try:
         SCHEMA.validate(data, lazy=True)
-        cases = []
     except pa.errors.SchemaErrors as errors:
         cases = errors.failure_cases.to_dict("records")
-    bad, blank = set(), []
+    checked = data.copy()
     for case in cases:
         index, column = case["index"], case["column"]
+        came = f"; came {quoted(case['failure_case'])}"
         if index is None or pd.isna(index):
-            raise ManifestError(f"Column {column}: {case['check']}; came {quoted(case['failure_case'])}.")
-        came = "" if column in ("image", "path") else f"; came {quoted(case['failure_case'])}"
-        text = f"{case['check']}{came}"
-        if column in REQUIRED:
-            bad.add(int(index))
+            raise ManifestError(f"Column {column}: {case['check']}{came}.")
+        required, text = column in REQUIRED, case["check"] + ("" if column in ("image", "path") else came)
+        problems.add(_at(data, index), column, text, LEFT_OUT if required else BLANKED)
+        if required:
+            bad.add(index)
         else:
-            blank.append((int(index), column))
-        action = LEFT_OUT if column in REQUIRED else BLANKED
-        problems.add(data.loc[int(index)], column, text, action)
-    unknown = data.index[~data["label"].isin([*classes, ""])] if classes else []
-    for index in unknown:
-        text = f"not one of {listed(classes)}; came {quoted(data.at[index, 'label'])}"
-        problems.add(data.loc[index], "label", text, LEFT_OUT)
-    twice = data.index[data["image"].duplicated()]
-    for index in twice:
-        problems.add(data.loc[index], "image", "named twice; the first row is used", LEFT_OUT)
-    data = data.copy()
-    for index, column in blank:
-        data.loc[index, column] = None if column == "age" else ""
-    if "age" in data:
-        data["age"] = pd.to_numeric(data["age"])
-    return data.drop(index=bad | set(unknown) | set(twice))
+            checked.loc[index, column] = None if column == "age" else ""
+    unknown = data[~data["label"].isin([*classes, ""])] if classes else data[:0]
+    texts = [f"not one of {listed(classes)}; came {quoted(label)}" for label in unknown["label"]]
+    problems.add(unknown, "label", texts, LEFT_OUT)
+    twice = data[data["image"].duplicated()]
+    problems.add(twice, "image", "named twice; the first row is used", LEFT_OUT)
+    if "age" in checked:
+        checked["age"] = pd.to_numeric(checked["age"])
+    return checked.drop(index=bad.union(unknown.index, twice.index))
 
 
 def files(data: pd.DataFrame, problems: Problems, jobs: int) -> pd.DataFrame:
@@ -144,14 +136,14 @@ def files(data: pd.DataFrame, problems: Problems, jobs: int) -> pd.DataFrame:
     work = Parallel(n_jobs=jobs, return_as="generator")(delayed(_inspect)(batch) for batch in batches)
     results = list(itertools.chain.from_iterable(progress(work, "checking frames", len(records), size=len)))
     data = data.copy()
-    for index, row, found in zip(data.index, rows(data), results):
+    for index, found in zip(data.index, results):
         if found["reason"]:
-            problems.add(row, "image", found["reason"], LEFT_OUT)
+            problems.add(_at(data, index), "image", found["reason"], LEFT_OUT)
         if found["mask"]:
-            problems.add(row, "mask", found["mask"], BLANKED)
+            problems.add(_at(data, index), "mask", found["mask"], BLANKED)
             data.at[index, "mask"] = ""
         for note in found["notes"]:
-            problems.add(row, "image", note, NOTE)
+            problems.add(_at(data, index), "image", note, NOTE)
     data["sha256"] = [found["sha256"] for found in results]
     data["phash"] = [found["phash"] for found in results]
     marked = [any(note.startswith(frames.MARKS) for note in found["notes"]) for found in results]
@@ -169,17 +161,16 @@ def _inspect(batch: list[dict]) -> list[dict]:
         try:
             frame = pixels.open_frame(row)
         except (frames.FrameError, contract.DatasetError) as error:
-            found["reason"] = str(error)
-            if getattr(error, "kind", "") == "not_an_image":
-                found["reason"] += _look(row["path"])
+            looks = _look(row["path"]) if getattr(error, "kind", "") == "not_an_image" else ""
+            found["reason"] = f"{error}{looks}"
             continue
-        found["notes"] = list(frame.warnings)
+        found["notes"] += frame.warnings
         found["sha256"], found["phash"] = duplicates.fingerprint(frame.gray)
         try:
             mask = pixels.load_mask(row, frame.gray.shape)
             if mask is not None and not mask.any():
                 found["notes"].append("its mask is empty")
-        except (frames.FrameError, contract.DatasetError, ValueError, TypeError) as error:
+        except (ValueError, TypeError) as error:  # FrameError and DatasetError among them
             found["mask"] = f"mask not used: {error}"
     return results
 
@@ -202,70 +193,55 @@ def _look(path: str) -> str:
 def joined(data: pd.DataFrame, problems: Problems) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Joins the groups of frames that show the same; also gives the table of such pairs."""
     found = duplicates.pairs(data["sha256"], data["phash"])
-    a, b = found["a"].to_numpy(), found["b"].to_numpy()
-    value = {name: data[name].to_numpy() for name in ("image", "patient", "label", "group")}
-    table = pd.DataFrame(
-        {
-            "image_a": value["image"][a],
-            "image_b": value["image"][b],
-            "bits": found["bits"],
-            "identical": found["identical"],
-            "same_patient": value["patient"][a] == value["patient"][b],
-            "same_label": value["label"][a] == value["label"][b],
-        }
+    one, other = (data.iloc[found[end]].reset_index(drop=True) for end in "ab")
+    pairs = pd.DataFrame({"image_a": one["image"], "image_b": other["image"]}).assign(
+        bits=found["bits"],
+        identical=found["identical"],
+        same_patient=one["patient"] == other["patient"],
+        same_label=one["label"] == other["label"],
+        joined=one["group"] != other["group"],
     )
-    order = np.argsort(pd.factorize(value["patient"])[0], kind="stable")  # frames of a patient stand together
-    person = value["patient"][order]
-    same = np.nonzero(person[1:] == person[:-1])[0]
-    joined = duplicates.join(
-        value["group"], np.concatenate([a, order[same]]), np.concatenate([b, order[same + 1]])
+    across = sorted(set(found.loc[pairs["joined"], ["a", "b"]].to_numpy().ravel()))
+    text = "shows the same as a frame of another group: the groups are joined"
+    problems.add(data.iloc[across], "group", text, NOTE)
+    own = pd.Series(np.arange(len(data)))  # each frame with the first of its patient
+    links = [own, own.groupby(data["patient"].to_numpy()).transform("first")]
+    data = data.assign(
+        group=duplicates.join(data["group"], *(np.r_[found[end], link] for end, link in zip("ab", links)))
     )
-    table["joined"] = value["group"][a] != value["group"][b]
-    across = table["joined"].to_numpy()
-    for position in sorted({*a[across], *b[across]}):
-        where = {"row": data["row"].iloc[position], "image": value["image"][position]}
-        problems.add(
-            where, "group", "shows the same as a frame of another group: the groups are joined", NOTE
+    people, patients = data.groupby("group")["patient"].nunique(), data["patient"].nunique()
+    if len(data) and people.max() > max(3, GIANT * patients):
+        text = (
+            f"group {quoted(people.idxmax())} joins {people.max()} of {patients} patients by frames that look "
+            "alike: look at the duplicates table before trusting it"
         )
-    data = data.assign(group=joined)
-    if len(data):
-        people = data.groupby("group")["patient"].nunique()
-        if people.max() > max(3, GIANT * data["patient"].nunique()):
-            where = {"row": pd.NA, "image": ""}
-            text = (
-                f"group {quoted(people.idxmax())} joins {people.max()} of {data['patient'].nunique()} patients by "
-                "frames that look alike: look at the duplicates table before trusting it"
-            )
-            problems.add(where, "group", text, NOTE)
-    return data, table
+        problems.add(WHOLE, "group", text, NOTE)
+    return data, pairs
 
 
 def contradictions(data: pd.DataFrame, problems: Problems) -> pd.DataFrame:
     """Sets aside groups with two labels; but one person may have two types in two `nodule`s."""
     labelled = data[data["label"] != ""]
-    keys = labelled["group"]
+    person, bad = labelled["group"], set()
     if "nodule" in labelled:
         nodule = labelled["nodule"].fillna("").astype(str)
-        keys = keys.where(nodule == "", keys + "\0" + labelled["patient"] + "\0" + nodule)
-    labels = labelled.groupby(keys)["label"].agg(lambda column: sorted(set(column)))
-    mixed = labels[labels.map(len) > 1]
-    bad = set(labelled.loc[keys.isin(mixed.index), "group"])
-    if "nodule" in labelled:
-        bad |= _same_frame_two_labels(labelled)
+        person = person.where(nodule == "", person + "\0" + labelled["patient"] + "\0" + nodule)
+        found = duplicates.pairs(
+            labelled["sha256"], labelled["phash"]
+        )  # one frame, two labels: whatever nodule
+        one, other = (labelled.iloc[found[end]] for end in "ab")
+        bad = set(one["group"][one["label"].to_numpy() != other["label"].to_numpy()])
+    bad |= set(labelled["group"][labelled.groupby(person)["label"].transform("nunique") > 1])
     aside = data[data["group"].isin(bad)]
-    seen = (
-        aside[aside["label"] != ""].groupby("group")["label"].agg(lambda column: listed(sorted(set(column))))
-    )
-    for row in aside[["row", "image", "group"]].to_dict("records"):
-        text = (
-            f"group {quoted(row['group'])} has contradicting labels ({seen[row['group']]}): set aside; if these "
-            "are different nodules of one person, name them in a column nodule"
-        )
-        problems.add(row, "label", text, LEFT_OUT)
-    return data[~data["group"].isin(bad)]
-
-
-def _same_frame_two_labels(labelled: pd.DataFrame) -> set[str]:
-    found = duplicates.pairs(labelled["sha256"], labelled["phash"])
-    label, group = labelled["label"].to_numpy(), labelled["group"].to_numpy()
-    return set(group[found["a"]][label[found["a"]] != label[found["b"]]])
+    seen = {
+        group: listed(sorted(set(labels)))
+        for group, labels in labelled.groupby("group")["label"]
+        if group in bad
+    }
+    texts = [
+        f"group {quoted(group)} has contradicting labels ({seen[group]}): set aside; if these are different "
+        "nodules of one person, name them in a column nodule"
+        for group in aside["group"]
+    ]
+    problems.add(aside, "label", texts, LEFT_OUT)
+    return data.drop(index=aside.index)

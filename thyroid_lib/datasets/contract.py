@@ -1,23 +1,27 @@
-"""What every reader shares: how a manifest is put together, and how its frames and masks are opened."""
+"""The one contract of the readers: what a manifest is, and how a reader puts one together.
+
+A reader describes its folder to a `Collection`: which files are frames, which are masks, what is left out and
+why. The collection knows the rest: paths, order, files of the system, links, masks without a frame.
+"""
 
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pandas as pd
 
-from thyroid_lib import frames
+from thyroid_lib import LESION_TYPES, frames
 from thyroid_lib.common.files import natural
 
 COLUMNS = ["image", "path", "label", "patient", "group", "dataset"]
 PRIVATE = ["path", "mask"]  # hold absolute paths of this machine
-TWO = {"benign": ("benign", "良性"), "malignant": ("malignant", "恶性")}
-"""Names of the two classes that most public sets have."""
+TWO = {"benign": ("benign", "良性"), "malignant": ("malignant", "恶性")}  # the classes of most public sets
 NO_PATIENTS = "no patient identifiers in this set: each frame counts as a patient of its own"
-SYSTEM_FILES = {"thumbs.db", "desktop.ini", "ehthumbs.db"}
 SYSTEM = "a system or hidden file, not an image"
+SYSTEM_FILES = {"thumbs.db", "desktop.ini", "ehthumbs.db", "__macosx"}
+BESIDE = r"(.+)[_-]mask(_\d+)?"  # "a_mask.png", "a_mask_1.png": masks of "a.png" beside it
 OUTSIDE = re.compile(r"[/\\~]|\w:[/\\]|(.*[/\\])?\.\.([/\\]|$)")  # absolute, or up and out of the folder
 
 
@@ -38,46 +42,122 @@ class Listing(pd.DataFrame):
     __hash__ = None
 
 
+class Collection:
+    """What a reader finds below a folder; images are named by their path relative to it.
+
+    Args:
+        source: name of the source, for messages and the column `dataset`.
+        root: folder of the set.
+    """
+
+    def __init__(self, source: str, root: Path):
+        self.source, self.root = source, root
+        self.rows, self.excluded, self.notes = [], [], []
+        self._masks: dict[str, list[str]] = {}
+
+    def need(self, *names: str) -> None:
+        """Raises DatasetError with everything that a layout wants and the folder has not."""
+        if missing := [name for name in names if not (self.root / name).exists()]:
+            raise self.unlike(", ".join(names), f"missing: {', '.join(missing)}")
+
+    def unlike(self, expected: str, came: str) -> DatasetError:
+        """The error of a folder that is not laid out as the source's, with what lies in it."""
+        there = ["(not a folder)"]
+        if self.root.is_dir():
+            there = sorted(entry.name for entry in self.root.iterdir())[:12] or ["nothing"]
+        return DatasetError(
+            f"{self.source}: expected {expected} in {self.root}; {came}; found: {', '.join(there)}. "
+            "docs/data.md shows the layout."
+        )
+
+    def masks(self, folder: str = "", frames: str = "", named: str = "(.+)") -> None:
+        """Says which files are masks: those of `folder` belong to the frames of the same name in `frames`.
+
+        Args:
+            named: what a mask's name without suffix looks like; its first group is the frame's. With `BESIDE`
+                and no folder, masks lie beside their frames.
+        """
+        for image, _, reason in files(self.root, folder):
+            stem = re.fullmatch(named, stem_of(image.removeprefix(f"{folder}/")), re.IGNORECASE)
+            if stem and not reason:
+                self._masks.setdefault(f"{frames}/{stem[1]}".removeprefix("/"), []).append(image)
+
+    def images(self, folder: str = "", *used: Path) -> Iterator[tuple[str, Path]]:
+        """Every frame of a folder, (image, its path) in natural order; what is neither that nor `used` is left out."""
+        used = {*used, *(self.root / mask for masks in self._masks.values() for mask in masks)}
+        for image, path, reason in files(self.root, folder):
+            if path in used:
+                continue
+            if reason:
+                self.leave_out(image, reason)
+            else:
+                yield image, path
+
+    def mask(self, image: str) -> str:
+        """The manifest's `mask` cell for a frame; "" where it has none."""
+        found = self._masks.pop(stem_of(image), [])
+        return json.dumps([str(self.root / mask) for mask in found]) if found else ""
+
+    def frame(self, image: str, label: str, patient: str, **more) -> None:
+        """Takes a frame into the manifest, with any other columns."""
+        row = {"image": image, "path": str(self.root / image), "label": label, "patient": patient}
+        self.rows.append(row | more)
+
+    def leave_out(self, image: str, reason: str) -> None:
+        """Lists a file that was found, or named, and is not used."""
+        self.excluded.append((image, reason))
+
+    def note(self, text: str, image: str = "") -> None:
+        """Notes what a reader should know of a used file, or of the whole set."""
+        self.notes.append((image, text))
+
+    def manifest(self, title: str, names: Mapping[str, tuple[str, str]], **attrs) -> pd.DataFrame:
+        """The manifest of what was found; arguments as in `table`."""
+        for mask in (mask for masks in self._masks.values() for mask in masks):
+            self.leave_out(mask, "a mask whose frame is missing")
+        lists = {"excluded": self.excluded, "notes": self.notes}
+        return table(self.rows, dataset=self.source, title=title, names=names, **lists, **attrs)
+
+
 def table(
     rows: Iterable[Mapping],
     *,
     dataset: str,
     title: str,
-    classes: Sequence[str],
-    names: Mapping[str, tuple[str, str]] | None = None,
+    names: Mapping[str, tuple[str, str]],
     excluded: Iterable[tuple[str, str]] = (),
     notes: Iterable[tuple[str, str]] = (),
     simulated: bool = False,
+    **attrs,
 ) -> pd.DataFrame:
     """Puts a manifest together.
 
     Args:
         rows: mappings with at least `image`, `path`, `label` and `patient`; `group` is the patient and
             `dataset` the argument where a row does not say otherwise.
-        classes: class keys in the order of the network's outputs.
-        names: class key -> (English, Chinese); the key itself where absent.
+        names: class key -> (English, Chinese), in the order of the network's outputs.
         excluded: (image, reason) of every file that was found and not used.
         notes: (image, note) of what a reader should know of a used file; image "" for the whole set.
+        attrs: any others.
 
     Returns:
         The manifest, sorted by image in natural order, with its attrs.
     """
     data = pd.DataFrame(list(rows))
     for column in COLUMNS:
-        if column not in data:
-            data[column] = {"dataset": dataset, "group": data.get("patient")}.get(column, "")
-    for column in COLUMNS:
-        data[column] = data[column].fillna("").astype(str)
+        given = data[column] if column in data else {"dataset": dataset}.get(column, "")
+        data[column] = pd.Series(given, index=data.index).fillna("").astype(str)
     data["group"] = data["group"].where(data["group"] != "", data["patient"])
     data = data[COLUMNS + [c for c in data if c not in COLUMNS]]
     data = data.sort_values("image", key=lambda column: column.map(natural)).reset_index(drop=True)
     data.attrs = {
-        "classes": list(classes),
-        "names": {key: tuple((names or {}).get(key, (key, key))) for key in classes},
+        "classes": list(names),
+        "names": {key: tuple(name) for key, name in names.items()},
         "simulated": simulated,
         "title": title,
         "excluded": Listing(list(excluded), columns=["image", "reason"]),
         "notes": Listing(list(notes), columns=["image", "note"]),
+        **attrs,
     }
     return data
 
@@ -87,15 +167,37 @@ def public(manifest: pd.DataFrame) -> pd.DataFrame:
     return manifest.drop(columns=[c for c in PRIVATE if c in manifest])
 
 
-def split_frame(path: str) -> tuple[str, int]:
-    """ "clip.dcm#7" -> ("clip.dcm", 7); a path without a frame number gives frame 0."""
-    file, mark, number = path.rpartition("#")
-    if mark and number.isdigit() and not os.path.exists(path):
-        return file, int(number)
-    return path, 0
+def files(root: Path, folder: str = "") -> Iterator[tuple[str, Path, str]]:
+    """Every file below a folder of root, in natural order, links to folders not followed.
+
+    Yields:
+        (path relative to root in POSIX form, absolute path, reason why it is no image or "").
+    """
+    found = []
+    for place, folders, names in os.walk(root / folder):
+        linked = [name for name in folders if os.path.islink(os.path.join(place, name))]
+        found += [(Path(place, name), "a link to a folder, not followed") for name in linked]
+        found += [(Path(place, name), "") for name in names]
+    named = [(path.relative_to(root).as_posix(), path, reason) for path, reason in found]
+    for name, path, reason in sorted(named, key=lambda item: natural(item[0])):
+        yield name, path, reason or not_an_image(name, path)
 
 
-def is_dicom(path: str) -> bool:
+def not_an_image(name: str, path: Path) -> str:
+    """Why a file is no image by its name alone; "" where it may be one."""
+    suffix = path.suffix.lower()
+    if any(part.startswith(".") or part.casefold() in SYSTEM_FILES for part in name.split("/")):
+        return SYSTEM
+    if path.is_symlink() and not path.exists():
+        return "a broken link"
+    if suffix in frames.SUFFIXES:
+        return ""
+    if is_dicom(path):
+        return "a DICOM file: read such folders with dicom:PATH"
+    return f"not an image format that is read here ({suffix or 'no suffix'}); {' '.join(frames.SUFFIXES)} are"
+
+
+def is_dicom(path: str | Path) -> bool:
     """Whether a file is DICOM: by suffix, or by its magic bytes where the suffix names no image format."""
     suffix = Path(path).suffix.lower()
     if suffix in (".dcm", ".dicom"):
@@ -109,63 +211,23 @@ def is_dicom(path: str) -> bool:
         return False
 
 
-def files(root: Path) -> Iterator[tuple[str, Path, str]]:
-    """Every file below a folder, in natural order, links to folders not followed.
-
-    Yields:
-        (path relative to root in POSIX form, absolute path, reason why it is no image or "").
-    """
-    found = []
-    for folder, folders, names in os.walk(root):
-        linked = [name for name in folders if os.path.islink(os.path.join(folder, name))]
-        found += [(Path(folder, name), "a link to a folder, not followed") for name in linked]
-        found += [(Path(folder, name), "") for name in names]
-    named = [(path.relative_to(root).as_posix(), path, reason) for path, reason in found]
-    for name, path, reason in sorted(named, key=lambda item: natural(item[0])):
-        hidden = any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
-        yield name, path, reason or (SYSTEM if hidden else not_an_image(path))
-
-
-def frames_and_masks(root: Path) -> tuple[list, dict[str, list]]:
-    """Parts the files below a folder into frames and the masks that lie beside them.
-
-    Returns:
-        The frames as `files` yields them, and {frame without suffix: [(image, path) of its masks]} from names
-        such as ``a_mask.png``, ``a_mask_1.png``.
-    """
-    frame_files, masks = [], {}
-    for image, path, reason in files(root):
-        stem = re.fullmatch(r"(.+)[_-]mask(_\d+)?", stem_of(image), re.IGNORECASE)
-        if stem and not reason:
-            masks.setdefault(stem[1], []).append((image, str(path)))
-        else:
-            frame_files.append((image, path, reason))
-    return frame_files, masks
-
-
 def stem_of(image: str) -> str:
     """ "benign/a (1).png" -> "benign/a (1)"."""
     return Path(image).with_suffix("").as_posix()
 
 
-def mask_cell(masks: Iterable[tuple[str, str]]) -> str:
-    """The manifest's `mask` cell for mask files, joined when several; "" for none."""
-    paths = [path for _, path in masks]
-    return json.dumps(paths) if paths else ""
+def beside(root: Path, name: str) -> dict[str, dict] | None:
+    """Rows by image of a companion table in the folder of a set or one of the two above it; None where none is."""
+    path = next((p / name for p in (root, *root.parents[:2]) if (p / name).is_file()), None)
+    return {row["image"]: row for row in texts(path).to_dict("records")} if path else None
 
 
-def not_an_image(path: Path) -> str:
-    """Why a file is no image by its name alone; "" where it may be one."""
-    suffix = path.suffix.lower()
-    if path.name.lower() in SYSTEM_FILES:
-        return SYSTEM
-    if path.is_symlink() and not path.exists():
-        return "a broken link"
-    if suffix in frames.SUFFIXES:
-        return ""
-    if is_dicom(str(path)):
-        return "a DICOM file: read such folders with dicom:PATH"
-    return f"not an image format that is read here ({suffix or 'no suffix'}); {' '.join(frames.SUFFIXES)} are"
+def texts(path: Path) -> pd.DataFrame:
+    """A CSV table, every cell as text; raises DatasetError where it is none."""
+    try:
+        return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except ValueError:  # of pandas or the decoder, and it may quote a cell
+        raise DatasetError(f"{path.name} is no table of even rows; save it as UTF-8 CSV.") from None
 
 
 def benign_or_malignant(value) -> str:
@@ -179,17 +241,29 @@ def class_key(name: str) -> str:
     return "_".join(str(name).casefold().split())
 
 
-def need(root: Path, *names: str, source: str) -> None:
-    """Raises DatasetError with everything that a layout wants and the folder has not."""
-    missing = [name for name in names if not (root / name).exists()]
-    if missing:
-        there = sorted(entry.name for entry in root.iterdir())[:12] if root.is_dir() else ["(not a folder)"]
-        raise DatasetError(
-            f"{source}: expected {', '.join(names)} in {root}; missing: {', '.join(missing)}; "
-            f"found: {', '.join(there) or 'nothing'}. docs/data.md shows the layout."
-        )
+def class_keys(names: str) -> list[str]:
+    """ "a,B c" -> ["a", "b_c"], as the option `classes` of a SPEC gives them."""
+    return [class_key(name) for name in names.split(",") if name.strip()]
 
 
-def beside(root: Path, name: str) -> Path | None:
-    """A companion file in the folder of a set or in one of the two above it."""
-    return next((p / name for p in (root, *root.parents[:2]) if (p / name).is_file()), None)
+def lesion_type(name: str) -> str:
+    """Class key of a name: a lesion type's key where it is its key, English or Chinese name."""
+    key = class_key(name)
+    for lesion, (english, chinese) in LESION_TYPES.items():
+        if key.replace("-", "_") in (lesion, class_key(english)) or name.strip() == chinese:
+            return lesion
+    return key
+
+
+def named(keys: Iterable[str], own: Mapping[str, str] | None = None) -> dict[str, tuple[str, str]]:
+    """Class key -> (English, Chinese) of a class known to the study, else the name in `own`, else the key."""
+    known = {**LESION_TYPES, **TWO}
+    return {key: known.get(key, ((own or {}).get(key, key),) * 2) for key in keys}
+
+
+def in_order(keys: Iterable[str]) -> list[str]:
+    """Lesion types first in the study's order, then other classes in natural order."""
+    return [
+        *(key for key in LESION_TYPES if key in keys),
+        *sorted(set(keys) - set(LESION_TYPES), key=natural),
+    ]

@@ -6,11 +6,11 @@ among the outlines (left out), cases that share identical frames (``ddti_notes.c
 duplicate search of `thyroid_lib.manifest`, joins them), grades printed on the frame (column ``text``).
 """
 
-import csv
 import json
 import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 
@@ -20,7 +20,6 @@ from thyroid_lib.datasets import contract
 
 KAGGLE = "dasmehdixtr/ddti-thyroid-ultrasound-images"
 GROUPS = {"2": "2-3", "3": "2-3", "4a": "4a", "4b": "4b", "4c": "4c-5", "5": "4c-5"}
-TWO = {grade: "2-3" if group == "2-3" else "4a-5" for grade, group in GROUPS.items()}
 SIGNS = ("composition", "echogenicity", "margins", "calcifications")
 WORDS = {  # the set's own spellings of one value
     "non": "none",
@@ -31,7 +30,7 @@ WORDS = {  # the set's own spellings of one value
 }
 
 
-def read(root: Path, *, labels: str = "groups") -> pd.DataFrame:
+def read(root: Path, *, labels: Literal["groups", "two"] = "groups") -> pd.DataFrame:
     """Reads DDTI.
 
     Args:
@@ -43,112 +42,90 @@ def read(root: Path, *, labels: str = "groups") -> pd.DataFrame:
         the notes lie beside. Frames without a grade have the label "".
 
     Raises:
-        DatasetError: no XML file is there, or the option is unknown.
+        DatasetError: no XML file is there.
     """
-    if labels not in ("groups", "two"):
-        raise contract.DatasetError(f"ddti: labels is groups or two; {labels!r} came.")
-    key = GROUPS if labels == "groups" else TWO
-    listed = {image: (path, reason) for image, path, reason in contract.files(root) if "/" not in image}
-    cases = [image for image in listed if image.lower().endswith(".xml")]
+    found = contract.Collection("ddti", root)
+    cases = sorted(
+        (path for path in root.glob("*.xml") if path.is_file()), key=lambda path: natural(path.name)
+    )
     if not cases:
-        raise contract.DatasetError(
-            f"ddti: expected <case>.xml and <case>_<n>.jpg in {root}; no XML file is there. "
-            "docs/data.md shows the layout."
-        )
-    notes_file = contract.beside(root, "ddti_notes.csv")
-    printed = _notes(notes_file) if notes_file else {}
-    rows, excluded, notes, used = [], [], [], set()
-    for case_file in cases:
-        case = Path(case_file).stem
-        used.add(case_file)
+        raise found.unlike("<case>.xml and <case>_<n>.jpg", "no XML file is there")
+    classes = {
+        grade: group if labels == "groups" or group == "2-3" else "4a-5" for grade, group in GROUPS.items()
+    }
+    printed = contract.beside(root, "ddti_notes.csv")
+    images = {}  # case -> number -> image
+    for image, path in found.images("", *cases):
+        case, _, number = path.stem.rpartition("_")
+        if "/" in image or images.setdefault(case, {}).setdefault(number, image) != image:
+            found.leave_out(image, "not <case>_<n>.jpg beside its XML file, or a second one")
+    for path in cases:
         try:
-            tree = ElementTree.parse(listed[case_file][0]).getroot()
+            tree = ElementTree.parse(path).getroot()
         except ElementTree.ParseError as error:
-            excluded.append((case_file, f"broken XML: {error}"))
+            found.leave_out(path.name, f"broken XML: {error}")
             continue
-        outlines = _outlines(tree, case, notes)
+        case, own = path.stem, images.pop(path.stem, {})
+        outlines = _outlines(tree, case, found)
         grade = _text(tree, "tirads").lower().replace(" ", "")
-        if grade and grade not in key:
-            notes.append((case_file, f"unknown TI-RADS {quoted(grade)}, left unlabelled"))
-        numbers = {Path(i).stem.rpartition("_")[2] for i in listed if Path(i).stem.rpartition("_")[0] == case}
-        for number in sorted(numbers | set(outlines), key=natural):
-            names = (f"{case}_{number}{suffix}" for suffix in (".jpg", ".JPG", ".jpeg", ".png"))
-            image = next((name for name in names if name in listed), None)
+        if grade and grade not in classes:
+            found.note(f"unknown TI-RADS {quoted(grade)}, left unlabelled", path.name)
+        for number in sorted({*own, *outlines}, key=natural):
+            image = own.get(number)
             if image is None:
-                excluded.append((f"{case}_{number}.jpg", f"named in {case_file}, but the file is missing"))
+                found.leave_out(f"{case}_{number}.jpg", f"named in {path.name}, but the file is missing")
                 continue
-            used.add(image)
-            about = printed.get(image, {})
-            rows.append(
-                {
-                    "image": image,
-                    "path": str(listed[image][0]),
-                    "label": key.get(grade, ""),
-                    "patient": case,
-                    "group": about.get("group") or case,
-                    "mask": json.dumps(outlines[number]) if outlines.get(number) else "",
-                    "age": pd.to_numeric(_text(tree, "age"), errors="coerce"),
-                    "sex": {"f": "F", "m": "M"}.get(_text(tree, "sex").lower(), ""),
-                    "tirads": grade,
-                    **{f"sign_{sign}": _sign(tree, sign) for sign in SIGNS},
-                    "text": about.get("burned_in_text", ""),
-                }
+            about = (printed or {}).get(image, {})
+            found.frame(
+                image,
+                classes.get(grade, ""),
+                patient=case,
+                group=about.get("group") or case,
+                mask=json.dumps(outlines[number]) if outlines.get(number) else "",
+                age=pd.to_numeric(_text(tree, "age"), errors="coerce"),
+                sex={"f": "F", "m": "M"}.get(_text(tree, "sex").lower(), ""),
+                tirads=grade,
+                **{f"sign_{sign}": _sign(tree, sign) for sign in SIGNS},
+                text=about.get("burned_in_text", ""),
             )
             if not grade:
-                notes.append((image, "unlabelled: its case has no TI-RADS grade"))
-    for image, (_, reason) in listed.items():
-        if image not in used:
-            excluded.append((image, reason or "no XML file for its case"))
-    if not notes_file:
-        notes.append(("", "ddti_notes.csv is not beside the set: text printed on the frames is not known"))
-    classes = list(dict.fromkeys(key.values()))
-    return contract.table(
-        rows,
-        dataset="ddti",
-        title="DDTI, TI-RADS groups (not pathology)",
-        classes=classes,
-        names={c: (f"TI-RADS {c.replace('-', '–')}", f"TI-RADS {c.replace('-', '–')} 类") for c in classes},
-        excluded=excluded,
-        notes=notes,
+                found.note("unlabelled: its case has no TI-RADS grade", image)
+    for image in (image for left in images.values() for image in left.values()):
+        found.leave_out(image, "no XML file for its case")
+    if printed is None:
+        found.note("ddti_notes.csv is not beside the set: text printed on the frames is not known")
+    names = {key: f"TI-RADS {key.replace('-', '–')}" for key in classes.values()}
+    return found.manifest(
+        "DDTI, TI-RADS groups (not pathology)", {key: (name, f"{name} 类") for key, name in names.items()}
     )
+
+
+def _outlines(tree, case: str, found: contract.Collection) -> dict[str, list]:
+    """Freehand polygons by image number; a broken list gives none at all, for half a mask is a wrong one."""
+    outlines = {}
+    for mark in tree.iter("mark"):
+        number, svg = ((mark.findtext(name) or "").strip() for name in ("image", "svg"))
+        image, polygons = f"{case}_{number}.jpg", outlines.setdefault(number, [])
+        try:
+            shapes = json.loads(svg)
+            arrows = sum(shape.get("regionType") == "arrow" for shape in shapes)
+            drawn = [[[p["x"], p["y"]] for p in s["points"]] for s in shapes if s["regionType"] == "freehand"]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            broken = "is empty" if not svg else "cannot be read" if svg.endswith("]") else "is cut short"
+            found.note(f"no outline: its svg {broken}", image)
+            continue
+        good = [polygon for polygon in drawn if len(polygon) >= 3]
+        if arrows:
+            found.note(f"{arrows} arrow(s) among its outlines, left out", image)
+        if len(good) < len(drawn):
+            found.note(f"{len(drawn) - len(good)} outline(s) of fewer than three points, left out", image)
+        polygons += good
+    return outlines
 
 
 def _sign(tree, name: str) -> str:
     value = re.sub(r"\s*-\s*", "-", _text(tree, name))
     return WORDS.get(value, value)
-
-
-def _outlines(tree, case: str, notes: list) -> dict[str, list]:
-    """Freehand polygons by image number; a broken list gives none at all, for half a mask is a wrong one."""
-    outlines = {}
-    for mark in tree.iter("mark"):
-        number = (mark.findtext("image") or "").strip()
-        svg = (mark.findtext("svg") or "").strip()
-        image = f"{case}_{number}.jpg"
-        polygons = outlines.setdefault(number, [])
-        if not svg:
-            notes.append((image, "no outline: its svg is empty"))
-            continue
-        try:
-            shapes = json.loads(svg)
-            kinds = [shape.get("regionType") for shape in shapes]
-            drawn = [[[p["x"], p["y"]] for p in s["points"]] for s in shapes if s["regionType"] == "freehand"]
-        except (ValueError, KeyError, TypeError, AttributeError):
-            cut = "is cut short" if not svg.endswith("]") else "cannot be read"
-            notes.append((image, f"no outline: its svg {cut}"))
-            continue
-        good = [polygon for polygon in drawn if len(polygon) >= 3]
-        if arrows := kinds.count("arrow"):
-            notes.append((image, f"{arrows} arrow(s) among its outlines, left out"))
-        if len(good) < len(drawn):
-            notes.append((image, f"{len(drawn) - len(good)} outline(s) of fewer than three points, left out"))
-        polygons += good
-    return outlines
-
-
-def _notes(path: Path) -> dict[str, dict]:
-    with open(path, newline="", encoding="utf-8") as file:
-        return {row["image"]: row for row in csv.DictReader(file)}
 
 
 def _text(tree, name: str) -> str:

@@ -9,8 +9,8 @@ Layout: any tree of files. The class of a file is the name of the first folder, 
 of ``?classes=a,b``), or comes from a table (``?labels=FILE.csv``).
 """
 
-import csv
 import math
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -20,24 +20,12 @@ from joblib import Parallel, delayed
 from thyroid_lib import LESION_TYPES, regions
 from thyroid_lib.common.progress import progress
 from thyroid_lib.datasets import contract, dicom_frames
-from thyroid_lib.datasets.folder import lesion_type, order
 from thyroid_lib.datasets.identity import pseudonym
 from thyroid_lib.frames import FrameError, check_content
 
 AGREE = 0.7  # intersection over union of the scanner's region and our largest one, below which it is reported
 OLDEST = 90  # years; higher ages can tell a person
-MAKERS = (
-    "GE",
-    "Philips",
-    "Siemens",
-    "Samsung",
-    "Canon",
-    "Toshiba",
-    "Mindray",
-    "Hitachi",
-    "Fujifilm",
-    "Esaote",
-)
+MAKERS = "GE Philips Siemens Samsung Canon Toshiba Mindray Hitachi Fujifilm Esaote".split()
 COLUMNS = ("PatientID", "AccessionNumber", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "file")
 
 
@@ -62,60 +50,46 @@ def read(
     Raises:
         DatasetError: no DICOM file is there, an option is unknown, or the table of labels cannot be used.
     """
-    if frames != "all" and not (frames.isdigit() and int(frames) > 0):
+    if not re.fullmatch("all|0*[1-9][0-9]*", frames):
         raise contract.DatasetError(f"dicom: frames is all or a whole number from 1; {frames!r} came.")
-    keys = [contract.class_key(key) for key in classes.split(",") if key.strip()] or list(LESION_TYPES)
-    table = _labels(root, labels, keys) if labels else None
-    single = root.is_file()
-    found = [("", root, "")] if single else list(contract.files(root))
-    rows, excluded, notes, work = [], [], [], []
-    for name, path, reason in found:
+    keys = contract.class_keys(classes) or list(LESION_TYPES)
+    column, known = _labels(root, labels, keys) if labels else ("", {})
+    found = contract.Collection("dicom", root)
+    listed, work = [("", root, "")] if root.is_file() else list(contract.files(root)), []
+    for name, path, reason in listed:
         if path.name.upper() == "DICOMDIR":
-            excluded.append((identifier(name), "the index of the medium, not an image"))
-        elif single or contract.is_dicom(str(path)):
+            found.leave_out(identifier(name), "the index of the medium, not an image")
+        elif path == root or contract.is_dicom(path):
             work.append((name, str(path)))
         else:
-            excluded.append((identifier(name), "not a DICOM file" if not reason.startswith("a ") else reason))
+            found.leave_out(identifier(name), reason if reason.startswith("a ") else "not a DICOM file")
     if not work:
         raise contract.DatasetError(
-            f"dicom: expected DICOM files; none among the {len(found)} files there. docs/data.md shows what is read."
+            f"dicom: expected DICOM files; none among the {len(listed)} files there. docs/data.md shows what is read."
         )
     jobs = Parallel(n_jobs=-1 if len(work) > 16 else 1, return_as="generator")
-    for (name, path), about in zip(
-        work, progress(jobs(delayed(_inspect)(path, frames) for _, path in work), "reading DICOM", len(work))
-    ):
-        if about["reason"]:
-            excluded.append((identifier(name), about["reason"]))
+    results = jobs(delayed(_inspect)(path, frames) for _, path in work)
+    for (name, path), about in zip(work, progress(results, "reading DICOM", len(work))):
+        if isinstance(about, str):
+            found.leave_out(identifier(name), about)
             continue
-        folder = lesion_type(name.partition("/")[0]) if "/" in name else ""
-        label = _from_table(table, about["ids"], name) if table else (folder if folder in keys else "")
-        for number, frame in about["frames"].items():
+        folder = contract.lesion_type(name.partition("/")[0]) if "/" in name else ""
+        label = folder if folder in keys else ""
+        if column:
+            label = known.get(name if column == "file" else about["ids"][column], "")
+        for number, (reason, notes, agreement) in about["frames"].items():
             image = identifier(name) + (f"#{number}" if about["count"] > 1 else "")
-            if frame["reason"]:
-                excluded.append((image, frame["reason"]))
+            if reason:
+                found.leave_out(image, reason)
                 continue
-            notes += [(image, note) for note in frame["notes"]]
-            rows.append(
-                {
-                    "image": image,
-                    "path": f"{path}#{number}",
-                    "label": label,
-                    **about["public"],
-                    "region_agreement": frame["agreement"],
-                }
-            )
-    if bare := sum(row["label"] == "" for row in rows):
-        how = "the table of labels does not name them" if table else "their first folder is no class"
-        notes.append(("", f"{bare} of {len(rows)} frames are unlabelled: {how}"))
-    return contract.table(
-        rows,
-        dataset="dicom",
-        title=title or "DICOM collection",
-        classes=order({row["label"] for row in rows} - {""}) if not classes else keys,
-        names=LESION_TYPES,
-        excluded=excluded,
-        notes=notes,
-    )
+            for note in notes:
+                found.note(note, image)
+            found.frame(image, label, path=f"{path}#{number}", **about["public"], region_agreement=agreement)
+    if bare := sum(row["label"] == "" for row in found.rows):
+        how = "the table of labels does not name them" if column else "their first folder is no class"
+        found.note(f"{bare} of {len(found.rows)} frames are unlabelled: {how}")
+    seen = keys if classes else contract.in_order({row["label"] for row in found.rows} - {""})
+    return found.manifest(title or "DICOM collection", contract.named(seen))
 
 
 def identifier(name: str) -> str:
@@ -129,47 +103,46 @@ def find(root: Path, image: str) -> str:
     return next((name for name, _, _ in contract.files(root) if identifier(name) == wanted), "")
 
 
-def _inspect(path: str, wanted: str) -> dict:
-    """What the manifest may know of a file: hashes, age, sex, and which of its frames can be used."""
-    about = {"reason": "", "ids": {}, "public": {}, "frames": {}, "count": 0}
+def _inspect(path: str, wanted: str) -> dict | str:
+    """What the manifest may know of a file: hashes, age, sex, and its frames; or why it cannot be used."""
     with dicom_frames.quiet():
         try:
             dataset = dicom_frames.header(path)
-            problem = dicom_frames.unusable(dataset)
+            if problem := dicom_frames.unusable(dataset):
+                raise problem
         except FrameError as error:
-            problem = error
-        if problem:
-            return about | {"reason": str(problem)}
-        about["count"] = count = dicom_frames.frame_count(dataset)
-        about["ids"] = {name: _text(dataset, name) for name in COLUMNS[:-1]}
-        about["public"] = _public(dataset)
+            return str(error)
+        count = dicom_frames.frame_count(dataset)
         take = count if wanted == "all" else min(count, int(wanted))
-        for number in sorted({math.floor((i + 0.5) * count / take) for i in range(take)}):
-            about["frames"][number] = _frame(path, dataset, number)
-    return about
+        numbers = sorted({math.floor((i + 0.5) * count / take) for i in range(take)})
+        return {
+            "count": count,
+            "ids": {name: _text(dataset, name) for name in COLUMNS[:-1]},
+            "public": _public(dataset),
+            "frames": {number: _frame(path, dataset, number) for number in numbers},
+        }
 
 
-def _frame(path: str, dataset: pydicom.Dataset, number: int) -> dict:
-    result = {"reason": "", "notes": [], "agreement": float("nan")}
+def _frame(path: str, dataset: pydicom.Dataset, number: int) -> tuple[str, list[str], float]:
+    """Why a frame cannot be used ("" where it can), notes, and how far the stated region agrees with ours."""
     try:
         gray, coloured = dicom_frames.pixels(path, dataset, number)
         check_content(gray, coloured)
     except FrameError as error:
-        return result | {"reason": str(error)}
+        return str(error), [], math.nan
     stated = dicom_frames.region_box(dataset, gray.shape)
     if stated is None:
-        return result
+        return "", [], math.nan
     try:
         ours = regions.largest_region(gray).box
     except regions.NoRegion:
-        return result | {"notes": ["no connected region was found inside the scanner's region"]}
-    result["agreement"] = round(overlap(stated, ours), 4)
-    if result["agreement"] < AGREE:
-        result["notes"].append(
-            f"the scanner's region {stated} and the largest connected region {ours} (x, y, width, height in px) "
-            f"disagree: their overlap is {result['agreement']:.2f} of their union"
-        )
-    return result
+        return "", ["no connected region was found inside the scanner's region"], math.nan
+    agreement = round(overlap(stated, ours), 4)
+    note = (
+        f"the scanner's region {stated} and the largest connected region {ours} (x, y, width, height in px) "
+        f"disagree: their overlap is {agreement:.2f} of their union"
+    )
+    return "", [note] if agreement < AGREE else [], agreement
 
 
 def overlap(a: tuple, b: tuple) -> float:
@@ -184,15 +157,13 @@ def _public(dataset: pydicom.Dataset) -> dict:
     person = _text(dataset, "PatientID") or "\0".join(
         _text(dataset, name) for name in ("PatientName", "PatientBirthDate")
     ).strip("\0")
-    uid = _text(dataset, "StudyInstanceUID")
-    who = ("patient", _text(dataset, "IssuerOfPatientID"), person) if person else ("study", uid)
+    who = ("patient", _text(dataset, "IssuerOfPatientID"), person)
+    sex = _text(dataset, "PatientSex").upper()
     return {
-        "patient": pseudonym(*who),
+        "patient": pseudonym(*who) if person else study(dataset),
         "study": study(dataset),
         "age": _age(dataset),
-        "sex": _text(dataset, "PatientSex").upper()
-        if _text(dataset, "PatientSex").upper() in ("F", "M", "O")
-        else "",
+        "sex": sex if sex in ("F", "M", "O") else "",
         "device": scanner(dataset),
     }
 
@@ -211,13 +182,12 @@ def study(dataset: pydicom.Dataset) -> str:
 
 def _age(dataset: pydicom.Dataset) -> float:
     text, born, seen = (_text(dataset, n) for n in ("PatientAge", "PatientBirthDate", "StudyDate"))
-    if len(text) == 4 and text[:3].isdigit() and text[3] in "YMWD":
+    years = -1
+    if re.fullmatch(r"\d{3}[YMWD]", text):
         years = int(text[:3]) // {"Y": 1, "M": 12, "W": 52, "D": 365}[text[3]]
-    elif born.isdigit() and seen.isdigit() and len(born) == len(seen) == 8:
+    elif re.fullmatch(r"\d{8} \d{8}", f"{born} {seen}"):
         years = (int(seen) - int(born)) // 10000
-    else:
-        return float("nan")
-    return float(min(years, OLDEST)) if years >= 0 else float("nan")
+    return float(min(years, OLDEST)) if years >= 0 else math.nan
 
 
 def _text(dataset: pydicom.Dataset, name: str) -> str:
@@ -229,34 +199,24 @@ def _text(dataset: pydicom.Dataset, name: str) -> str:
 
 def _labels(root: Path, name: str, keys: list[str]) -> tuple[str, dict[str, str]]:
     """(column to match by, value -> class key or "") of a clinic's table."""
-    path = Path(name).expanduser()
-    path = path if path.is_absolute() else (root if root.is_dir() else root.parent) / path
+    path = (root if root.is_dir() else root.parent) / Path(name).expanduser()
     if not path.is_file():
         raise contract.DatasetError("dicom: the file given as labels does not exist.")
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        header = reader.fieldnames or []
-        column = next((c for c in reversed(COLUMNS) if c in header), None)
-        if column is None or "label" not in header:
-            raise contract.DatasetError(
-                f"dicom: the table of labels needs the column label and one of {', '.join(COLUMNS)}."
-            )
-        rows = [(row[column].strip(), lesion_type(row["label"] or "")) for row in reader]
-    unknown = sorted(set(label for _, label in rows) - set(keys) - {""})
-    if unknown:
+    table = contract.texts(path)
+    column = next((c for c in reversed(COLUMNS) if c in table), None)
+    if column is None or "label" not in table:
+        raise contract.DatasetError(
+            f"dicom: the table of labels needs the column label and one of {', '.join(COLUMNS)}."
+        )
+    pairs = set(zip(table[column].str.strip(), table["label"].map(contract.lesion_type)))
+    if unknown := {label for _, label in pairs} - {*keys, ""}:
         raise contract.DatasetError(
             f"dicom: {len(unknown)} labels of the table are none of {', '.join(keys)}; "
             "name the classes with classes=a,b."
         )
-    pairs = set(rows)
     values = dict(pairs)
     if len(pairs) > len(values):
         raise contract.DatasetError(
             f"dicom: the table of labels gives {len(pairs) - len(values)} identifiers a second, other label."
         )
     return column, values
-
-
-def _from_table(table: tuple[str, dict[str, str]], ids: dict[str, str], name: str) -> str:
-    column, values = table
-    return values.get(name if column == "file" else ids.get(column, ""), "")

@@ -17,6 +17,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian, 
 
 from thyroid_lib import frames, regions
 from thyroid_lib.datasets import dicom_limits
+from thyroid_lib.frames import FrameError
 
 ULTRASOUND = ("US", "IVUS")
 TISSUE, COLOUR_FLOW, TWO_DIMENSIONAL = 1, 2, 1  # RegionDataType, RegionSpatialFormat (PS3.3 C.8.5.5.1)
@@ -38,13 +39,11 @@ def load(source, number: int = 0) -> frames.Frame:
     """
     with quiet():
         dataset = source if isinstance(source, pydicom.Dataset) else header(source)
-        problem = unusable(dataset)
-        if problem:
+        if problem := unusable(dataset):
             raise problem
-        if not 0 <= number < frame_count(dataset):
-            raise frames.FrameError(
-                f"frame {number} was asked for; the file holds {frame_count(dataset)}", "no_such_frame"
-            )
+        count = frame_count(dataset)
+        if not 0 <= number < count:
+            raise FrameError(f"frame {number} was asked for; the file holds {count}", "no_such_frame")
         gray, coloured = pixels(source, dataset, number)
         box = region_box(dataset, gray.shape)
     frames.check_content(gray, coloured)
@@ -101,25 +100,22 @@ def quiet() -> Iterator[None]:
 
 def header(source) -> pydicom.Dataset:
     """The parsed file; values above 1 KiB, the pixels among them, are read when they are asked for."""
-    reason, kind = "not readable as DICOM: damaged or cut short", "truncated"
     try:
         if os.path.getsize(source) == 0:
-            reason, kind = "empty file: 0 bytes came", "empty"
-        else:
-            dataset = dicom_limits.read(source)
-            if len(dataset):
-                return dataset
-    except frames.FrameError:
+            raise FrameError("empty file: 0 bytes came", "empty")
+        if len(dataset := dicom_limits.read(source)):
+            return dataset
+    except FrameError:
         raise
     except pydicom.errors.InvalidDicomError:
         return _without_preamble(source)
     except OSError as error:
-        reason, kind = f"cannot be opened: {type(error).__name__}", "cannot_open"
+        raise FrameError(f"cannot be opened: {type(error).__name__}", "cannot_open") from None
     except (
         Exception
     ):  # whatever the parser trips over; its message may quote the header, so it goes no further
         pass
-    raise frames.FrameError(reason, kind) from None
+    raise FrameError("not readable as DICOM: damaged or cut short", "truncated")
 
 
 def _without_preamble(source) -> pydicom.Dataset:
@@ -130,54 +126,44 @@ def _without_preamble(source) -> pydicom.Dataset:
             if "TransferSyntaxUID" not in dataset.file_meta:
                 dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
             return dataset
-    raise frames.FrameError("not a DICOM file", "not_an_image") from None
+    raise FrameError("not a DICOM file", "not_an_image") from None
 
 
-def unusable(dataset: pydicom.Dataset) -> frames.FrameError | None:
+def unusable(dataset: pydicom.Dataset) -> FrameError | None:
     """What in the header forbids using the file, before a pixel is decoded."""
     if str(dataset.get("Modality", "")).strip().upper() not in ULTRASOUND:
-        return frames.FrameError("not an ultrasound image (its modality is another, or missing)", "modality")
+        return FrameError("not an ultrasound image (its modality is another, or missing)", "modality")
     if "PixelData" not in dataset:
-        return frames.FrameError("holds no image (a report or measurement object)", "no_pixels")
+        return FrameError("holds no image (a report or measurement object)", "no_pixels")
     try:
         size = int(dataset.Rows) * int(dataset.Columns)
         samples, bits = int(dataset.SamplesPerPixel), int(dataset.BitsAllocated)
     except (AttributeError, TypeError, ValueError):
-        return frames.FrameError("has pixels but no number of rows, columns, samples and bits", "truncated")
+        return FrameError("has pixels but no number of rows, columns, samples and bits", "truncated")
     if samples not in (1, 3) or bits not in (1, 8, 16):
-        return frames.FrameError(
-            f"{samples} samples of {bits} bits a pixel came; 1 or 3 of 1, 8 or 16 bits are expected", "pixels"
-        )
-    if frame_count(dataset) > dicom_limits.MAX_FRAMES:
-        return frames.FrameError(
-            f"too many frames: the header names {frame_count(dataset)}, at most {dicom_limits.MAX_FRAMES} are read",
-            "too_large",
-        )
+        came = f"{samples} samples of {bits} bits a pixel came"
+        return FrameError(f"{came}; 1 or 3 of 1, 8 or 16 bits are expected", "pixels")
+    if (count := frame_count(dataset)) > dicom_limits.MAX_FRAMES:
+        came = f"too many frames: the header names {count}"
+        return FrameError(f"{came}, at most {dicom_limits.MAX_FRAMES} are read", "too_large")
     if size > frames.MAX_PIXELS:
-        return frames.FrameError(
-            f"too large: {size / 1e6:.0f} million pixels a frame; at most {frames.MAX_PIXELS / 1e6:.0f} are decoded",
-            "too_large",
-        )
+        came = f"too large: {size / 1e6:.0f} million pixels a frame"
+        return FrameError(f"{came}; at most {frames.MAX_PIXELS / 1e6:.0f} are decoded", "too_large")
     found = [_kind(region) for region in _regions(dataset)]
     if (TWO_DIMENSIONAL, COLOUR_FLOW) in found:
-        return frames.FrameError("colour Doppler: the header names a colour flow region", "colour")
+        return FrameError("colour Doppler: the header names a colour flow region", "colour")
     if found and (TWO_DIMENSIONAL, TISSUE) not in found:
-        return frames.FrameError(
-            "no two-dimensional tissue region in the header (M-mode or spectral Doppler)", "no_tissue"
-        )
+        reason = "no two-dimensional tissue region in the header (M-mode or spectral Doppler)"
+        return FrameError(reason, "no_tissue")
     syntax = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
-    if syntax is not None and syntax not in UncompressedTransferSyntaxes:
-        try:
-            ready = get_decoder(syntax).is_available
-        except Exception:
-            ready = False
-        if not ready:
-            name = syntax.name if not syntax.is_private and syntax.name != syntax else "an unknown codec"
-            return frames.FrameError(
-                f"compressed with {name}, which nothing installed here decodes: install thyroid_lib[dicom]",
-                "codec",
-            )
-    return None
+    if syntax is None or syntax in UncompressedTransferSyntaxes:
+        return None
+    with contextlib.suppress(Exception):  # pydicom knows no decoder of that name
+        if get_decoder(syntax).is_available:
+            return None
+    name = syntax.name if not syntax.is_private and syntax.name != syntax else "an unknown codec"
+    reason = f"compressed with {name}, which nothing installed here decodes: install thyroid_lib[dicom]"
+    return FrameError(reason, "codec")
 
 
 def _regions(dataset: pydicom.Dataset) -> list[pydicom.Dataset]:
@@ -197,7 +183,10 @@ def pixels(source, dataset: pydicom.Dataset, number: int) -> tuple[np.ndarray, f
     try:
         photometric = str(dataset.get("PhotometricInterpretation", "")).strip().upper()
         whole = _in_memory(source, dataset)
-        _check_stored(source, dataset, number, whole)
+        if dataset.file_meta.TransferSyntaxUID not in UncompressedTransferSyntaxes:
+            dicom_limits.check_frame(None if isinstance(source, pydicom.Dataset) else source, dataset, number)
+        elif whole and dataset.get_item("PixelData", keep_deferred=True).length > dicom_limits.MAX_INFLATED:
+            raise FrameError("too large: a file without a proper header must be read at one go", "too_large")
         values = pixel_array(dataset if whole else source, index=number)
         if photometric == "PALETTE COLOR":
             values = apply_color_lut(values, dataset)
@@ -209,25 +198,12 @@ def pixels(source, dataset: pydicom.Dataset, number: int) -> tuple[np.ndarray, f
             return gray, frames.coloured_fraction(values[y : y + height, x : x + width, :3])
         gray = _eight_bits(values, dataset)
         return (255 - gray if photometric == "MONOCHROME1" else gray), 0.0
-    except frames.FrameError:
+    except FrameError:
         raise
     except MemoryError:
-        raise frames.FrameError("too large: decoding it ran out of memory", "too_large") from None
+        raise FrameError("too large: decoding it ran out of memory", "too_large") from None
     except Exception:  # the decoder's message may quote the header, so it goes no further
-        raise frames.FrameError(
-            "damaged or cut short: its pixels could not be decoded", "truncated"
-        ) from None
-
-
-def _check_stored(source, dataset: pydicom.Dataset, number: int, whole: bool) -> None:
-    """Refuses stored pixels that would take more memory than their header admits."""
-    if dataset.file_meta.TransferSyntaxUID not in UncompressedTransferSyntaxes:
-        path = None if isinstance(source, pydicom.Dataset) else source
-        dicom_limits.check_frame(path, dataset, number)
-    elif whole and dataset.get_item("PixelData", keep_deferred=True).length > dicom_limits.MAX_INFLATED:
-        raise frames.FrameError(
-            "too large: a file without a proper header must be read at one go", "too_large"
-        )
+        raise FrameError("damaged or cut short: its pixels could not be decoded", "truncated") from None
 
 
 def _eight_bits(values: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:

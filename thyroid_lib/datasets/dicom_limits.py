@@ -130,9 +130,7 @@ def check_frame(path, dataset: pydicom.Dataset, number: int) -> None:
 
 def picture_size(data: bytes) -> tuple[int, int] | None:
     """Width and height that a JPEG, JPEG-LS or JPEG 2000 codestream states; None where it states none."""
-    start = data.find(
-        b"\xff\x4f\xff\x51", 0, 4096
-    )  # JPEG 2000, in its own file format or bare (ISO 15444-1, A.5.1)
+    start = data.find(b"\xff\x4f\xff\x51", 0, 4096)  # JPEG 2000, wrapped or bare (ISO 15444-1, A.5.1)
     if data[:2] != b"\xff\xd8" and 0 <= start <= len(data) - 24:
         right, bottom, left, top = struct.unpack(">4I", data[start + 8 : start + 24])
         return right - left, bottom - top

@@ -23,8 +23,7 @@ from scipy.sparse.csgraph import connected_components
 from thyroid_lib import regions
 
 BITS = 1024
-NEAR = 320
-"""Most bits of `BITS` in which the hashes of near duplicates may differ."""
+NEAR = 320  # most bits of `BITS` in which the hashes of near duplicates may differ
 SIDE, SCALE = 128, 4.0  # px: side of the hashed image, and sigma of what counts as local in it
 BLOCK = 2_000_000  # pairs compared at a time: 16 MB
 
@@ -61,22 +60,17 @@ def pairs(sha256: Sequence[str], phash: Sequence[str], near: int = NEAR) -> pd.D
     """
     words = np.array([np.frombuffer(bytes.fromhex(h), np.uint64) for h in phash]).reshape(-1, BITS // 64)
     digests = pd.factorize(pd.Series(list(sha256), dtype=object))[0]
-    found = []
+    found = [np.empty((0, 4), np.int64)]
     step = max(1, BLOCK // max(1, len(words)))
     for start in range(0, len(words), step):
-        block = words[start : start + step]
-        bits = np.zeros((len(block), len(words) - start), np.uint16)
-        for word in range(words.shape[1]):
-            bits += np.bitwise_count(block[:, word, None] ^ words[None, start:, word])
-        same = digests[start : start + step, None] == digests[None, start:]
-        a, b = np.nonzero((bits <= near) | same)
-        keep = a < b
-        a, b = a[keep], b[keep]
+        block = np.s_[start : start + step, None]
+        bits = sum(np.bitwise_count(word[block] ^ word[None, start:]).astype(np.uint16) for word in words.T)
+        same = digests[block] == digests[None, start:]
+        a, b = np.nonzero(np.triu((bits <= near) | same, 1))
         found.append(np.column_stack([a + start, b + start, bits[a, b], same[a, b]]))
-    table = pd.DataFrame(
-        np.concatenate(found) if found else np.empty((0, 4), int), columns=["a", "b", "bits", "identical"]
-    ).astype({"a": np.int64, "b": np.int64, "bits": np.int64, "identical": bool})
-    return table.sort_values(["a", "b"], ignore_index=True)
+    return pd.DataFrame(np.concatenate(found), columns=["a", "b", "bits", "identical"]).astype(
+        {"identical": bool}
+    )
 
 
 def join(groups: Sequence[str], a: np.ndarray, b: np.ndarray) -> np.ndarray:

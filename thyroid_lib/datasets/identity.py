@@ -1,5 +1,6 @@
 """Pseudonyms: a person's identity becomes a keyed hash, and the key stays on this machine."""
 
+import contextlib
 import hashlib
 import hmac
 import os
@@ -22,23 +23,18 @@ def pseudonym(*words: str) -> str:
     key is the same, and nobody without the key can try out names.
 
     Raises:
-        DatasetError: the key is too short.
+        DatasetError: the key is too short, or its file damaged.
     """
-    message = "\0".join(str(word) for word in words).encode("utf-8", "surrogatepass")
-    return hmac.new(_key(os.environ.get("THYROID_HASH_KEY", "")), message, hashlib.sha256).hexdigest()[
-        :LENGTH
-    ]
-
-
-def _key(given: str) -> bytes:
-    if given:
-        if len(given) < 16:
-            raise DatasetError(
-                f"THYROID_HASH_KEY: at least 16 characters are expected; {len(given)} came. Make one with "
-                "python -c 'import secrets; print(secrets.token_hex(32))' and keep it to yourself."
-            )
-        return given.encode()
-    return _stored(cache_folder() / KEY_FILE)
+    message = "\0".join(map(str, words)).encode("utf-8", "surrogatepass")
+    given = os.environ.get("THYROID_HASH_KEY", "").encode()
+    key = given or _stored(cache_folder() / KEY_FILE)
+    if len(key) < 16:
+        source = "THYROID_HASH_KEY" if given else f"The key file {KEY_FILE} in the cache folder is damaged"
+        raise DatasetError(
+            f"{source}: at least 16 characters are expected; {len(key)} came. Make a key with "
+            "python -c 'import secrets; print(secrets.token_hex(32))' and keep it to yourself."
+        )
+    return hmac.new(key, message, hashlib.sha256).hexdigest()[:LENGTH]
 
 
 @lru_cache(maxsize=4)
@@ -48,13 +44,7 @@ def _stored(path: Path) -> bytes:
     if not path.exists():
         with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(secrets.token_hex(32).encode())
-        try:
+        with contextlib.suppress(FileExistsError):
             os.link(fresh, path)  # whole or not at all, and the first of two processes wins
-        except FileExistsError:
-            pass
-        finally:
-            fresh.unlink()
-    key = path.read_bytes()
-    if len(key) < 16:
-        raise DatasetError(f"The key file {KEY_FILE} in the cache folder is damaged: {len(key)} bytes came.")
-    return key
+        fresh.unlink()
+    return path.read_bytes()

@@ -15,16 +15,21 @@ from pathlib import Path
 
 import pandas as pd
 
-from thyroid_lib import LESION_TYPES
 from thyroid_lib.common.messages import listed
 from thyroid_lib.datasets import contract
-from thyroid_lib.datasets.folder import lesion_type, order
 
 MAX_BYTES = 256 * 2**20
 PERSONAL = re.compile(
     r"(^|_)(name|surname|first_?name|last_?name|dob|birth\w*|mrn|phone|mobile|address|e-?mail|ssn|accession\w*)($|_)"
     r"|姓名|出生|身份证|电话|手机|住址|地址|病历号"
 )  # columns of a hospital's export that have no place in a study
+KEPT = ("path", "mask", "label")  # paths never leave this machine, labels are known words
+SEXES = {
+    **dict.fromkeys(["f", "female", "w", "woman", "女"], "F"),
+    **dict.fromkeys(["m", "male", "man", "男"], "M"),
+    **dict.fromkeys(["o", "other", "其他"], "O"),
+    **dict.fromkeys(["", "u", "unknown", "n/a", "na", "未知"], ""),
+}
 
 
 def read(root: Path, *, classes: str = "", title: str = "") -> pd.DataFrame:
@@ -43,46 +48,41 @@ def read(root: Path, *, classes: str = "", title: str = "") -> pd.DataFrame:
         DatasetError: there is no table, it cannot be decoded, or it has no column `image` or `label`.
     """
     path = root / "manifest.csv" if root.is_dir() else root
+    found = contract.Collection("manifest", path.parent)
     if not path.is_file():
-        entries = (
-            sorted(entry.name for entry in root.iterdir())[:12] if root.is_dir() else ["nothing: it is none"]
-        )
-        raise contract.DatasetError(
-            f"manifest: expected {path}; the folder holds {', '.join(entries) or 'nothing'}."
-        )
+        raise found.unlike(path.name, "it is missing")
     header, lines = _lines(path)
-    lacking = [column for column in ("image", "label") if column not in header]
-    if lacking:
+    if lacking := [column for column in ("image", "label") if column not in header]:
         raise contract.DatasetError(
             f"manifest: {path.name} needs the columns image and label; missing: {', '.join(lacking)}; "
             f"came: {listed(header) or 'an empty table'}."
         )
-    rows, excluded, notes, alone, hidden, people = [], [], [], 0, set(), {}
     personal = [name for name in header if PERSONAL.search(name)]
     if personal:
-        notes.append(("", f"columns that seem to say who a person is are not read: {listed(personal)}"))
+        found.note(f"columns that seem to say who a person is are not read: {listed(personal)}")
+    alone, hidden, people = 0, set(), {}
     for number, line in lines:
         if len(line) != len(header):
-            image = line[0].strip() if line else ""
-            excluded.append((image, f"row {number}: {len(header)} cells are expected, {len(line)} came"))
+            reason = f"row {number}: {len(header)} cells are expected, {len(line)} came"
+            found.leave_out(line[0].strip() if line else "", reason)
             continue
-        row = {name: value.strip() for name, value in zip(header, line) if name not in personal}
-        row["image"] = row["image"].replace("\\", "/")
-        row |= {"path": _absolute(path.parent, row["image"]), "label": lesion_type(row["label"])}
-        told = _words(value for name, value in zip(header, line) if name in personal)
-        for name in [name for name in row if name not in KEPT and told & _words([row[name]])]:
+        cells = {name: value.strip() for name, value in zip(header, line)}
+        told = _words(*(cells.pop(name) for name in dict.fromkeys(personal)))
+        row = {**cells, "image": cells["image"].replace("\\", "/")}
+        row |= {"path": str(path.parent / row["image"]) if row["image"] else ""}
+        row |= {"label": contract.lesion_type(row["label"])}
+        for name in [name for name in row if name not in KEPT and told & _words(row[name])]:
             if name in ("patient", "group"):
                 row[name] = people.setdefault(row[name], f"person {len(people) + 1}")
             else:
                 row[name] = f"row {number}" if name == "image" else ""
             hidden.add(name)
         row["row"] = number
-        if row.get("mask"):
-            row["mask"], outside = _mask(path.parent, row["mask"])
-            if outside:
-                notes.append(
-                    (row["image"], "mask not used: not inside the table's folder: relative, without '..'")
-                )
+        if row.get("mask") and (mask := _mask(path.parent, row["mask"])) is not None:
+            row["mask"] = mask
+        elif row.get("mask"):
+            row["mask"] = ""
+            found.note("mask not used: not inside the table's folder: relative, without '..'", row["image"])
         if "age" in row:
             row["age"] = _number(row["age"])
         if "sex" in row:
@@ -90,103 +90,66 @@ def read(root: Path, *, classes: str = "", title: str = "") -> pd.DataFrame:
         if not row.get("patient"):
             alone += 1
             row["patient"] = f"row {number}"
-        rows.append(row)
+        found.rows.append(row)
     if hidden:
-        notes.append(
-            (
-                "",
-                f"{', '.join(sorted(hidden))}: cells that repeat what a column left out says are replaced by the "
-                "numbers of rows and persons, or blanked",
-            )
+        found.note(
+            f"{', '.join(sorted(hidden))}: cells that repeat what a column left out says are replaced by the "
+            "numbers of rows and persons, or blanked"
         )
     if alone:
-        notes.append(
-            (
-                "",
-                f"{alone} of {len(rows)} rows have no patient: each counts as a patient of its own, and frames of "
-                "one person may fall on both sides of a split",
-            )
+        found.note(
+            f"{alone} of {len(found.rows)} rows have no patient: each counts as a patient of its own, and frames of "
+            "one person may fall on both sides of a split"
         )
-    asked = [contract.class_key(key) for key in classes.split(",") if key.strip()]
-    found = {row["label"] for row in rows} - {""}
-    data = contract.table(
-        rows,
-        dataset="manifest",
-        title=title or f"manifest {path.parent.name}",
-        classes=asked or order(found),
-        names=LESION_TYPES,
-        excluded=excluded,
-        notes=notes,
-    )
-    data.attrs["numbered"] = True  # `row` is a row of a table that a person can open
-    return data
+    keys = contract.class_keys(classes) or contract.in_order({row["label"] for row in found.rows} - {""})
+    # numbered: `row` is a row of a table that a person can open
+    return found.manifest(title or f"manifest {path.parent.name}", contract.named(keys), numbered=True)
 
 
-KEPT = ("path", "mask", "label")  # paths never leave this machine, labels are known words
-
-
-def _words(texts) -> set[str]:
+def _words(*texts: str) -> set[str]:
     """Words of texts that can tell a person: of four characters and more, or of two in other than Latin letters."""
     words = {word for text in texts for word in re.findall(r"[^\W_]+", text.casefold())}
     return {word for word in words if len(word) >= (4 if word.isascii() else 2)}
 
 
-SEXES = {
-    **dict.fromkeys(["f", "female", "w", "woman", "女"], "F"),
-    **dict.fromkeys(["m", "male", "man", "男"], "M"),
-    **dict.fromkeys(["o", "other", "其他"], "O"),
-    **dict.fromkeys(["", "u", "unknown", "n/a", "na", "未知"], ""),
-}
-
-
 def _lines(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Class keys of the header's names, and (row number, cells) of every row that is not blank."""
+
+    def refused(why: str) -> contract.DatasetError:
+        return contract.DatasetError(f"manifest: {path.name} {why}.")
+
     if path.stat().st_size > MAX_BYTES:
-        raise contract.DatasetError(
-            f"manifest: {path.name} is larger than {MAX_BYTES // 2**20} MiB: is it a table?"
-        )
+        raise refused(f"is larger than {MAX_BYTES // 2**20} MiB: is it a table? Save it as CSV")
     data = path.read_bytes()
-    for encoding in ("utf-8-sig", "gb18030"):
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
         try:
-            text = data.decode(encoding)
-            break
+            text = data.decode("gb18030")
         except UnicodeDecodeError:
-            continue
-    else:
-        raise contract.DatasetError(
-            f"manifest: {path.name} is neither UTF-8 nor GB 18030 text; save it as UTF-8 CSV."
-        )
+            raise refused("is neither UTF-8 nor GB 18030 text; save it as UTF-8 CSV") from None
     if "\0" in text:
-        raise contract.DatasetError(
-            f"manifest: {path.name} is no text (a spreadsheet?); save it as UTF-8 CSV."
-        )
-    first = text.partition("\n")[0]
-    delimiter = max(",;\t", key=first.count)
-    reader = csv.reader(io.StringIO(text), delimiter=delimiter)
+        raise refused("is no text (a spreadsheet?); save it as UTF-8 CSV")
+    reader = csv.reader(io.StringIO(text), delimiter=max(",;\t", key=text.partition("\n")[0].count))
     try:
         header = [contract.class_key(name) for name in next(reader, [])]
         return header, [(reader.line_num, line) for line in reader if any(cell.strip() for cell in line)]
     except csv.Error as error:
-        raise contract.DatasetError(
-            f"manifest: {path.name} breaks off at line {reader.line_num}: {error}."
-        ) from error
+        raise refused(f"breaks off at line {reader.line_num}: {error}") from error
 
 
-def _absolute(folder: Path, image: str) -> str:
-    return str(folder / image) if image else ""
-
-
-def _mask(folder: Path, value: str) -> tuple[str, bool]:
-    """The manifest's cell for files of masks, joined with "|", or for JSON; and whether one lies outside the folder."""
+def _mask(folder: Path, value: str) -> str | None:
+    """The manifest's cell for files of masks, joined with "|", or for JSON; None where one lies outside the folder."""
     parts = [part.strip() for part in value.split("|")]
     if value.startswith("["):
         try:
             parts = json.loads(value)
         except (ValueError, RecursionError):
-            return value, False  # the check names it
-    named = [part.replace("\\", "/") if isinstance(part, str) else part for part in parts]
-    if any(isinstance(part, str) and contract.OUTSIDE.match(part) for part in named):
-        return "", True
-    return json.dumps([str(folder / part) if isinstance(part, str) else part for part in named]), False
+            return value  # the check names it
+    parts = [part.replace("\\", "/") if isinstance(part, str) else part for part in parts]
+    if any(isinstance(part, str) and contract.OUTSIDE.match(part) for part in parts):
+        return None
+    return json.dumps([str(folder / part) if isinstance(part, str) else part for part in parts])
 
 
 def _number(value: str) -> float | str:

@@ -9,17 +9,18 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Annotated
 
 import cv2
 import pandas as pd
 from joblib import Parallel, delayed, effective_n_jobs
 
-from thyroid_lib import LESION_TYPES
+from thyroid_lib import phantoms
 from thyroid_lib.common.files import cache_folder
 from thyroid_lib.common.progress import progress
 from thyroid_lib.datasets import contract
-from thyroid_lib.phantoms import anatomy, nodule, scene, signs
-from thyroid_lib.phantoms import frame as phantoms
+from thyroid_lib.phantoms import frame as simulator
+from thyroid_lib.phantoms.signs import SIGNS, SOURCES
 
 CHUNK = 16  # patients handed to a worker at a time
 WORTH_WORKERS = 96  # patients below which starting processes costs more than it saves
@@ -28,11 +29,15 @@ TITLES = {
     "external": "simulated second hospital, scanner B",
     "open": "simulated open data, scanners C and D",
 }
-NAMES = {**LESION_TYPES, "benign": ("benign", "良性"), "malignant": ("malignant", "恶性")}
 
 
 def read(
-    source: str, *, patients: str = "120", seed: str = "0", answer: str = "0", jobs: int = -1
+    source: str,
+    *,
+    patients: Annotated[int, 1] = 120,
+    seed: Annotated[int, 0] = 0,
+    answer: Annotated[int, 0] = 0,
+    jobs: Annotated[int, -1] = -1,
 ) -> pd.DataFrame:
     """Reads a phantom source, simulating it first where the cache has not got it.
 
@@ -48,76 +53,45 @@ def read(
         `sector_x`, `sector_y`, `sector_width`, `sector_height` (px) and the drawn signs as `sign_*`.
 
     Raises:
-        DatasetError: an unknown source, or an option that is no number.
+        DatasetError: an unknown source.
     """
-    values = {}
-    for name, text, least in (
-        ("patients", patients, 1),
-        ("seed", seed, 0),
-        ("answer", answer, 0),
-        ("jobs", jobs, -1),
-    ):
-        try:
-            values[name] = int(text)
-        except ValueError:
-            raise contract.DatasetError(
-                f"phantom:{source}: expected a whole number for {name}, came {text!r}."
-            ) from None
-        if values[name] < least:
-            raise contract.DatasetError(f"phantom:{source}: expected {name} of {least} or more, came {text}.")
-    if source not in phantoms.SOURCES:
+    if source not in SOURCES:
         raise contract.DatasetError(
-            f"phantom: expected one of {', '.join(phantoms.SOURCES)}, came {source!r}; "
-            "for example phantom:clinic?patients=120."
+            f"phantom: expected one of {', '.join(SOURCES)}, came {source!r}; for example phantom:clinic?patients=120."
         )
-    folder = cache_folder() / "phantoms" / _name(source, values)
+    digest = hashlib.sha256(cv2.__version__.encode())
+    for path in sorted(Path(phantoms.__file__).parent.glob("*.*")):
+        digest.update(path.read_bytes())
+    name = f"{source}-p{patients}-s{seed}{'-answer' if answer else ''}-{digest.hexdigest()[:12]}"
+    folder = (cache_folder() / "phantoms" / name).absolute()
     if not (folder / "table.csv").is_file():
-        _simulate(folder, source, values, int(jobs))
-    text_columns = ["image", "label", "patient", "sex", "device", "view", "text"]
-    rows = pd.read_csv(folder / "table.csv", dtype=dict.fromkeys(text_columns, str), keep_default_na=False)
-    root = folder.absolute().as_posix()
-    rows["path"] = root + "/" + rows["image"]
-    rows["mask"] = root + "/masks/" + rows["image"].str.removeprefix("frames/")
-    classes = phantoms.SOURCES[source]["labels"]
+        _simulate(folder, simulator.patients(source, patients, seed), bool(answer), jobs)
+    rows = pd.read_csv(folder / "table.csv", keep_default_na=False)
+    rows["path"] = f"{folder.as_posix()}/" + rows["image"]
+    rows["mask"] = f"{folder.as_posix()}/masks/" + rows["image"].str.removeprefix("frames/")
     return contract.table(
         rows.to_dict("records"),
         dataset=f"phantom:{source}",
         title=TITLES[source],
-        classes=classes,
-        names={key: NAMES[key] for key in classes},
+        names=contract.named(SOURCES[source]["labels"]),
         simulated=True,
     )
 
 
-def _name(source: str, values: dict) -> str:
-    digest = hashlib.sha256(cv2.__version__.encode())
-    for module in (phantoms, anatomy, nodule, scene, signs):
-        digest.update(Path(module.__file__).read_bytes())
-    words = [
-        source,
-        f"p{values['patients']}",
-        f"s{values['seed']}",
-        *(["answer"] if values["answer"] else []),
-    ]
-    return "-".join([*words, digest.hexdigest()[:12]])
-
-
-def _simulate(folder: Path, source: str, values: dict, jobs: int) -> None:
-    people = phantoms.patients(source, values["patients"], values["seed"])
+def _simulate(folder: Path, people: list[simulator.Patient], answer: bool, jobs: int) -> None:
+    """Writes all frames into a folder that takes its name when it is whole."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         (partial / "frames").mkdir()
         (partial / "masks").mkdir()
-        serial = len(people) < WORTH_WORKERS
-        starts = range(0, len(people), CHUNK)
-        results = Parallel(n_jobs=1 if serial else effective_n_jobs(jobs), return_as="generator")(
-            delayed(_write)(partial, people[start : start + CHUNK], bool(values["answer"]))
-            for start in starts
+        jobs = 1 if len(people) < WORTH_WORKERS else effective_n_jobs(jobs)
+        chunks = (people[start : start + CHUNK] for start in range(0, len(people), CHUNK))
+        work = Parallel(n_jobs=jobs, return_as="generator")(
+            delayed(_write)(partial, chunk, answer) for chunk in chunks
         )
-        done = progress(results, "simulating patients", len(people), size=_patients_of)
-        rows = [row for chunk in done for row in chunk]
-        pd.DataFrame(rows).to_csv(partial / "table.csv", index=False)
+        done = progress(work, "simulating patients", len(people), size=_patients_of)
+        pd.DataFrame([row for rows in done for row in rows]).to_csv(partial / "table.csv", index=False)
         os.replace(partial, folder)
     except OSError:
         if not (folder / "table.csv").is_file():  # else another process was first: its frames are the same
@@ -130,33 +104,32 @@ def _patients_of(rows: list[dict]) -> int:
     return len({row["patient"] for row in rows})
 
 
-def _write(folder: Path, people: list[phantoms.Patient], answer: bool) -> list[dict]:
+def _write(folder: Path, people: list[simulator.Patient], answer: bool) -> list[dict]:
+    """Writes the frames of some patients; gives their rows of the table."""
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     rows = []
-    for patient in people:
-        for number in range(patient.frames):
-            frame = phantoms.render(patient, number, answer)
-            name = f"{patient.name}_{number + 1}.png"
-            done = cv2.imwrite(str(folder / "frames" / name), frame.image)
-            done &= cv2.imwrite(str(folder / "masks" / name), frame.mask.astype("uint8") * 255)
-            if not done:
+    for patient, number in ((one, number) for one in people for number in range(one.frames)):
+        frame = simulator.render(patient, number, answer)
+        name = f"{patient.name}_{number + 1}.png"
+        for kind, picture in (("frames", frame.image), ("masks", frame.mask.astype("uint8") * 255)):
+            if not cv2.imwrite(str(folder / kind / name), picture):
                 raise OSError(f"{folder}: the frame {name} could not be written; is the disk full?")
-            rows.append(
-                {
-                    "image": f"frames/{name}",
-                    "label": patient.label,
-                    "patient": patient.name,
-                    "age": patient.age,
-                    "sex": patient.sex,
-                    "device": patient.scanner.name,
-                    "view": frame.view,
-                    "nodule_size_mm": patient.signs["size_mm"],
-                    "caliper": frame.caliper,
-                    "text": frame.text,
-                    **dict(zip(("sector_x", "sector_y", "sector_width", "sector_height"), frame.sector)),
-                    **{f"sign_{sign}": patient.signs[sign] for sign in signs.SIGNS},
-                }
-            )
+        rows.append(
+            {
+                "image": f"frames/{name}",
+                "label": patient.label,
+                "patient": patient.name,
+                "age": patient.age,
+                "sex": patient.sex,
+                "device": patient.scanner.name,
+                "view": frame.view,
+                "nodule_size_mm": patient.signs["size_mm"],
+                "caliper": frame.caliper,
+                "text": frame.text,
+                **dict(zip(("sector_x", "sector_y", "sector_width", "sector_height"), frame.sector)),
+                **{f"sign_{sign}": patient.signs[sign] for sign in SIGNS},
+            }
+        )
     cv2.setNumThreads(threads)
     return rows

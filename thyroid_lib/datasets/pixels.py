@@ -2,15 +2,13 @@
 
 import json
 import os
-from collections.abc import Mapping
 
 import cv2
 import numpy as np
-import pandas as pd
 
 from thyroid_lib import frames
 from thyroid_lib.datasets import stanford
-from thyroid_lib.datasets.contract import is_dicom, split_frame
+from thyroid_lib.datasets.contract import is_dicom
 
 FAR = 1e6  # px: no corner of an outline lies farther out
 
@@ -34,8 +32,8 @@ def load_frame(row) -> np.ndarray:
 
 def open_frame(row) -> frames.Frame:
     """Like `load_frame`, with the warnings of the decoder: `.gray` uint8 (H, W) and `.warnings`."""
-    path = str(row if isinstance(row, (str, os.PathLike)) else _get(row, "path"))
-    file, number = split_frame(path)
+    path = str(row if isinstance(row, (str, os.PathLike)) else _cell(row, "path"))
+    file, number = _split(path)
     if file.endswith((".h5", ".hdf5")):
         return frames.read(stanford.load(file, number, "image"))
     if is_dicom(file):
@@ -59,7 +57,7 @@ def load_mask(row, shape: tuple[int, int]) -> np.ndarray | None:
     Raises:
         FrameError: the mask file cannot be read, or its size is not the frame's.
     """
-    value = _get(row, "mask", "")
+    value = _cell(row, "mask")
     if not isinstance(value, str) or not value:
         return None
     try:
@@ -68,17 +66,17 @@ def load_mask(row, shape: tuple[int, int]) -> np.ndarray | None:
         raise frames.FrameError("its outline is no JSON", "mask_outline") from None
     mask = np.zeros(shape, np.uint8)
     for part in parts:
-        if isinstance(part, str):
-            found = _mask_file(part)
-            if found.shape != tuple(shape):
-                raise frames.FrameError(
-                    f"mask of another size: {found.shape[1]} x {found.shape[0]} px came, the frame has "
-                    f"{shape[1]} x {shape[0]}; save the mask at the frame's size",
-                    "mask_size",
-                )
-            mask |= found
-        else:
+        if not isinstance(part, str):
             cv2.fillPoly(mask, [_outline(part)], 1)
+            continue
+        found = _mask_file(part)
+        if found.shape != tuple(shape):
+            raise frames.FrameError(
+                f"mask of another size: {found.shape[1]} x {found.shape[0]} px came, the frame has "
+                f"{shape[1]} x {shape[0]}; save the mask at the frame's size",
+                "mask_size",
+            )
+        mask |= found
     return mask.astype(bool)
 
 
@@ -95,14 +93,20 @@ def _outline(corners) -> np.ndarray:
 
 
 def _mask_file(path: str) -> np.ndarray:
-    file, number = split_frame(path)
-    if file.endswith((".h5", ".hdf5")):
-        return (stanford.load(file, number, "mask") > 0).astype(np.uint8)
-    gray = frames.read(path, check=False).gray
-    return (gray > gray.max() / 2).astype(np.uint8)  # 0/1 as well as 0/255, and JPEG's rounding
+    file, number = _split(path)
+    hdf5 = file.endswith((".h5", ".hdf5"))
+    gray = stanford.load(file, number, "mask") if hdf5 else frames.read(path, check=False).gray
+    return (gray > (0 if hdf5 else gray.max() / 2)).astype(
+        np.uint8
+    )  # 0/1 as well as 0/255, and JPEG's rounding
 
 
-def _get(row, name: str, default=None):
-    if isinstance(row, (Mapping, pd.Series)):
-        return row.get(name, default)
-    return getattr(row, name, default)
+def _split(path: str) -> tuple[str, int]:
+    """ "clip.dcm#7" -> ("clip.dcm", 7); a path without a frame number gives frame 0."""
+    file, mark, number = path.rpartition("#")
+    return (file, int(number)) if mark and number.isdecimal() and not os.path.exists(path) else (path, 0)
+
+
+def _cell(row, name: str):
+    """A cell of a Series, mapping or named tuple; None where there is none."""
+    return row.get(name) if hasattr(row, "get") else getattr(row, name, None)

@@ -6,7 +6,9 @@ malignant). The patient is what stands before "_" in ``annot_id``; one patient m
 """
 
 import functools
+from collections import Counter
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
@@ -17,7 +19,7 @@ from thyroid_lib.datasets import contract
 FILE, ABOUT = "dataset.hdf5", "metadata.csv"
 
 
-def read(root: Path, *, every: str = "1") -> pd.DataFrame:
+def read(root: Path, *, every: Annotated[int, 1] = 1) -> pd.DataFrame:
     """Reads the cine-clips.
 
     Args:
@@ -29,62 +31,48 @@ def read(root: Path, *, every: str = "1") -> pd.DataFrame:
         and `ti_rads_*`.
 
     Raises:
-        DatasetError: a file or one of their fields is missing, or the option is no number.
+        DatasetError: a file or one of their fields is missing.
     """
-    if not every.isdigit() or int(every) < 1:
-        raise contract.DatasetError(f"stanford: every is a whole number from 1; {every!r} came.")
-    contract.need(root, FILE, ABOUT, source="stanford")
-    about = pd.read_csv(root / ABOUT, dtype=str, keep_default_na=False)
-    lacking = [c for c in ("annot_id", "histopath_diagnosis") if c not in about]
-    handle = _open(str(root / FILE))
-    lacking += [name for name in ("image", "mask", "annot_id", "frame_num") if name not in handle]
+    found = contract.Collection("stanford", root)
+    found.need(FILE, ABOUT)
+    about, clips = contract.texts(root / ABOUT), _open(str(root / FILE))
+    lacking = [name for name in ("annot_id", "histopath_diagnosis") if name not in about]
+    lacking += [name for name in ("image", "mask", "annot_id", "frame_num") if name not in clips]
     if lacking:
-        raise contract.DatasetError(
-            f"stanford: {ABOUT} and {FILE} lack {', '.join(lacking)}. docs/data.md shows the layout."
-        )
-    about = about.drop_duplicates("annot_id").set_index("annot_id")
-    nodules = [_word(value) for value in handle["annot_id"][:]]
-    numbers = [int(value) for value in handle["frame_num"][:]]
-    rows, excluded, taken = [], [], {}
-    for index, (nodule, number) in enumerate(zip(nodules, numbers)):
-        taken[nodule] = taken.get(nodule, -1) + 1
-        image = f"{FILE}#{index}"
-        if nodule not in about.index:
-            excluded.append((image, f"annot_id {nodule} is not in {ABOUT}"))
-        elif taken[nodule] % int(every):
-            excluded.append((image, f"not taken with every={every}"))
+        raise found.unlike(f"{ABOUT} and {FILE} with all their fields", f"missing: {', '.join(lacking)}")
+    about = {
+        row["annot_id"]: row for row in reversed(about.to_dict("records"))
+    }  # the first of a nodule counts
+    taken = Counter()
+    for index, (nodule, number) in enumerate(zip(clips["annot_id"][:], clips["frame_num"][:])):
+        nodule = nodule.decode("utf-8") if isinstance(nodule, bytes) else str(nodule)
+        image, known = f"{FILE}#{index}", about.get(nodule)
+        taken[nodule] += 1
+        if known is None:
+            found.leave_out(image, f"annot_id {nodule} is not in {ABOUT}")
+        elif (taken[nodule] - 1) % every:
+            found.leave_out(image, f"not taken with every={every}")
         else:
-            known = about.loc[nodule]
-            rows.append(
-                {
-                    "image": image,
-                    "path": f"{root / FILE}#{index}",
-                    "label": contract.benign_or_malignant(known["histopath_diagnosis"]),
-                    "patient": nodule.partition("_")[0],
-                    "mask": f"{root / FILE}#{index}",
-                    "nodule": nodule,
-                    "frame_number": number,
-                    "age": pd.to_numeric(known.get("age", ""), errors="coerce"),
-                    "sex": str(known.get("sex", "")).strip().upper()[:1],
-                    "location": known.get("location", ""),
-                    **{
-                        f"{c}_cm": pd.to_numeric(known[c], errors="coerce")
-                        for c in about
-                        if c.startswith("size_")
-                    },
-                    **{c.replace("-", "_"): known[c] for c in about if c.startswith("ti-rads")},
-                }
+            found.frame(
+                image,
+                contract.benign_or_malignant(known["histopath_diagnosis"]),
+                patient=nodule.partition("_")[0],
+                mask=str(root / image),
+                nodule=nodule,
+                frame_number=int(number),
+                age=pd.to_numeric(known.get("age", ""), errors="coerce"),
+                sex=known.get("sex", "").strip().upper()[:1],
+                location=known.get("location", ""),
+                **{
+                    f"{c}_cm": pd.to_numeric(known[c], errors="coerce")
+                    for c in known
+                    if c.startswith("size_")
+                },
+                **{c.replace("-", "_"): known[c] for c in known if c.startswith("ti-rads")},
             )
-    unseen = sorted(set(about.index) - set(nodules), key=natural)
-    excluded += [(f"{FILE}:{nodule}", f"in {ABOUT}, but has no frame") for nodule in unseen]
-    return contract.table(
-        rows,
-        dataset="stanford",
-        title="Stanford thyroid cine-clips",
-        classes=list(contract.TWO),
-        names=contract.TWO,
-        excluded=excluded,
-    )
+    for nodule in sorted(set(about) - set(taken), key=natural):
+        found.leave_out(f"{FILE}:{nodule}", f"in {ABOUT}, but has no frame")
+    return found.manifest("Stanford thyroid cine-clips", contract.TWO)
 
 
 def load(path: str, index: int, field: str) -> np.ndarray:
@@ -96,15 +84,11 @@ def load(path: str, index: int, field: str) -> np.ndarray:
 def _open(path: str):
     try:
         import h5py
+
+        return h5py.File(path, "r")
     except ImportError as error:
         raise contract.DatasetError(
             "Reading the Stanford cine-clips needs the package h5py: install the extra thyroid_lib[stanford]."
         ) from error
-    try:
-        return h5py.File(path, "r")
     except OSError as error:
         raise contract.DatasetError(f"stanford: {FILE} cannot be opened as HDF5 (cut short?)") from error
-
-
-def _word(value) -> str:
-    return value.decode("utf-8") if isinstance(value, bytes) else str(value)

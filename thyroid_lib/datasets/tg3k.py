@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from thyroid_lib.datasets import contract
+from thyroid_lib.datasets.contract import Collection
 
 
 def read(root: Path) -> pd.DataFrame:
@@ -24,33 +24,13 @@ def read(root: Path) -> pd.DataFrame:
     Raises:
         DatasetError: an image folder is missing.
     """
-    if (root / "tg3k" / "thyroid-image").is_dir():
-        root = root / "tg3k"
-    contract.need(root, "thyroid-image", "thyroid-mask", source="tg3k")
-    masks = {contract.stem_of(image): str(path) for image, path, _ in contract.files(root / "thyroid-mask")}
-    rows, excluded = [], []
-    notes = [("", "unlabelled, and video identifiers are not kept: one group, never split")]
-    for image, path, reason in contract.files(root / "thyroid-image"):
-        if reason:
-            excluded.append((f"thyroid-image/{image}", reason))
-            continue
-        stem = contract.stem_of(image)
-        if stem not in masks:
-            notes.append((f"thyroid-image/{image}", "has no gland mask"))
-        rows.append(
-            {
-                "image": f"thyroid-image/{image}",
-                "path": str(path),
-                "label": "",
-                "patient": "unknown",
-                "mask": masks.pop(stem, ""),
-            }
-        )
-    excluded += [
-        (f"thyroid-mask/{Path(path).name}", "a mask whose frame is missing") for path in masks.values()
-    ]
-    data = contract.table(
-        rows, dataset="tg3k", title="TG3K, thyroid gland", classes=[], excluded=excluded, notes=notes
-    )
-    data.attrs["mask_shows"] = "gland"
-    return data
+    found = Collection("tg3k", root / "tg3k" if (root / "tg3k" / "thyroid-image").is_dir() else root)
+    found.need("thyroid-image", "thyroid-mask")
+    found.note("unlabelled, and video identifiers are not kept: one group, never split")
+    found.masks("thyroid-mask", frames="thyroid-image")
+    for image, _ in found.images("thyroid-image"):
+        mask = found.mask(image)
+        if not mask:
+            found.note("has no gland mask", image)
+        found.frame(image, label="", patient="unknown", mask=mask)
+    return found.manifest("TG3K, thyroid gland", {}, mask_shows="gland")

@@ -4,7 +4,6 @@ Layout: ``batch1_image/dataset/<case>_<nnn>.Jpg``, ``batch2_image/...`` and one 
 ``patient_name,histo_label``. Case numbers restart in each batch, so a patient here is "batch1/<case>".
 """
 
-import csv
 import re
 from pathlib import Path
 
@@ -28,58 +27,34 @@ def read(root: Path) -> pd.DataFrame:
     Raises:
         DatasetError: no batch folder, or no label file for one.
     """
-    batches = [entry for entry in sorted(root.iterdir()) if re.match(r"batch\d+_image$", entry.name, re.I)]
+    found = contract.Collection("thyus2path", root)
+    batches = [
+        entry.name for entry in sorted(root.iterdir()) if re.match(r"batch\d+_image$", entry.name, re.I)
+    ]
     if not batches:
-        contract.need(root, "batch1_image", "batch2_image", source="thyus2path")
-    rows, excluded, notes = [], [], []
-    label_files = [path for path in sorted(root.rglob("*.csv")) if "label" in path.name.casefold()]
+        found.need("batch1_image", "batch2_image")
+    tables = [path for path in sorted(root.rglob("*.csv")) if "label" in path.name.casefold()]
     for folder in batches:
-        batch = folder.name.partition("_")[0].casefold()
-        own = [p for p in label_files if batch in p.relative_to(root).as_posix().casefold()]
+        batch = folder.partition("_")[0].casefold()
+        own = [path for path in tables if batch in path.relative_to(root).as_posix().casefold()]
         if len(own) != 1:
-            raise contract.DatasetError(
-                f"thyus2path: expected one *label*.csv for {batch} in {root}; found {len(own)}: "
-                f"{', '.join(p.relative_to(root).as_posix() for p in own) or 'none'}. docs/data.md shows the layout."
-            )
-        labels = _labels(own[0])
+            raise found.unlike(f"one *label*.csv for {batch}", f"{len(own)} came")
+        labels = contract.texts(own[0])
+        if not {"patient_name", "histo_label"} <= set(labels):
+            columns = f"the columns patient_name and histo_label in {own[0].name}"
+            raise found.unlike(columns, f"came: {listed(labels)}")
+        labels = dict(zip(labels["patient_name"].str.strip(), labels["histo_label"]))
         seen = set()
-        for name, path, reason in contract.files(folder):
-            image = f"{folder.name}/{name}"
+        for image, path in found.images(folder, *own):
             case = re.fullmatch(r"(.+)_(\d+)", path.stem)
-            if path == own[0]:
+            if case is None:
+                found.leave_out(image, "not named <case>_<number>")
                 continue
-            if reason or case is None:
-                excluded.append((image, reason or "not named <case>_<number>"))
-                continue
-            seen.add(case[1])
             label = contract.benign_or_malignant(labels.get(case[1], ""))
             if not label:
-                notes.append((image, "unlabelled: its case is not in the label file as 0 or 1"))
-            patient = f"{batch}/{case[1]}"
-            rows.append(
-                {"image": image, "path": str(path), "label": label, "patient": patient, "part": batch}
-            )
+                found.note("unlabelled: its case is not in the label file as 0 or 1", image)
+            found.frame(image, label, f"{batch}/{case[1]}", part=batch)
+            seen.add(case[1])
         for case in sorted(set(labels) - seen, key=natural):
-            excluded.append(
-                (f"{folder.name}/{case}_*", f"case in {own[0].name}, but no frame of it is there")
-            )
-    return contract.table(
-        rows,
-        dataset="thyus2path",
-        title="ThyUS2Path",
-        classes=list(contract.TWO),
-        names=contract.TWO,
-        excluded=excluded,
-        notes=notes,
-    )
-
-
-def _labels(path: Path) -> dict[str, str]:
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        if not {"patient_name", "histo_label"} <= set(reader.fieldnames or []):
-            raise contract.DatasetError(
-                f"thyus2path: expected the columns patient_name and histo_label in {path.name}; "
-                f"came: {listed(reader.fieldnames or ['nothing'])}."
-            )
-        return {row["patient_name"].strip(): row["histo_label"] for row in reader}
+            found.leave_out(f"{folder}/{case}_*", f"case in {own[0].name}, but no frame of it is there")
+    return found.manifest("ThyUS2Path", contract.TWO)

@@ -7,13 +7,14 @@ on both sides of the published split: `thyroid_lib.manifest.check` joins them.
 
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 
 from thyroid_lib.datasets import contract
 
 
-def read(root: Path, *, part: str = "all") -> pd.DataFrame:
+def read(root: Path, *, part: Literal["all", "train", "val", "test"] = "all") -> pd.DataFrame:
     """Reads TN5000.
 
     Args:
@@ -24,64 +25,33 @@ def read(root: Path, *, part: str = "all") -> pd.DataFrame:
         Manifest with `box` (the largest annotated one) and `part`.
 
     Raises:
-        DatasetError: a folder is missing, or the option is unknown.
+        DatasetError: a folder is missing, or the published split where a part of it is asked for.
     """
-    if part not in ("all", "train", "val", "test"):
-        raise contract.DatasetError(f"tn5000: part is all, train, val or test; {part!r} came.")
-    contract.need(root, "JPEGImages", "Annotations", source="tn5000")
-    parts = _parts(root / "ImageSets" / "Main")
-    rows, excluded, notes, named = [], [], [("", contract.NO_PATIENTS)], set()
+    found = contract.Collection("tn5000", root)
+    found.need("JPEGImages", "Annotations", *([] if part == "all" else [f"ImageSets/Main/{part}.txt"]))
+    lists = {name: root / "ImageSets" / "Main" / f"{name}.txt" for name in ("train", "val", "test")}
+    parts = {
+        stem: name for name, path in lists.items() if path.is_file() for stem in path.read_text().split()
+    }
+    found.note(contract.NO_PATIENTS)
     if not parts:
-        notes.append(("", "ImageSets/Main is missing: the published split is not known"))
-        if part != "all":
-            raise contract.DatasetError(
-                f"tn5000: part={part} needs ImageSets/Main/{part}.txt, which is missing."
-            )
-    for image, path, reason in contract.files(root / "JPEGImages"):
-        stem, identifier = contract.stem_of(image), f"JPEGImages/{image}"
-        named.add(stem)
-        annotation = root / "Annotations" / f"{stem}.xml"
-        if not reason and not annotation.is_file():
-            reason = f"Annotations/{stem}.xml is missing"
-        if not reason and part != "all" and parts.get(stem) != part:
-            reason = f"not in part {part}"
-        if not reason:
+        found.note("ImageSets/Main is missing: the published split is not known")
+    annotations = {path.stem: path for path in sorted((root / "Annotations").glob("*.xml"))}
+    for image, path in found.images("JPEGImages"):
+        annotation, own = annotations.pop(path.stem, None), parts.get(path.stem, "")
+        if annotation is None:
+            found.leave_out(image, f"Annotations/{path.stem}.xml is missing")
+        elif part not in ("all", own):
+            found.leave_out(image, f"not in part {part}")
+        else:
             label, box, reason = _annotation(annotation)
-        if reason:
-            excluded.append((identifier, reason))
-            continue
-        rows.append(
-            {
-                "image": identifier,
-                "path": str(path),
-                "label": label,
-                "patient": stem,
-                "box": box,
-                "part": parts.get(stem, ""),
-            }
-        )
-    for annotation in sorted((root / "Annotations").glob("*.xml")):
-        if annotation.stem not in named:
-            excluded.append((f"JPEGImages/{annotation.stem}.jpg", "annotated, but the file is missing"))
-    return contract.table(
-        rows,
-        dataset="tn5000",
-        title="TN5000",
-        classes=list(contract.TWO),
-        names=contract.TWO,
-        excluded=excluded,
-        notes=notes,
-    )
-
-
-def _parts(folder: Path) -> dict[str, str]:
-    """Frame -> train, val or test."""
-    found = {}
-    for name in ("train", "val", "test"):
-        path = folder / f"{name}.txt"
-        if path.is_file():
-            found |= {line.split()[0]: name for line in path.read_text().splitlines() if line.strip()}
-    return found
+            if reason:
+                found.leave_out(image, f"Annotations/{annotation.name} {reason}")
+            else:
+                found.frame(image, label, path.stem, box=box, part=own)
+    for stem in annotations:
+        found.leave_out(f"JPEGImages/{stem}.jpg", "annotated, but the file is missing")
+    return found.manifest("TN5000", contract.TWO)
 
 
 def _annotation(path: Path) -> tuple[str, str, str]:
@@ -89,15 +59,12 @@ def _annotation(path: Path) -> tuple[str, str, str]:
     try:
         objects = ElementTree.parse(path).getroot().findall("object")
         labels = {contract.benign_or_malignant(thing.findtext("name") or "") for thing in objects}
-        boxes = []
-        for thing in objects:
-            left, top, right, bottom = (
-                round(float(thing.findtext(f"bndbox/{side}"))) for side in ("xmin", "ymin", "xmax", "ymax")
-            )
-            boxes.append((left, top, right - left, bottom - top))
+        sides = ("xmin", "ymin", "xmax", "ymax")
+        corners = [[round(float(thing.findtext(f"bndbox/{side}"))) for side in sides] for thing in objects]
     except (ElementTree.ParseError, TypeError, ValueError):
-        return "", "", f"Annotations/{path.name} cannot be read"
+        return "", "", "cannot be read"
     if len(labels) != 1 or labels == {""}:
-        return "", "", f"Annotations/{path.name} holds no label, or several: {sorted(labels)}"
+        return "", "", f"holds no label, or several: {sorted(labels)}"
+    boxes = [(left, top, right - left, bottom - top) for left, top, right, bottom in corners]
     largest = max(boxes, key=lambda box: box[2] * box[3])
     return labels.pop(), " ".join(str(max(0, value)) for value in largest), ""

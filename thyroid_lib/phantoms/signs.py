@@ -1,101 +1,24 @@
 """What the simulated nodules show: sonographic signs, how often each lesion type has them, and a reader of them.
 
-The signs of the four types overlap, as they do in life, so no reader of a phantom can be perfect. `SIGNS`
+The signs of the four types overlap, as they do in life, so no reader of a phantom can be perfect. `signs.yaml`
 holds the frequencies and says where each comes from. Where a source compares benign with malignant nodules,
 or adenoma with carcinoma, ours are rounded between them; where none gives a number, they are our choice.
 They are plausible, not estimates: what is learnt on phantoms says nothing about patients.
-
-Sources
-    [Moon 2008]      Radiology 247:762-770. 489 benign and 360 malignant nodules (mostly papillary) of nine
-                     hospitals. Malignant and benign: taller than wide 40 % and 9 %, spiculated 48 % and 8 %,
-                     markedly hypoechoic 41 % and 8 %, microcalcification 44 % and 9 %, macrocalcification
-                     10 % and 4 %; isoechoic 12 % and 57 %, spongiform 0.3 % and 10 %.
-    [Sillery 2010]   AJR 194:44-54. 50 follicular carcinomas and 52 adenomas: hypoechoic 82 % and 50 %,
-                     halo 36 % and 58 %, cystic change 10 % and 31 %.
-    [Borowczyk 2021] Cancers 13:938. Follicular carcinoma against adenoma, 20 studies: calcification, irregular
-                     margins and marked hypoechogenicity belong to the fewer carcinomas.
-    [Kim 2009]       Korean J Radiol 10:101-105. 21 medullary carcinomas: solid 91 %, ovoid to round 57 %,
-                     markedly hypoechoic 52 %, calcified 52 %, 19 mm against the 11 mm of 114 papillary ones.
-    [Guo 2019]       Chin Med J 132:834-841. 96 medullary carcinomas: cystic change in 9 %, margin not
-                     circumscribed in 61 %, calcified in 47 % (their two groups taken together).
-    [Lee 2010]       AJR 194:1090-1094. Medullary carcinomas differ from papillary ones in size, cystic change
-                     and echotexture.
-    [Saller 2002]    Exp Clin Endocrinol Diabetes 110:403-407. Medullary carcinoma: hypoechoic, coarse calcium
-                     inside, no halo.
-    [Bonavita 2009]  AJR 193:207-213. Spongiform nodules and cysts with colloid are benign.
 """
+
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from thyroid_lib import LESION_TYPES
 
 TYPES = tuple(LESION_TYPES)
-
-# sign: {value: frequency in nodular goiter, follicular neoplasm, papillary and medullary carcinoma}
-SIGNS = {
-    # [Moon 2008, Bonavita 2009] goiter; [Sillery 2010] follicular; [Kim 2009, Guo 2019] medullary
-    "composition": {
-        "solid": (0.38, 0.79, 0.94, 0.90),
-        "mixed": (0.34, 0.18, 0.04, 0.08),
-        "cystic": (0.14, 0.02, 0.01, 0.01),
-        "spongiform": (0.14, 0.01, 0.01, 0.01),
-    },
-    # [Moon 2008] goiter and papillary; [Sillery 2010] follicular: hypoechoic in 66 %; [Kim 2009] medullary
-    "echogenicity": {
-        "hyperechoic": (0.11, 0.05, 0.01, 0.01),
-        "isoechoic": (0.57, 0.29, 0.10, 0.08),
-        "hypoechoic": (0.26, 0.59, 0.47, 0.46),
-        "markedly hypoechoic": (0.06, 0.07, 0.42, 0.45),
-    },
-    # [Moon 2008]; [Kim 2009] medullary, rounder than papillary
-    "shape": {
-        "wider than tall": (0.92, 0.94, 0.58, 0.82),
-        "taller than wide": (0.08, 0.06, 0.42, 0.18),
-    },
-    # [Moon 2008] goiter and papillary; [Borowczyk 2021] follicular; [Guo 2019] medullary: smooth in 39 %
-    "margin": {
-        "smooth": (0.68, 0.76, 0.17, 0.42),
-        "ill-defined": (0.25, 0.11, 0.27, 0.22),
-        "irregular": (0.07, 0.13, 0.56, 0.36),
-    },
-    # [Sillery 2010] follicular, between 36 and 58 %; [Saller 2002] medullary
-    "halo": {
-        "none": (0.78, 0.48, 0.93, 0.95),
-        "complete": (0.22, 0.52, 0.07, 0.05),
-    },
-    # [Moon 2008] goiter and papillary; [Bonavita 2009] colloid; [Kim 2009, Guo 2019, Saller 2002] medullary
-    "foci": {
-        "none": (0.62, 0.84, 0.40, 0.44),
-        "comet tail": (0.20, 0.02, 0.01, 0.01),
-        "punctate": (0.08, 0.05, 0.47, 0.15),
-        "coarse with shadow": (0.07, 0.06, 0.10, 0.38),
-        "rim with shadow": (0.03, 0.03, 0.02, 0.02),
-    },
-    # our choice: follicular neoplasms are cellular and even, goiter mixes colloid, fibrosis and blood
-    "echotexture": {
-        "homogeneous": (0.28, 0.78, 0.45, 0.58),
-        "heterogeneous": (0.72, 0.22, 0.55, 0.42),
-    },
-}
-"""Frequency of each sign by lesion type, in the order of `thyroid_lib.LESION_TYPES`; drawn independently."""
-
-SIZE_MM = {"median": (19.0, 25.0, 10.5, 16.5), "spread": (0.40, 0.36, 0.40, 0.45), "range": (6.0, 36.0)}
-"""Largest diameter: log-normal by type, clipped. [Kim 2009] medullary and papillary; follicular neoplasms are
-the largest and goiter nodules between, our choice."""
-
-AGE_YEARS = {"mean": (52, 50, 46, 51), "spread": (13, 14, 13, 14)}
-FEMALE = (0.82, 0.77, 0.77, 0.60)
-
-SOURCES = {
-    "clinic": {"labels": TYPES, "mix": (0.32, 0.22, 0.30, 0.16)},
-    "external": {"labels": TYPES, "mix": (0.32, 0.22, 0.30, 0.16)},
-    "open": {"labels": ("benign", "malignant"), "mix": (0.40, 0.15, 0.37, 0.08)},
-}
-"""Share of each type among a source's patients, and the labels it gives away."""
-
-BENIGN_OF = {"nodular_goiter": "benign", "follicular_neoplasm": "benign"}
-"""How `open` labels a type: its follicular neoplasms are adenomas, its carcinomas papillary and medullary."""
+TABLES = yaml.safe_load(Path(__file__).with_name("signs.yaml").read_text(encoding="utf-8"))
+SIGNS = TABLES["signs"]  # sign -> value -> its frequency in each of TYPES
+SIZE_MM, AGE_YEARS, FEMALE, SOURCES = (TABLES[name] for name in ("size_mm", "age_years", "female", "sources"))
+BENIGN_OF = {"nodular_goiter": "benign", "follicular_neoplasm": "benign"}  # how `open` labels a type
 
 
 def label_of(source: str, lesion_type: str) -> str:
