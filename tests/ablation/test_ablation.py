@@ -126,8 +126,7 @@ def test_what_is_done_is_not_done_again(data, tmp_path, monkeypatch):
     jobs = grid(data, tmp_path, ["invention", "texture"])
     first, failed = ablation.run(jobs)
     assert not failed and {result.job.arm for result in first} == {"invention", "texture"}
-    monkeypatch.setattr(loop.Training, "epoch", None)
-    monkeypatch.setattr(ablation_jobs, "_texture", None)
+    monkeypatch.setattr(ablation_jobs, "prediction_table", None)
     second, _ = ablation.run(grid(data, tmp_path, ["invention", "texture"]))
     for a, b in zip(first, second):
         pd.testing.assert_frame_equal(a.predictions, b.predictions)
@@ -199,22 +198,13 @@ def test_every_learning_rate_is_tried_and_validation_chooses(data, tmp_path):
     assert set(tried) == {1e-6, 4e-3} and result.facts["lr"] == max(tried, key=tried.get)
 
 
-def test_progress_says_done_running_left_and_time_left(data, tmp_path):
-    jobs = grid(data, tmp_path, ["original", "invention", "texture"], seeds=2)
-    shown = ablation.Progress(8, jobs)
-    shown.workers = 2
-    assert str(shown) == "ablation: 2 of 8 jobs done (2 before), 2 running, 4 left"
-    shown.finished(jobs[0])
-    assert str(shown).startswith("ablation: 3 of 8 jobs done (2 before), 2 running, 3 left, about ")
-    for job in jobs[1:]:
-        shown.finished(job)
-    assert str(shown) == "ablation: 8 of 8 jobs done (2 before), 0 running, 0 left"
-
-
-def test_no_more_threads_run_than_there_are_cores(monkeypatch):
-    monkeypatch.setattr(ablation.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    asked = [(-1, 1), (-1, 3), (4, 1), (6, 4), (1, 16)]
-    assert [ablation.processes(*one) for one in asked] == [8, 2, 4, 2, 1]
+def test_no_more_threads_run_than_there_are_cores(data, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(ablation.joblib, "cpu_count", lambda: 8)
+    monkeypatch.setattr(ablation, "run_jobs", lambda *_, parallel, **__: asked.append(parallel) or [])
+    for parallel, threads in [(-1, 1), (-1, 3), (4, 1), (6, 4), (1, 16)]:
+        ablation.run(grid(data, tmp_path, ["original"], threads=threads), parallel=parallel)
+    assert asked == [8, 2, 4, 2, 1]
 
 
 def test_peers_have_the_published_numbers_of_parameters_and_multiplications():

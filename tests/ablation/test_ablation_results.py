@@ -8,7 +8,7 @@ from sklearn.metrics import recall_score, roc_auc_score
 from small_grid import CLASSES, grid, spots
 
 from thyroid_lib.ablation import grid as ablation
-from thyroid_lib.ablation import report, words
+from thyroid_lib.ablation import report
 from thyroid_lib.ablation import results as ar
 from thyroid_lib.ablation import verdicts as av
 from thyroid_lib.ablation.results import Measured
@@ -49,16 +49,12 @@ def drawn(
     return Measured(made, 2 * patients, patients, patients // 4, 5, [])
 
 
-def test_holm_gives_the_adjusted_p_values_of_a_worked_example():
-    assert ar.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx(
-        [0.03, 0.06, 0.06, 0.02]
-    )  # R: p.adjust(p, "holm")
-    assert ar.holm([0.5, 0.9]) == [1.0, 1.0] and ar.holm([]) == []
-
-
-def test_only_tests_with_a_p_value_count_as_tests():
-    found = ar.corrected({"a": {"p": 0.02}, "b": {"p": None}, "c": {"p": 0.03}})
-    assert found["a"]["p_holm"] == pytest.approx(0.04) and found["b"]["p_holm"] is None
+def test_p_values_of_a_family_are_adjusted_by_holm_and_only_tests_with_one_count():
+    p = {"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005, "e": None}
+    found = ar.corrected({name: {"p": value} for name, value in p.items()})
+    adjusted = [found[name]["p_holm"] for name in "abcd"]
+    assert adjusted == pytest.approx([0.03, 0.06, 0.06, 0.02])  # R: p.adjust(p, "holm")
+    assert found["e"]["p_holm"] is None
 
 
 def test_metrics_of_an_arm_are_the_mean_over_its_trainings():
@@ -101,7 +97,7 @@ def test_patients_and_trainings_add_up_in_the_interval_of_a_difference():
     measured = drawn({"original": [0.70, 0.80], "invention": [0.60, 0.64]})
     found = ar.contrast(measured, {"invention": 1.0, "original": -1.0})
     n = measured.scarcest
-    values = measured.of("invention").mean(0) - measured.of("original").mean(0)
+    values = (measured.draws["invention"][ar.MAIN] - measured.draws["original"][ar.MAIN]).mean(0)
     over_patients, over_trainings = values[1:].var() * n / (n - 1), 2 * 0.0029 / 2
     total = over_patients + over_trainings
     df = total**2 / (over_patients**2 / (n - 1) + over_trainings**2 / 2)
@@ -234,7 +230,9 @@ def test_luck_in_dealing_out_labels_is_part_of_the_shuffled_arms_interval():
     "ours, wanted", [(1.13, av.SUPPORTED), (1.25, av.SUPPORTED), (1.3, av.NOT_SUPPORTED)]
 )
 def test_compute_is_under_control_up_to_the_stated_multiple(ours, wanted):
-    found = av.compute(ours * 8.36, 8.36, limit=1.25, what="multiplications")
+    found = av.compute(
+        pd.Series({"invention": ours * 8.36, "original": 8.36}), limit=1.25, what="multiplications"
+    )
     assert found["verdict"] == wanted and found["multiple"] == pytest.approx(ours, rel=1e-5)
 
 
@@ -277,16 +275,14 @@ def test_what_is_recorded_is_complete_and_said_in_words(small):
     numbers = report.summary(measured, found, spent, {"margin": 0.02, "limit": 1.25, "classes": 4})
     assert results.complete(numbers)
     claim = report.throughput_claim(speed, 1.25)
-    text = words.findings(
-        numbers, claim, {"resnet50, seed 0, fold 0": "it diverged"}, words.protocol(jobs), True
-    )
+    text = report.findings(numbers, claim, {"resnet50, seed 0, fold 0": "it diverged"}, jobs, True)
     assert "**simulated**" in text and "it diverged" in text
     for verdict in numbers["claims"].values():
         assert verdict["verdict"] == av.NOT_TESTED or verdict["claim"] in text
-    assert len(words.claim_table(numbers["claims"] | claim)) == len(numbers["claims"]) + 1
-    assert len(words.difference_table(numbers["difference"])) == 3  # no controls
-    assert {*words.cost_table(spent, speed, 8)["arm"]} == {
-        words.title(arm) for arm in ("original", "invention")
+    assert len(report.claim_table(numbers["claims"] | claim)) == len(numbers["claims"]) + 1
+    assert len(report.difference_table(numbers["difference"])) == 3  # no controls
+    assert {*report.cost_table(spent, speed, 8).index} == {
+        report.TITLES[arm] for arm in ("original", "invention")
     }
     assert "texture" not in numbers["gaze"] and numbers["gaze"]["original"]["reach"] < 1
 
@@ -298,13 +294,13 @@ def test_figures_say_their_numbers(small):
     arms = {arm: ar.per_arm(measured, arm) for arm in measured.arms}
     spent, speed = report.computed_costs(jobs), report.measured_speed(jobs, rounds=1)
     figures = [
-        charts.arms(words.arm_rows(arms), "macro AUROC"),
+        charts.arms(report.arm_rows(arms), "macro AUROC"),
         charts.accuracy_against_cost(
-            words.cost_points(arms, spent, speed), words.references(arms), "macro AUROC"
+            report.cost_points(arms, spent, speed), report.references(arms), "macro AUROC"
         ),
         charts.gaze(
             report.gaze_maps(found),
-            {words.title(arm): own for arm, own in report.gaze_numbers(found).items()},
+            {report.TITLES[arm]: own for arm, own in report.gaze_numbers(found).items()},
         ),
     ]
     assert "logistic regression on texture" in figures[1].alt

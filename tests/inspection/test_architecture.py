@@ -6,18 +6,21 @@ import pytest
 import torch
 
 from thyroid_lib import network
-from thyroid_lib.inspection import architecture, probes, readings, structure
+from thyroid_lib.common.templates import render
+from thyroid_lib.inspection import probes, readings, structure
 from thyroid_lib.plots import network as figures
 
 SMALL = {"width": 0.02, "middle_blocks": 1}
 SWITCHES = set(inspect.signature(network.Xception).parameters)
 
 
-@pytest.mark.parametrize("reading", [r for r in readings.READINGS if r.otherwise], ids=lambda r: r.question)
+@pytest.mark.parametrize(
+    "reading", [r for r in readings.load("readings") if "otherwise" in r], ids=lambda r: r["open point"]
+)
 def test_each_open_point_names_a_switch_that_takes_the_other_reading(reading):
-    assert reading.switch.split(" = ")[0] in SWITCHES & set(reading.otherwise)
+    assert reading["switch"].split(" = ")[0] in SWITCHES & set(reading["otherwise"])
     ours = network.optimized_xception(4, 1, **SMALL)
-    other = network.optimized_xception(4, 1, **SMALL, **reading.otherwise)
+    other = network.optimized_xception(4, 1, **SMALL, **reading["otherwise"])
     assert other.config != ours.config
 
 
@@ -30,8 +33,10 @@ def test_other_readings_cost_what_the_reference_says():
 
 def test_dilated_convolutions_cost_an_eighth_more_multiplications_at_every_size():
     for size in (96, 128, 299):
-        table = structure.costs(architecture.VARIANTS, size, num_classes=4).set_index("variant")
-        assert table.gmacs_ratio["optimized (our choices)"] == pytest.approx(1.13, abs=0.01)
+        table = structure.costs(readings.load("variants"), size, num_classes=4).set_index("variant")
+        assert table.gmacs["optimized (our choices)"] / table.gmacs["original"] == pytest.approx(
+            1.13, abs=0.01
+        )
 
 
 def test_gradient_coverage_is_that_of_the_lattice():
@@ -42,10 +47,9 @@ def test_gradient_coverage_is_that_of_the_lattice():
 
 
 def test_findings_are_made_of_the_numbers():
-    models = network.xception(4, 1, **SMALL), network.optimized_xception(4, 1, **SMALL)
-    costs = structure.costs(architecture.VARIANTS, 96, num_classes=4, in_chans=1)
-    unread = probes.unread_pixels(models[1], 96)
-    text = architecture.findings(architecture.summary(*models, costs, unread, 0.0, None), 96)
+    costs = structure.costs(readings.load("variants"), 96, num_classes=4, in_chans=1)
+    numbers = {"costs": costs.set_index("variant").to_dict("index"), "unread_pixels": 0}
+    text = render("inspection/findings.md.j2", size=96, timm=None, identity_difference=0.0, **numbers)
     assert "24.12 million parameters (+16% on the original's 20.81)" in text
     assert "no gradient: 0" in text and "left out" in text
 
@@ -54,7 +58,7 @@ def test_figures_say_in_words_what_they_show():
     models = network.xception(4, 1, **SMALL), network.optimized_xception(4, 1, **SMALL)
     literal = network.optimized_xception(4, 1, **SMALL, second_connection="three_way", fusion="widen")
     shapes = [structure.map_shapes(model, 96) for model in (*models, literal)]
-    costs = structure.costs(architecture.VARIANTS, 96, num_classes=4, in_chans=1)
+    costs = structure.costs(readings.load("variants"), 96, num_classes=4, in_chans=1)
     drawn = [
         figures.architectures(shapes[0], shapes[1], models[1].config),
         figures.architectures(shapes[0], shapes[2], literal.config),

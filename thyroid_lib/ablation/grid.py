@@ -1,33 +1,29 @@
 """The ablation: which parts of the invention help (C15), and what the obvious alternatives give.
 
 An arm is a network with a loss. Everything else (crops, folds, validation part, seeds, schedule, learning rates
-tried, initialization) is the same for all arms. Arm x seed x fold is a job of its own (`ablation_jobs`); jobs run
-side by side, on this machine or on a Dask cluster, and what they find does not depend on where. `ablation_results`
-reads what they leave.
+tried, initialization) is the same for all arms. Arm x seed x fold is a job of its own (`ablation.jobs`); jobs run
+side by side, on this machine or on a Dask cluster, and what they find does not depend on where.
+`ablation.results` reads what they leave.
 """
 
-import math
-import os
-import time
-from collections.abc import Iterator
+from collections import Counter
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 
+import joblib
 import pandas as pd
 import torch
+import yaml
 
 from thyroid_lib import network
 from thyroid_lib.ablation.jobs import Job, Result, initial_weights, load, run_job
 from thyroid_lib.common import fingerprint
-from thyroid_lib.common.jobs import backend
-from thyroid_lib.common.progress import status
+from thyroid_lib.common.jobs import run_jobs
+from thyroid_lib.common.templates import TEMPLATES
 from thyroid_lib.data.crops import Crops
 from thyroid_lib.evaluation.predictions import read_predictions, write_predictions
-from thyroid_lib.layers import peers
 from thyroid_lib.training import hardware, loop
-
-OTHER_SEED = 1000
-"""Added to the seeds of the arm that repeats the invention under another name."""
 
 
 @dataclass(frozen=True)
@@ -49,36 +45,9 @@ class Arm:
     seed_offset: int = 0
 
 
-_ORIGINAL, _INVENTION = {"name": "xception"}, {"name": "optimized_xception"}
-_DILATED = _INVENTION | {"dense_connections": False}
-_CONNECTED = _INVENTION | {"downsampling": "max_pool"}
-
-ARMS = {
-    "original": Arm("Xception, the original", "parts", _ORIGINAL),
-    "dilated": Arm("+ dilated down-sampling", "parts", _DILATED),
-    "dilated_2": Arm("+ dilated, dilation 2", "parts", _DILATED | {"dilation": 2}),
-    "dilated_depthwise": Arm("+ dilated, depthwise", "parts", _DILATED | {"downsampling": "depthwise"}),
-    "dilated_dense": Arm("+ dilated, dense", "parts", _DILATED | {"downsampling": "dense"}),
-    "connected": Arm("+ dense connections", "parts", _CONNECTED),
-    "connected_three_way": Arm(
-        "+ dense connections, three-way", "parts", _CONNECTED | {"second_connection": "three_way"}
-    ),
-    "invention": Arm("both: the invention", "parts", _INVENTION),
-    "original_ce": Arm("Xception, cross-entropy", "losses", _ORIGINAL, "ce"),
-    "original_focal": Arm("Xception, focal loss", "losses", _ORIGINAL, "focal"),
-    "invention_ce": Arm("invention, cross-entropy", "losses", _INVENTION, "ce"),
-    "invention_focal": Arm("invention, focal loss", "losses", _INVENTION, "focal"),
-    **{
-        name: Arm(facts.title, "peers", {"name": "peer", "architecture": name})
-        for name, facts in peers.PEERS.items()
-    },
-    "texture": Arm("logistic regression on texture", "reference"),
-    "shuffled": Arm("invention, shuffled labels", "controls", _INVENTION, shuffled=True),
-    "again": Arm("invention, other seeds", "controls", _INVENTION, seed_offset=OTHER_SEED),
-}
-"""Every arm by name. The loss is the mixed one where the title names no other."""
-
-GROUPS = tuple(dict.fromkeys(arm.group for arm in ARMS.values()))
+_FILE = TEMPLATES / "ablation" / "arms.yaml"
+ARMS = {name: Arm(**about) for name, about in yaml.safe_load(_FILE.read_text(encoding="utf-8")).items()}
+"""Every arm by name, in the order of tables and figures."""
 
 
 def chosen(names: list[str]) -> list[str]:
@@ -87,16 +56,14 @@ def chosen(names: list[str]) -> list[str]:
     Raises:
         ValueError: a name is none of them, or there is no arm.
     """
-    known = {"all": list(ARMS)} | {g: [n for n, arm in ARMS.items() if arm.group == g] for g in GROUPS}
-    known |= {name: [name] for name in ARMS}
+    known = {word for name, arm in ARMS.items() for word in ("all", arm.group, name)}
     if strangers := [name for name in names if name not in known]:
         raise ValueError(
-            f"arms: expected names among {', '.join(known)}; came {', '.join(map(repr, strangers))}"
+            f"arms: expected names among {', '.join(sorted(known))}; came {', '.join(map(repr, strangers))}"
         )
-    wanted = {arm for name in names for arm in known[name]}
-    if not wanted:
+    if not names:
         raise ValueError("arms: expected at least one arm, came an empty list")
-    return [name for name in ARMS if name in wanted]
+    return [name for name, arm in ARMS.items() if {"all", arm.group, name} & {*names}]
 
 
 def configuration(name: str, *, classes: int, width: float, middle_blocks: int) -> dict:
@@ -152,10 +119,8 @@ def grid(
             f"expected 1 to {len(there)} folds, at least one seed and one learning rate; came folds={folds}, "
             f"seeds={seeds}, lrs={lrs}"
         )
-    models = {
-        name: configuration(name, classes=len(crops.classes), width=width, middle_blocks=middle_blocks)
-        for name in arms
-    }
+    shape = {"classes": len(crops.classes), "width": width, "middle_blocks": middle_blocks}
+    models = {name: configuration(name, **shape) for name in arms}
     if base.precision == "auto":
         base = replace(base, precision=decide_precision(models, size))
     hashes = {}
@@ -163,29 +128,16 @@ def grid(
         start, _ = initial_weights(model, initial)
         hashes[name] = "none" if start is None else fingerprint.digest(start)
     jobs = []
-    for seed in range(seeds):
-        for fold in there[:folds]:
-            for name, model in models.items():
-                arm = ARMS[name]
-                own = replace(base, model=model, loss=arm.loss, seed=base.seed + seed + arm.seed_offset)
-                job = Job(
-                    arm=name,
-                    model=model,
-                    settings=tuple(replace(own, lr=float(lr)) for lr in lrs),
-                    shuffled=arm.shuffled,
-                    seed=seed,
-                    fold=int(fold),
-                    data=str(Path(data).resolve()),
-                    data_hash=crops.hash,
-                    size=size,
-                    validation=validation,
-                    split_seed=base.seed,
-                    initial=initial if model else "",
-                    initial_hash=hashes[name],
-                    threads=max(1, base.threads),
-                    root=str(Path(folder).resolve()),
-                )
-                jobs.append(job)
+    for seed, fold, (name, model) in product(range(seeds), there[:folds], models.items()):
+        arm = ARMS[name]
+        own = replace(base, model=model, loss=arm.loss, seed=base.seed + seed + arm.seed_offset)
+        job = Job(
+            arm=name, model=model, settings=tuple(replace(own, lr=float(lr)) for lr in lrs), shuffled=arm.shuffled,
+            seed=seed, fold=int(fold), data=str(Path(data).resolve()), data_hash=crops.hash, size=size,
+            validation=validation, split_seed=base.seed, initial=initial if model else "", initial_hash=hashes[name],
+            threads=max(1, base.threads), root=str(Path(folder).resolve()),
+        )  # fmt: skip
+        jobs.append(job)
     return jobs
 
 
@@ -205,104 +157,34 @@ def run(jobs: list[Job], *, parallel: int = 1, cluster: str = "") -> tuple[list[
 
     Args:
         jobs: of `grid`.
-        parallel: jobs at a time on this machine; -1 for as many as the cores allow with the jobs' threads. The
-            results do not depend on it.
+        parallel: jobs at a time on this machine, no more than the cores allow with the jobs' threads; -1 for as
+            many as these. The results do not depend on it.
         cluster: "" for this machine; "local:N" or a Dask scheduler's address, whose workers see the same folders.
 
     Returns:
         The results in the order of the jobs, and jobs that could not be finished with the reason.
     """
     waiting = [job for job in jobs if not job.done]
-    shown = Progress(len(jobs), waiting)
-    failed = {}
-    for job, problem in _done(waiting, parallel, cluster, shown):
-        if problem:
-            failed[str(job)] = problem
-        shown.finished(job)
+    possible = max(1, joblib.cpu_count() // jobs[0].threads)
+    count = min(parallel, possible) if parallel > 0 else possible
+    silent = count > 1 or bool(cluster)
+    calls = [
+        {"job": job, "title": f"ablation: job {number} of {len(waiting)}, {job}", "silent": silent}
+        for number, job in enumerate(waiting, 1)
+    ]
+    done = run_jobs(run_job, calls, parallel=count, cluster=cluster, title="ablation, jobs") if calls else []
+    failed = {str(job): problem for job, problem in zip(waiting, done) if problem}
     return [load(job) for job in jobs if job.done], failed
-
-
-def _done(jobs: list[Job], parallel: int, cluster: str, shown: "Progress") -> Iterator[tuple[Job, str]]:
-    """Jobs with what `run_job` says, as they end."""
-    from joblib import Parallel, delayed
-
-    if not jobs:
-        return
-    with backend(cluster) as count:
-        count = count or processes(parallel, jobs[0].threads)
-        shown.workers = min(count, len(jobs))
-        shown.say()
-        if count == 1 and not cluster:
-            for job in jobs:
-                yield job, run_job(job, title=f"{shown}; {job}")
-            return
-        calls = (delayed(_numbered)(number, job) for number, job in enumerate(jobs))
-        for number, problem in Parallel(n_jobs=count, return_as="generator_unordered", batch_size=1)(calls):
-            yield jobs[number], problem
-
-
-def _numbered(number: int, job: Job) -> tuple[int, str]:
-    return number, run_job(job, silent=True)
-
-
-def processes(parallel: int, threads: int) -> int:
-    """Jobs at a time: what was asked for, but no more threads than this machine has cores.
-
-    Args:
-        parallel: asked for; -1 for as many as possible. threads: of each job.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    possible = max(1, cores // max(1, threads))
-    return possible if parallel < 1 else min(parallel, possible)
-
-
-class Progress:
-    """Says how far a grid is: jobs done, running, left, and the time that is left.
-
-    Args:
-        total: jobs of the grid. waiting: those that are not done yet.
-    """
-
-    def __init__(self, total: int, waiting: list[Job]):
-        self.total, self.workers, self.begin = total, 1, time.monotonic()
-        self.before, self.left, self.ended = total - len(waiting), list(waiting), []
-
-    def finished(self, job: Job) -> None:
-        """Counts a job that has ended."""
-        self.left.remove(job)
-        self.ended.append(job)
-        self.say()
-
-    def say(self) -> None:
-        """Puts it on the status line."""
-        status(str(self), now=True)
-
-    def __str__(self) -> str:
-        running = min(self.workers, len(self.left))
-        text = f"ablation: {self.before + len(self.ended)} of {self.total} jobs done"
-        text += f" ({self.before} before)" if self.before else ""
-        text += f", {running} running, {len(self.left) - running} left"
-        work = sum(map(_work, self.ended))
-        if self.left and work:
-            seconds = (time.monotonic() - self.begin) * sum(map(_work, self.left)) / work
-            text += f", about {math.ceil(seconds / 60)} min"
-        return text
-
-
-def _work(job: Job) -> float:
-    """A job's rough share of the time: trainings count, the reference hardly does."""
-    return float(len(job.settings)) if job.model else 0.02
 
 
 def arm_table(jobs: list[Job]) -> pd.DataFrame:
     """The arms of a grid: what is special about each, its loss, and how many jobs it has."""
+    counts = Counter(job.arm for job in jobs)
     rows = []
-    for name in dict.fromkeys(job.arm for job in jobs):
-        arm, own = ARMS[name], [job for job in jobs if job.arm == name]
+    for name, count in counts.items():
+        arm = ARMS[name]
         loss = {"ce": "cross-entropy"}.get(arm.loss, arm.loss) if arm.model else "–"
-        rows.append(
-            {"arm": name, "what it is": arm.title, "group": arm.group, "loss": loss, "jobs": len(own)}
-        )
+        rows.append({"arm": name, "what it is": arm.title, "group": arm.group, "loss": loss, "jobs": count})
     return pd.DataFrame(rows)
 
 
@@ -319,8 +201,9 @@ def collect(results: list[Result], path: Path) -> pd.DataFrame:
     """
     jobs = {(result.job.arm, result.job.seed, result.job.fold) for result in results}
     places = {(seed, fold) for _, seed, fold in jobs}
-    whole = {arm for arm, _, _ in jobs if all((arm, *place) in jobs for place in places)}
-    tables = [result.predictions for result in results if result.job.arm in whole]
+    tables = [
+        result.predictions for result in results if all((result.job.arm, *place) in jobs for place in places)
+    ]
     if not tables:
         raise ValueError("collect: expected at least one arm with all of its jobs done, there is none")
     return read_predictions(write_predictions(tables, path))

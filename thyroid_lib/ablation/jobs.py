@@ -7,11 +7,11 @@ the training's checkpoints lie beside; killed and started again, it goes on from
 
 import os
 import shutil
-import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property
-from importlib import metadata
+from dataclasses import dataclass, fields, replace
+from functools import cached_property, partial
+from importlib import metadata, util
 from pathlib import Path
 
 import cv2
@@ -23,8 +23,8 @@ from scipy.special import softmax
 from thyroid_lib import network
 from thyroid_lib.common import fingerprint
 from thyroid_lib.common.files import LIBRARY, read_json, write_json
-from thyroid_lib.common.jobs import exit_with_parent
 from thyroid_lib.data.crops import Crops
+from thyroid_lib.evaluation.calibration import fit_temperature, operating_points
 from thyroid_lib.evaluation.predictions import prediction_table, read_predictions, write_predictions
 from thyroid_lib.inspection import probes
 from thyroid_lib.layers import peers
@@ -43,6 +43,7 @@ _OWN_CODE = (
     "evaluation/predictions.py",
     "manifest.py",
 )
+_NO_NUMBER_FOLLOWS_FROM = ("arm", "data", "initial", "root")
 
 
 @dataclass(frozen=True)
@@ -81,20 +82,12 @@ class Job:
     @cached_property
     def identity(self) -> dict:
         """What its numbers follow from."""
-        return {
-            "model": self.model,
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        versions = ["torch", "numpy", "scikit-learn", *(["timm"] if util.find_spec("timm") else [])]
+        return {name: value for name, value in own.items() if name not in _NO_NUMBER_FOLLOWS_FROM} | {
             "settings": [settings.identity() for settings in self.settings],
-            "shuffled": self.shuffled,
-            "seed": self.seed,
-            "fold": self.fold,
-            "crops": self.data_hash,
-            "size": self.size,
-            "validation": self.validation,
-            "split_seed": self.split_seed,
-            "initial_weights": self.initial_hash,
-            "threads": self.threads,
             "code": fingerprint.digest(*(LIBRARY / name for name in (*CODE, *_OWN_CODE))),
-            "versions": {name: _version(name) for name in ("torch", "timm", "numpy", "scikit-learn")},
+            "versions": {name: metadata.version(name) for name in versions},
         }
 
     @cached_property
@@ -133,20 +126,8 @@ class Result:
     maps: dict[str, np.ndarray]
 
 
-@dataclass(frozen=True)
-class Resized:
-    """Crops at another size, in memory; as much of `crops.Crops` as a training reads."""
-
-    images: np.ndarray
-    masks: np.ndarray | None
-    index: pd.DataFrame
-    labels: np.ndarray
-    classes: list[str]
-    hash: str
-
-
-def at_size(crops: Crops, size: int) -> Crops | Resized:
-    """The crops at a smaller side, each pixel the mean of those it covers; at their own, they themselves.
+def at_size(crops: Crops, size: int) -> Crops:
+    """The crops at a smaller side, in memory, each pixel the mean of those it covers; at their own, they themselves.
 
     Raises:
         ValueError: they are smaller than asked for.
@@ -163,9 +144,8 @@ def at_size(crops: Crops, size: int) -> Crops | Resized:
         return np.stack([cv2.resize(np.asarray(image), (size, size), interpolation=how) for image in stack])
 
     masks = None if crops.masks is None else small(crops.masks, cv2.INTER_NEAREST)
-    images = small(crops.images, cv2.INTER_AREA)
-    name = f"{crops.hash} at {size} px"
-    return Resized(images, masks, crops.index, crops.labels, crops.classes, name)
+    images, name = small(crops.images, cv2.INTER_AREA), f"{crops.hash} at {size} px"
+    return replace(crops, images=images, masks=masks, hash=name)
 
 
 def run_job(job: Job, title: str = "", silent: bool = False) -> str:
@@ -182,15 +162,18 @@ def run_job(job: Job, title: str = "", silent: bool = False) -> str:
         return ""
     if silent:
         os.environ["THYROID_STATUS"] = os.devnull
-        exit_with_parent()
     work = Path(job.root) / ".work" / job.key
-    with _threads(job.threads):
-        try:
-            found = _network(job, work, title or str(job)) if job.model else _texture(job)
-        except loop.TrainingError as error:
-            shutil.rmtree(work, ignore_errors=True)
-            return str(error)
-    _commit(job, *found)
+    try:
+        with threads(job.threads):
+            tables, facts, maps = _do(job, work, title or str(job))
+    except loop.TrainingError as error:
+        shutil.rmtree(work, ignore_errors=True)
+        return str(error)
+    job.folder.mkdir(parents=True, exist_ok=True)
+    write_predictions(tables, job.folder / "predictions.csv")
+    np.savez_compressed(job.folder / "maps.npz", **maps)
+    about = {"arm": job.arm, "key": job.key, "identity": job.identity}
+    write_json(job.folder / "result.json", about | facts)  # last: without it there is no result
     shutil.rmtree(work, ignore_errors=True)
     return ""
 
@@ -198,10 +181,9 @@ def run_job(job: Job, title: str = "", silent: bool = False) -> str:
 def load(job: Job) -> Result:
     """Reads a finished job."""
     with np.load(job.folder / "maps.npz") as file:
-        maps = {name: file[name] for name in file.files}
-    return Result(
-        job, read_predictions(job.folder / "predictions.csv"), read_json(job.folder / "result.json"), maps
-    )
+        maps = dict(file)
+    predictions = read_predictions(job.folder / "predictions.csv")
+    return Result(job, predictions, read_json(job.folder / "result.json"), maps)
 
 
 def shuffled_labels(labels: np.ndarray, rows: np.ndarray, seed: int) -> np.ndarray:
@@ -239,13 +221,53 @@ def initial_weights(model: dict, source: str) -> tuple[dict[str, torch.Tensor] |
     return pretraining.imagenet_weights(model, str(file))
 
 
-def _network(job: Job, work: Path, title: str):
+def _do(job: Job, work: Path, title: str) -> tuple[list[pd.DataFrame], dict, dict[str, np.ndarray]]:
+    """Trains, fixes on the validation part what is to be fixed, predicts the tested fold once.
+
+    Returns:
+        Predictions, facts and maps of `Result`.
+    """
     crops = at_size(Crops.open(job.data), job.size)
     rows = folds.parts(crops, job.fold, job.validation, job.split_seed)
-    labels = crops.labels
+    labels, test = crops.labels, rows["test"]
     if job.shuffled:
         learnt = np.concatenate([rows["train"], rows["validation"]])
         labels = shuffled_labels(labels, learnt, job.settings[0].seed)
+    if job.model:
+        model, facts, maps = _train(job, crops, rows, labels, work, title)
+        logits_of = partial(loop.predict, model, crops.images)
+    else:
+        facts, maps = {}, {}
+        features, train = texture.texture_features(crops.images, crops.masks), rows["train"]
+        reference = texture.fit_reference(
+            features.iloc[train], labels[train], len(crops.classes), job.split_seed
+        )
+
+        def logits_of(chosen):
+            return reference(features.iloc[chosen])
+
+    raw, truth = logits_of(rows["validation"]), labels[rows["validation"]]
+    temperature = fit_temperature(raw, truth)
+    points = operating_points(softmax(raw / temperature, axis=1), truth, crops.classes)
+    index = crops.index.iloc[test][["image", "patient", "group", "dataset", "label"]]  # no covariates
+
+    def table(name: str) -> pd.DataFrame:
+        return prediction_table(
+            index, crops.classes, logits_of(test), temperature, points,
+            model=f"{name}/seed{job.seed}", set="internal", fold=job.fold,
+        )  # fmt: skip
+
+    tables = [table(job.arm)]
+    if job.model.get("dense_connections"):
+        parts = np.array_split(test, -(-len(test) // 64))
+        with probes.shallow_cut(model, (_inputs(model, crops, part) for part in parts)):
+            tables.append(table(job.arm + CUT))
+    images = {part: len(chosen) for part, chosen in rows.items()}
+    return tables, facts | {"temperature": temperature, "operating_points": points, "images": images}, maps
+
+
+def _train(job: Job, crops: Crops, rows: dict, labels: np.ndarray, work: Path, title: str):
+    """The network of the learning rate that does best on the validation part, on its device; facts and maps of it."""
     start, origin = initial_weights(job.model, job.initial)
     fits = []
     for number, settings in enumerate(job.settings):
@@ -255,106 +277,40 @@ def _network(job: Job, work: Path, title: str):
         )  # fmt: skip
         fits.append(fit)
     scores = [fit.history.iloc[fit.best_epoch - 1] for fit in fits]
-    best = max(range(len(fits)), key=lambda k: (scores[k].val_auroc, -scores[k].val_loss, -k))
-    model = fits[best].model()
+    chosen = max(range(len(fits)), key=lambda k: (scores[k].val_auroc, -scores[k].val_loss, -k))
+    best = fits[chosen]
+    model = best.model()
     reach = probes.gradient_reach(model, job.size)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = model.to(device, memory_format=torch.channels_last)
-
-    def logits(part: str) -> np.ndarray:
-        return loop.predict(model, crops.images, rows[part])
-
-    fixed = _fixed_on_validation(logits("validation"), labels[rows["validation"]], crops.classes)
-    tables = [_table(job, job.arm, crops, rows["test"], logits("test"), fixed)]
-    if job.model.get("dense_connections"):
-        parts = np.array_split(rows["test"], -(-len(rows["test"]) // 64))
-        with probes.shallow_cut(model, (_inputs(model, crops, part) for part in parts)):
-            tables.append(_table(job, job.arm + CUT, crops, rows["test"], logits("test"), fixed))
-    chosen = rows["test"][np.unique(np.linspace(0, len(rows["test"]) - 1, GAZED).astype(int))]
-    seen = _inputs(model, crops, chosen)
-    maps = {
-        "field": probes.effective_receptive_field(model, seen),
-        "gradient": probes.gradient_map(model, seen),
-    }
+    test = rows["test"]
+    seen = _inputs(model, crops, test[np.unique(np.linspace(0, len(test) - 1, GAZED).astype(int))])
+    field, gradient = probes.effective_receptive_field(model, seen), probes.gradient_map(model, seen)
+    gaze = {"field_side_px": probes.field_side(field), "evenness": probes.evenness(gradient), "reach": reach}
     facts = {
-        **fixed,
-        "lr": job.settings[best].lr,
+        "lr": job.settings[chosen].lr,
         "tried": [{"lr": s.lr, "val_auroc": float(row.val_auroc)} for s, row in zip(job.settings, scores)],
-        "best_epoch": fits[best].best_epoch,
-        "history": fits[best].history.to_dict("list"),
-        "images": {part: len(chosen) for part, chosen in rows.items()},
-        "gaze": {
-            "field_side_px": probes.field_side(maps["field"]),
-            "evenness": probes.evenness(maps["gradient"]),
-            "reach": reach,
-        },
+        "best_epoch": best.best_epoch,
+        "history": best.history.to_dict("list"),
+        "gaze": gaze,
         "initial_weights": origin,
         "seconds": sum(fit.seconds for fit in fits),
-        "images_per_second": fits[best].images_per_second,
-        "device": fits[best].choices["device"],
-        "precision": fits[best].choices["precision"],
+        "images_per_second": best.images_per_second,
+        "device": best.choices["device"],
+        "precision": best.choices["precision"],
     }
-    return tables, facts, maps
+    return model, facts, {"field": field.astype(np.float32), "gradient": gradient.astype(np.float32)}
 
 
-def _texture(job: Job):
-    crops = at_size(Crops.open(job.data), job.size)
-    rows = folds.parts(crops, job.fold, job.validation, job.split_seed)
-    features = texture.texture_features(crops.images, crops.masks)
-    logits_of = texture.fit_reference(
-        features.iloc[rows["train"]], crops.labels[rows["train"]], len(crops.classes), job.split_seed
-    )
-    raw = logits_of(features.iloc[rows["validation"]])
-    fixed = _fixed_on_validation(raw, crops.labels[rows["validation"]], crops.classes)
-    table = _table(job, job.arm, crops, rows["test"], logits_of(features.iloc[rows["test"]]), fixed)
-    return [table], {**fixed, "images": {part: len(chosen) for part, chosen in rows.items()}}, {}
-
-
-def _fixed_on_validation(logits: np.ndarray, labels: np.ndarray, classes: list[str]) -> dict:
-    temperature = loop.fit_temperature(logits, labels)
-    points = loop.operating_points(softmax(logits / temperature, axis=1), labels, classes)
-    return {"temperature": temperature, "operating_points": points}
-
-
-def _table(job: Job, name: str, crops, rows: np.ndarray, logits: np.ndarray, fixed: dict) -> pd.DataFrame:
-    index = crops.index.iloc[rows][
-        ["image", "patient", "group", "dataset", "label"]
-    ]  # covariates stay where they are
-    return prediction_table(
-        index, crops.classes, logits, fixed["temperature"], fixed["operating_points"],
-        model=f"{name}/seed{job.seed}", set="internal", fold=job.fold,
-    )  # fmt: skip
-
-
-def _inputs(model, crops, rows: np.ndarray) -> torch.Tensor:
-    device = next(model.parameters()).device
-    images = torch.from_numpy(np.array(crops.images[rows])).to(device)
+def _inputs(model, crops: Crops, rows: np.ndarray) -> torch.Tensor:
+    images = torch.from_numpy(np.array(crops.images[rows])).to(next(model.parameters()).device)
     x = network.normalize(images, model.config["in_chans"])
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def _commit(job: Job, tables: list[pd.DataFrame], facts: dict, maps: dict[str, np.ndarray]) -> None:
-    """Writes a result beside its place and renames it into it, so that it is there whole or not at all."""
-    job.folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{job.folder.name}-", dir=job.folder.parent))
-    try:
-        write_predictions(tables, part / "predictions.csv")
-        np.savez_compressed(
-            part / "maps.npz", **{name: field.astype(np.float32) for name, field in maps.items()}
-        )
-        about = {"arm": job.arm, "key": job.key, "identity": job.identity}
-        write_json(part / "result.json", about | facts)
-        part.chmod(0o755)
-        if job.folder.exists():  # without its result file: not ours to keep
-            shutil.rmtree(job.folder)
-        os.replace(part, job.folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
 @contextmanager
-def _threads(count: int):
-    """PyTorch's and the linear algebra's threads while a job lasts: sums in another order are other bits."""
+def threads(count: int) -> Iterator[None]:
+    """PyTorch's and the linear algebra's threads while it lasts: sums in another order are other bits."""
     from threadpoolctl import threadpool_limits
 
     before = torch.get_num_threads()
@@ -364,10 +320,3 @@ def _threads(count: int):
             yield
     finally:
         torch.set_num_threads(before)
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "not installed"

@@ -1,4 +1,4 @@
-"""What a grid shows: numbers per arm, paired differences, and a verdict per claimed effect by a fixed rule (C15).
+"""What a grid shows: numbers per arm and paired differences (C15).
 
 Reads the predictions of all jobs and nothing else. Two things make a difference uncertain: the patients that
 happened to be tested, and the trainings that happened to be run. The first is had from the patient-cluster
@@ -52,9 +52,10 @@ class Measured:
         """Trainings per arm and fold."""
         return max(len(metrics[MAIN]) for metrics in self.draws.values())
 
-    def of(self, arm: str, metric: str = MAIN) -> np.ndarray:
-        """float64 (seeds, draws + 1)."""
-        return self.draws[arm][metric]
+    def estimate(self, values: np.ndarray, **options) -> dict:
+        """A reported number with its interval over patients, from float64 (draws + 1,), as `bootstrap.estimate`."""
+        about = {"n_images": self.images, "n_patients": self.patients, "effective": self.scarcest}
+        return estimate(values, **about, minimum=self.minimum, **options)
 
 
 def measure(
@@ -63,16 +64,16 @@ def measure(
     """Draws every metric of every arm on the same patients.
 
     Args:
-        predictions: of `ablation.collect`: model "<arm>/seed<k>", one set.
+        predictions: of `grid.collect`: model "<arm>/seed<k>", one set.
         draws, seed, minimum: of the bootstrap, as in `evaluation.evaluate`.
 
     Raises:
         ValueError: two arms were not tested on the same images.
     """
-    classes, clusters, first, found = classes_of(predictions), None, None, {}
+    classes, first, found = classes_of(predictions), None, {}
     watched = [key for key in WATCHED if key in classes] or list(classes)
-    for model in sorted({*predictions["model"]}):
-        rows = predictions[predictions["model"] == model].sort_values("image", ignore_index=True)
+    for model, rows in predictions.groupby("model"):
+        rows = rows.sort_values("image", ignore_index=True)
         rows.attrs["classes"] = classes
         if first is None:
             first, clusters = rows, Clusters(rows["patient"], draws, seed)
@@ -82,26 +83,20 @@ def measure(
         sample.clusters = clusters
         for name, values in _draws(sample, watched).items():
             found.setdefault(model.partition("/")[0], {}).setdefault(name, []).append(values)
-    return Measured(
-        {arm: {name: np.array(values) for name, values in metrics.items()} for arm, metrics in found.items()},
-        len(first),
-        clusters.patients,
-        min(sample.scarcer(k) for k in range(len(classes))),
-        minimum,
-        watched,
-    )
+    arms = {arm: {name: np.array(values) for name, values in own.items()} for arm, own in found.items()}
+    scarcest = min(sample.scarcer(k) for k in range(len(classes)))
+    return Measured(arms, len(first), clusters.patients, scarcest, minimum, watched)
 
 
 def _draws(sample: evaluation.Sample, watched: list[str]) -> dict[str, np.ndarray]:
-    p = sample.probabilities
-    errors = [
-        evaluation.bin_error(p[:, k], sample.is_class[:, k], sample.clusters) for k in range(p.shape[1])
-    ]
+    clusters, errors = sample.clusters, []
+    for probabilities, is_class in zip(sample.probabilities.T, sample.is_class.T):
+        errors.append(evaluation.bin_error(probabilities, is_class, clusters))
     result = comparison.samples(sample) | {"ece_classwise": np.mean(errors, axis=0)}
     for key in watched:
-        truth = sample.is_class[:, sample.classes.index(key)]
-        called = truth & sample.positive[:, sample.classes.index(key)]
-        result[f"sensitivity/{key}"] = ratio(*sample.clusters.sums(np.column_stack([called, truth])).T)
+        k = sample.classes.index(key)
+        truth, called = sample.is_class[:, k], sample.is_class[:, k] & sample.positive[:, k]
+        result[f"sensitivity/{key}"] = ratio(*clusters.sums(np.column_stack([called, truth])).T)
     return result
 
 
@@ -112,10 +107,8 @@ def per_arm(measured: Measured, arm: str) -> dict[str, dict]:
         metric -> {"value", "low", "high", "n_images", "n_patients", "trainings": value of each[, "reason"]}.
     """
     result = {}
-    for name in measured.draws[arm]:
-        values = measured.of(arm, name)
-        top = 2.0 if name == "brier" else 1.0
-        made = _estimate(measured, values.mean(0), bounds=(0.0, top))
+    for name, values in measured.draws[arm].items():
+        made = measured.estimate(values.mean(0), bounds=(0.0, 2.0 if name == "brier" else 1.0))
         known = made["value"] is not None
         result[name] = made | {"trainings": [_plain(v) for v in values[:, 0]] if known else []}
     return result
@@ -134,11 +127,21 @@ def training_noise(measured: Measured, metric: str = MAIN) -> tuple[float, int]:
     """
     squares, freedom = 0.0, 0
     for arm in measured.arms:
-        values = measured.of(arm, metric)[:, 0]
-        if ARMS[arm].model and not ARMS[arm].shuffled and len(values) > 1 and np.isfinite(values).all():
+        values = measured.draws[arm][metric][:, 0]
+        if ARMS[arm].model and not ARMS[arm].shuffled and np.isfinite(values).all():
             squares += float(((values - values.mean()) ** 2).sum())
             freedom += len(values) - 1
     return (squares / freedom if freedom else 0.0), freedom
+
+
+def added(*parts: tuple[float, float]) -> tuple[float, float]:
+    """Standard error of a sum of independent parts, and its degrees of freedom (Satterthwaite 1946).
+
+    Args:
+        parts: (variance, degrees of freedom) of each; at least one variance above 0.
+    """
+    variance = sum(part for part, _ in parts)
+    return np.sqrt(variance), variance**2 / sum(part**2 / freedom for part, freedom in parts)
 
 
 def contrast(
@@ -155,52 +158,39 @@ def contrast(
         "trainings_counted" says whether the spread of trainings is in the interval: it is not where every arm was
         trained once.
     """
-    values = sum(factor * measured.of(arm, metric).mean(0) for arm, factor in weights.items())
-    result = _estimate(measured, values) | {"p": None, "sd_trainings": None, "trainings_counted": False}
+    of = {arm: measured.draws[arm][metric] for arm in weights}
+    values = sum(factor * of[arm].mean(0) for arm, factor in weights.items())
+    result = measured.estimate(values) | {"p": None, "sd_trainings": None, "trainings_counted": False}
     if result["value"] is None:
         return result
-    n = max(2, measured.scarcest)
-    draws = values[1:][np.isfinite(values[1:])]
-    over_patients = float(draws.var()) * n / (n - 1)
+    n, draws = max(2, measured.scarcest), values[1:][np.isfinite(values[1:])]
     noise, freedom = training_noise(measured, metric) if trainings else (0.0, 0)
-    over_trainings = 0.0
-    for arm, factor in weights.items():
-        if arm in ARMS and ARMS[arm].model:
-            over_trainings += factor**2 * noise / len(measured.of(arm, metric))
-    variance = over_patients + over_trainings
-    if variance == 0:
+    networks = [arm for arm in weights if arm in ARMS and ARMS[arm].model]
+    over_trainings = sum(weights[arm] ** 2 * noise / len(of[arm]) for arm in networks)
+    over_patients = float(draws.var()) * n / (n - 1)
+    if over_patients + over_trainings == 0:
         return result | {"low": result["value"], "high": result["value"], "p": float(result["value"] == 0)}
-    parts = [(over_patients, n - 1)] + ([(over_trainings, freedom)] if freedom else [])
-    df = variance**2 / sum(part**2 / of for part, of in parts)
-    reach = stats.t.isf((1 - LEVEL) / 2, df) * np.sqrt(variance)
+    error, df = added((over_patients, n - 1), (over_trainings, max(1, freedom)))
+    reach = stats.t.isf((1 - LEVEL) / 2, df) * error
     return result | {
         "low": _plain(result["value"] - reach),
         "high": _plain(result["value"] + reach),
-        "p": _plain(2 * stats.t.sf(abs(result["value"]) / np.sqrt(variance), df)),
+        "p": _plain(2 * stats.t.sf(abs(result["value"]) / error, df)),
         "sd_trainings": _plain(np.sqrt(noise)) if freedom else None,
         "trainings_counted": bool(freedom),
     }
 
 
-def holm(p: list[float]) -> list[float]:
-    """Holm's step-down adjusted p values: the i-th smallest times (m - i + 1), never falling, at most 1.
+def corrected(tests: dict[str, dict]) -> dict[str, dict]:
+    """Contrasts of one family with "p_holm" added: p values by Holm's step-down method, None where there is none.
 
-    Args:
-        p: of one family of m tests.
+    The i-th smallest of m is multiplied by m - i + 1, never falling, at most 1; a contrast without a p value does
+    not count as a test.
 
     Source: Holm 1979, Scand J Stat 6:65.
     """
-    order, adjusted, highest = np.argsort(p, kind="stable"), np.ones(len(p)), 0.0
-    for rank, place in enumerate(order):
-        highest = max(highest, min(1.0, (len(p) - rank) * p[place]))
-        adjusted[place] = highest
-    return [float(value) for value in adjusted]
-
-
-def corrected(tests: dict[str, dict]) -> dict[str, dict]:
-    """Contrasts of one family with "p_holm" added; those without a p value do not count as tests."""
-    known = [name for name, test in tests.items() if test.get("p") is not None]
-    adjusted = dict(zip(known, holm([tests[name]["p"] for name in known])))
+    p = pd.Series({name: test.get("p") for name, test in tests.items()}, dtype=float).dropna().sort_values()
+    adjusted = (p * np.arange(len(p), 0, -1)).cummax().clip(upper=1)
     return {
         name: test | {"p_holm": _plain(adjusted[name]) if name in adjusted else None}
         for name, test in tests.items()
@@ -223,17 +213,6 @@ def differences(measured: Measured, to: str) -> dict[str, dict[str, dict]]:
         name: {arm: contrast(measured, {arm: 1.0, to: -1.0}, name) for arm in others} for name in metrics
     }
     return result | {MAIN: corrected(result[MAIN])}
-
-
-def _estimate(measured: Measured, values: np.ndarray, **options) -> dict:
-    return estimate(
-        values,
-        n_images=measured.images,
-        n_patients=measured.patients,
-        effective=measured.scarcest,
-        minimum=measured.minimum,
-        **options,
-    )
 
 
 def _plain(number: float) -> float:

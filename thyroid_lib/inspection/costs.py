@@ -4,7 +4,6 @@ Multiplications and memory are computed without arithmetic, on torch's "meta" de
 machine. Throughput is what this machine does, and differs from run to run.
 """
 
-import statistics
 import time
 import weakref
 
@@ -29,18 +28,10 @@ def table(configs: dict[str, dict], size: int, batch_size: int) -> pd.DataFrame:
         batch_size: images of the training step whose memory is told.
 
     Returns:
-        Index name; columns parameters, gmacs (10^9, one image), training_mib (of `training_memory`).
+        Index arm, the name; columns parameters, gmacs (10^9, one image), training_mib (of `training_memory`).
     """
-    rows = {}
-    for name, config in configs.items():
-        with torch.device("meta"):
-            model = network.build(config)
-        rows[name] = {
-            "parameters": structure.parameters(model),
-            "gmacs": structure.gmacs(model, size),
-            "training_mib": training_memory(config, size, batch_size) / MIB,
-        }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("arm")
+    memory = [training_memory(config, size, batch_size) / MIB for config in configs.values()]
+    return structure.costs(configs, size).assign(training_mib=memory).set_index("variant").rename_axis("arm")
 
 
 def training_memory(config: dict, size: int, batch_size: int) -> int:
@@ -96,13 +87,7 @@ class _Living(TorchDispatchMode):
 
 
 def throughput(
-    configs: dict[str, dict],
-    size: int,
-    *,
-    batch_size: int = 32,
-    threads: int = 1,
-    precision: str = "32",
-    rounds: int = 3,
+    configs: dict[str, dict], size: int, *, batch_size: int = 32, precision: str = "32", rounds: int = 3
 ) -> pd.DataFrame:
     """Images per second in training steps and in classification, the networks taking turns.
 
@@ -110,39 +95,26 @@ def throughput(
 
     Args:
         configs: name -> configuration for `network.build`. size: of the images, px a side.
-        batch_size: images at a time. threads: of this process, on a CPU.
+        batch_size: images at a time.
         precision: "32" or "bf16". rounds: measurements of each, every one after a pass that does not count.
 
     Returns:
-        Index name; columns training, classifying (images/s) and, on a GPU, gpu_mib: the most its allocator gave
-        out during a training step, weights and moments included.
+        Index arm, the name; columns training, classifying (images/s) and, on a GPU, gpu_mib: the most its
+        allocator gave out during a training step, weights and moments included.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    before, seconds, memory = torch.get_num_threads(), {name: ([], []) for name in configs}, {}
-    torch.set_num_threads(threads)
     keep_memory()
-    try:
-        for _ in range(rounds):
-            for name, config in configs.items():
-                times, held = _turn(config, size, batch_size, precision, device)
-                memory[name] = max(memory.get(name, 0), held)
-                for kept, spent in zip(seconds[name], times):
-                    kept.append(spent)
-    finally:
-        torch.set_num_threads(before)
-    columns = ("training", "classifying")
-    rows = {
-        name: {column: batch_size / statistics.median(spent) for column, spent in zip(columns, times)}
-        for name, times in seconds.items()
-    }
-    if device.type == "cuda":
-        for name in rows:
-            rows[name]["gpu_mib"] = memory[name] / MIB
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("arm")
+    turns = pd.DataFrame(
+        {"arm": name} | _turn(config, size, batch_size, precision)
+        for _ in range(rounds)
+        for name, config in configs.items()
+    ).groupby("arm", sort=False)
+    rates = batch_size / turns[["training", "classifying"]].median()
+    return rates.assign(gpu_mib=turns["gpu_mib"].max()) if torch.cuda.is_available() else rates
 
 
-def _turn(config, size, batch_size, precision, device) -> tuple[tuple[float, float], int]:
-    """Seconds of one training step and of classifying one batch, and the GPU's memory."""
+def _turn(config: dict, size: int, batch_size: int, precision: str) -> dict[str, float]:
+    """Seconds of one training step and of classifying one batch, and the GPU's memory of the former, MiB."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(0)
         model = network.build(config).to(memory_format=torch.channels_last)
@@ -163,26 +135,20 @@ def _turn(config, size, batch_size, precision, device) -> tuple[tuple[float, flo
         with torch.inference_mode(), low:
             model(x).argmax(1)
 
-    spent = []
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    for work, mode in ((step, True), (classify, False)):
-        model.train(mode)
+    def seconds(work) -> float:
         work()  # the first pass chooses kernels and fills the optimizer's state
-        spent.append(_timed(work, device))
-        if mode:
-            held = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
-    return tuple(spent), held
+        wait()
+        begin = time.perf_counter()
+        work()
+        wait()
+        return time.perf_counter() - begin
 
-
-def _timed(work, device) -> float:
-    _wait(device)
-    begin = time.perf_counter()
-    work()
-    _wait(device)
-    return time.perf_counter() - begin
-
-
-def _wait(device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    on_gpu = device.type == "cuda"
+    wait = torch.cuda.synchronize if on_gpu else lambda: None
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    model.train()
+    found = {"training": seconds(step)}
+    held = {"gpu_mib": torch.cuda.max_memory_allocated() / MIB} if on_gpu else {}
+    model.eval()
+    return found | held | {"classifying": seconds(classify)}

@@ -1,6 +1,9 @@
 """Experiments on a network: what its down-sampling reads, how its maps hang together, whether it is timm's."""
 
 import copy
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -10,9 +13,20 @@ from torch import Tensor, nn
 
 from thyroid_lib import network
 from thyroid_lib.inspection import structure
+from thyroid_lib.layers.peers import import_timm
 
 FULL_COVERAGE = 71
 """px: from this side on every map that is halved has at least 5 px a side, which dilation 3 needs to read all."""
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """Context in which a model is in evaluation mode; its mode comes back afterwards."""
+    mode = model.training
+    try:
+        yield model.eval()
+    finally:
+        model.train(mode)
 
 
 def gradient_coverage(downsampling: str, dilation: int, size: int) -> np.ndarray:
@@ -26,16 +40,15 @@ def gradient_coverage(downsampling: str, dilation: int, size: int) -> np.ndarray
     Returns:
         int (size, size): 0 where the layer never reads.
     """
+    x = torch.rand(1, 1, size, size, generator=torch.Generator().manual_seed(0)).requires_grad_()
     if downsampling == "max_pool":
-        x = torch.rand(1, 1, size, size, generator=torch.Generator().manual_seed(0)).requires_grad_()
         y = F.max_pool2d(x, 3, 2, 1)
     else:
-        x = torch.zeros(1, 1, size, size, requires_grad=True)
         y = F.conv2d(x, torch.ones(1, 1, 3, 3), stride=2, padding=dilation, dilation=dilation)
     return torch.autograd.grad(y.sum(), x)[0][0, 0].round().int().numpy()
 
 
-def unread_pixels(model: network.Xception, size: int | tuple[int, int], seed: int = 0) -> pd.DataFrame:
+def unread_pixels(model: network.Xception, size: int | tuple[int, int]) -> pd.DataFrame:
     """For each down-sampling of the network as it is: which pixels of its input get no gradient.
 
     Measured, not deduced: a random image goes in, a random gradient comes back from each down-sampling alone.
@@ -44,13 +57,13 @@ def unread_pixels(model: network.Xception, size: int | tuple[int, int], seed: in
         Columns: layer, height, width (of its input, px), unread (pixels without gradient in any channel).
     """
     rows = []
-    for name, grad in _through_downsamplings(model, size, seed):
+    for name, grad in _through_downsamplings(model, size):
         unread = int((grad == 0).all(1).sum())
         rows.append({"layer": name, "height": grad.shape[2], "width": grad.shape[3], "unread": unread})
     return pd.DataFrame(rows)
 
 
-def gradient_reach(model: nn.Module, size: int | tuple[int, int], seed: int = 0) -> float | None:
+def gradient_reach(model: nn.Module, size: int | tuple[int, int]) -> float | None:
     """Share of the values entering the network's four down-samplings that get a gradient back from them.
 
     Counted per pixel and channel: max-pooling sends a gradient to the winners only, a convolution of stride 2 and
@@ -58,37 +71,35 @@ def gradient_reach(model: nn.Module, size: int | tuple[int, int], seed: int = 0)
     """
     if not isinstance(model, network.Xception):
         return None
-    grads = [grad for _, grad in _through_downsamplings(model, size, seed)]
+    grads = [grad for _, grad in _through_downsamplings(model, size)]
     return sum(int((grad != 0).sum()) for grad in grads) / sum(grad.numel() for grad in grads)
 
 
-def _through_downsamplings(model: network.Xception, size, seed: int) -> list[tuple[str, Tensor]]:
+def _through_downsamplings(model: network.Xception, size) -> Iterator[tuple[str, Tensor]]:
     """The gradient at the input of each down-sampling when a random one comes back at its output."""
+    generator = torch.Generator().manual_seed(0)
     height, width = (size, size) if isinstance(size, int) else size
-    generator = torch.Generator().manual_seed(seed)
     image = torch.randn(1, model.config["in_chans"], height, width, generator=generator)
+    downs = {name: part for name, part in model.named_modules() if name.endswith(".down")}
     inputs = {}
-    downs = [
-        (n, m) for n, m in model.named_modules() if n.endswith(".down") and not isinstance(m, nn.Identity)
-    ]
-    hooks = [
-        module.register_forward_pre_hook(lambda _, args, name=name: inputs.update({name: args[0]}))
-        for name, module in downs
-    ]
-    with evaluating(model), torch.no_grad():
-        model.forward_features(image)
-    for hook in hooks:
-        hook.remove()
-    grads = []
-    for name, module in downs:
-        x = inputs[name].detach().requires_grad_()
-        with evaluating(model):
-            y = module(x)
-        grads.append((name, torch.autograd.grad(y, x, torch.randn(y.shape, generator=generator))[0]))
-    return grads
+
+    def note(name, _, args):
+        inputs[name] = args[0]
+
+    with evaluating(model):
+        with ExitStack() as hooks, torch.no_grad():
+            for name, part in downs.items():
+                hooks.enter_context(part.register_forward_pre_hook(partial(note, name)))
+            model.forward_features(image)
+        for name, part in downs.items():
+            if not isinstance(part, nn.Identity):  # a block of the middle flow: halves nothing
+                x = inputs[name].requires_grad_()
+                y = part(x)
+                grad = torch.randn(y.shape, generator=generator)
+                yield name, torch.autograd.grad(y, x, grad)[0]
 
 
-def wiring(model: network.Xception, images: Tensor, seed: int = 0) -> pd.DataFrame:
+def wiring(model: network.Xception, images: Tensor) -> pd.DataFrame:
     """Disturb x on its way to T1, F1 and F2, one at a time, and see which maps change.
 
     The projections are given random weights meanwhile: at their identity they would hide T1 and T2.
@@ -97,10 +108,10 @@ def wiring(model: network.Xception, images: Tensor, seed: int = 0) -> pd.DataFra
         bool, a row for each disturbed map, a column for each map of `forward_maps` after x.
     """
     model = copy.deepcopy(model).eval()
-    generator = torch.Generator().manual_seed(seed)
-    for name in ("project1", "project2"):
-        if isinstance(getattr(model, name, None), nn.Conv2d):
-            nn.init.normal_(getattr(model, name).weight, std=0.05, generator=generator)
+    generator = torch.Generator().manual_seed(0)
+    for part in (model.project1, model.project2):
+        if isinstance(part, nn.Conv2d):
+            nn.init.normal_(part.weight, std=0.05, generator=generator)
 
     def noisy(x):
         return x + torch.randn(x.shape, generator=generator)
@@ -114,9 +125,8 @@ def wiring(model: network.Xception, images: Tensor, seed: int = 0) -> pd.DataFra
     with torch.inference_mode():
         before = model.forward_maps(images)
         for place, disturb in places.items():
-            hook = disturb()
-            after = model.forward_maps(images)
-            hook.remove()
+            with disturb():
+                after = model.forward_maps(images)
             rows[place] = {name: not torch.equal(before[name], after[name]) for name in before if name != "x"}
     return pd.DataFrame(rows).T.rename_axis("disturbed")
 
@@ -124,36 +134,18 @@ def wiring(model: network.Xception, images: Tensor, seed: int = 0) -> pd.DataFra
 def execution_order(model: network.Xception, images: Tensor) -> list[str]:
     """Names of the network's parts in the order in which a forward pass calls them."""
     calls = []
-    hooks = [
-        module.register_forward_hook(lambda *_, name=name: calls.append(name))
-        for name, module in model.named_children()
-    ]
-    with evaluating(model), torch.inference_mode():
+    with evaluating(model), torch.inference_mode(), ExitStack() as hooks:
+        for name, part in model.named_children():
+            hooks.enter_context(part.register_forward_hook(lambda *_, name=name: calls.append(name)))
         model(images)
-    for hook in hooks:
-        hook.remove()
     return calls
 
 
-class evaluating:
-    """Context in which a model is in evaluation mode; its mode comes back afterwards."""
-
-    def __init__(self, model: nn.Module):
-        self.model, self.mode = model, model.training
-
-    def __enter__(self):
-        return self.model.eval()
-
-    def __exit__(self, *_):
-        self.model.train(self.mode)
-
-
-def difference_to_timm(size: int | tuple[int, int], seed: int = 0) -> dict[str, float]:
+def difference_to_timm(size: int, seed: int = 0) -> dict[str, float]:
     """Hold the original network against timm's `legacy_xception` with timm's own random weights.
 
     Args:
-        size: of a random image, px.
-        seed: of weights and image.
+        size: of a random image, px a side. seed: of weights and image.
 
     Returns:
         parameters and timm_parameters (1000 classes), entries (loaded), difference (largest absolute, of the
@@ -162,18 +154,11 @@ def difference_to_timm(size: int | tuple[int, int], seed: int = 0) -> dict[str, 
     Raises:
         ImportError: timm is not installed.
     """
-    try:
-        import timm
-    except ImportError as error:
-        raise ImportError(
-            "expected timm for the comparison: install thyroid_lib[peers], or leave it out"
-        ) from error
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        reference = timm.create_model("legacy_xception").eval()
+        reference = import_timm().create_model("legacy_xception").eval()
         model = network.xception(1000).eval()
-        height, width = (size, size) if isinstance(size, int) else size
-        image = torch.randn(1, 3, height, width)
+        image = torch.randn(1, 3, size, size)
     report = network.load_timm_weights(model, reference.state_dict())
     with torch.inference_mode():
         ours, theirs = model(image), reference(image)
@@ -195,12 +180,12 @@ def effective_receptive_field(model: nn.Module, images: Tensor) -> np.ndarray:
     Returns:
         float64 (S, S): absolute gradient, mean over images, largest 1.
     """
-    with evaluating(model):
-        x = images.clone().requires_grad_()
+
+    def centre(x: Tensor) -> Tensor:
         features = model.forward_features(x)
-        y, x_ = features.shape[2] // 2, features.shape[3] // 2
-        grad = torch.autograd.grad(features[:, :, y, x_].sum(), x)[0]
-    return _scaled(grad)
+        return features[:, :, features.shape[2] // 2, features.shape[3] // 2]
+
+    return _gradient(model, images, centre)
 
 
 def gradient_map(model: nn.Module, images: Tensor) -> np.ndarray:
@@ -212,13 +197,13 @@ def gradient_map(model: nn.Module, images: Tensor) -> np.ndarray:
     Returns:
         float64 (S, S): absolute gradient, mean over images, largest 1.
     """
+    return _gradient(model, images, lambda x: model(x).max(1).values)
+
+
+def _gradient(model: nn.Module, images: Tensor, watched: Callable[[Tensor], Tensor]) -> np.ndarray:
     with evaluating(model):
         x = images.clone().requires_grad_()
-        grad = torch.autograd.grad(model(x).max(1).values.sum(), x)[0]
-    return _scaled(grad)
-
-
-def _scaled(grad: Tensor) -> np.ndarray:
+        grad = torch.autograd.grad(watched(x).sum(), x)[0]
     field = grad.abs().double().mean((0, 1)).cpu().numpy()
     return field / max(field.max(), np.finfo(float).tiny)
 
@@ -235,7 +220,8 @@ def evenness(field: np.ndarray) -> float:
     return float(field.sum() ** 2 / (field.size * max((field**2).sum(), np.finfo(float).tiny)))
 
 
-class shallow_cut:
+@contextmanager
+def shallow_cut(model: network.Xception, batches: Iterable[Tensor]) -> Iterator[nn.Module]:
     """Context in which the dense connection modules get, beside the main path, only the mean over some images.
 
     What a module would be told about the image at hand by x and F1 (T1, T2) is replaced by its mean, position by
@@ -247,35 +233,25 @@ class shallow_cut:
     Raises:
         ValueError: the network has no dense connections.
     """
+    if not getattr(model, "config", {}).get("dense_connections"):
+        raise ValueError("shallow_cut: expected a network with dense connections")
+    modules, sums, count = (model.dense1, model.dense2), {}, 0
 
-    def __init__(self, model: network.Xception, batches):
-        if not getattr(model, "config", {}).get("dense_connections"):
-            raise ValueError("shallow_cut: expected a network with dense connections")
-        self.model, self.modules, sums, count = model, (model.dense1, model.dense2), {}, 0
-        hooks = [
-            module.register_forward_pre_hook(
-                lambda module, maps: sums.update(
-                    {(module, k): sums.get((module, k), 0) + m.double().sum(0) for k, m in enumerate(maps)}
-                )
-            )
-            for module in self.modules
-        ]
-        with evaluating(model), torch.inference_mode():
-            for batch in batches:
-                model(batch)
-                count += len(batch)
-        for hook in hooks:
-            hook.remove()
-        self.means = {key: (total / count) for key, total in sums.items()}
+    def add(module, maps):
+        for place, shown in enumerate(maps[1:]):
+            sums[module, place] = sums.get((module, place), 0) + shown.double().sum(0)
 
-    def __enter__(self):
-        self.hooks = [module.register_forward_pre_hook(self._replace) for module in self.modules]
-        return self.model
-
-    def _replace(self, module, maps):
-        means = [self.means[module, k].to(maps[0].dtype) for k in range(1, len(maps))]
+    def replace(module, maps):
+        means = [(sums[module, place] / count).to(maps[0].dtype) for place in range(len(maps) - 1)]
         return maps[0], *(mean.expand(len(maps[0]), *mean.shape) for mean in means)
 
-    def __exit__(self, *_):
-        for hook in self.hooks:
-            hook.remove()
+    with evaluating(model), torch.inference_mode(), ExitStack() as hooks:
+        for module in modules:
+            hooks.enter_context(module.register_forward_pre_hook(add))
+        for batch in batches:
+            model(batch)
+            count += len(batch)
+    with ExitStack() as hooks:
+        for module in modules:
+            hooks.enter_context(module.register_forward_pre_hook(replace))
+        yield model

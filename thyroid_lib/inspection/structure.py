@@ -1,28 +1,17 @@
-"""What a network is made of and what it costs.
+"""What a network is made of, and its parameters and multiplications.
 
 Shapes and costs are computed on torch's "meta" device: no memory, no arithmetic, milliseconds at any size.
 """
 
 import copy
+from collections.abc import Iterator
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from thyroid_lib import network
-
-PARTS = {
-    "entry_flow": ("stem", "block1", "block2", "block3"),
-    "transition1": (),
-    "dense1": (),
-    "project1": (),
-    "middle_flow": None,  # one row per block
-    "transition2": (),
-    "dense2": (),
-    "project2": (),
-    "exit_flow": ("block", "tail"),
-    "fc": (),
-}
 
 
 def layer_table(model: network.Xception, size: int | tuple[int, int]) -> pd.DataFrame:
@@ -37,28 +26,40 @@ def layer_table(model: network.Xception, size: int | tuple[int, int]) -> pd.Data
         (trainable), MMACs (10^6 multiplications of convolutions and fully connected layers, one image),
         receptive field (px of the image that one output can see, a side; of the longest path).
     """
-    macs, shapes = _measure(model, size)
-    fields = _receptive_fields(model)
-    rows = []
-    for path in _parts(model):
-        module = model.get_submodule(path)
-        own = [name for name, _ in module.named_modules(prefix=path)]
-        shape = (*shapes[path][1:], 1, 1)[:3]
-        rows.append(
-            {
-                "part": path,
-                "layers": describe(module),
-                "channels": shape[0],
-                "height": shape[1],
-                "width": shape[2],
-                "parameters": parameters(module),
-                "MMACs": sum(macs.get(name, 0) for name in own) / 1e6,
-                "receptive field": max([fields[name] for name in own if name in fields], default=0),
-            }
-        )
-    table = pd.DataFrame(rows)
-    table["receptive field"] = table["receptive field"].cummax()
-    return table
+    ghost, image = _ghost(model, size)
+    shapes, rows, field, jump = {}, [], 1, 1
+    parts = {path: ghost.get_submodule(path) for path in _parts(ghost)}
+    for path, part in parts.items():
+        part.register_forward_hook(lambda _m, _i, output, path=path: shapes.update({path: output.shape[1:]}))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        ghost(image)
+    flops = counter.get_flop_counts()
+    for path, part in parts.items():
+        for name, layer in part.named_modules(prefix=path):
+            on_main_path = "shortcut" not in name and "transition" not in name
+            if isinstance(layer, nn.Conv2d | nn.MaxPool2d) and on_main_path:
+                kernel, dilation, stride = map(_side, (layer.kernel_size, layer.dilation, layer.stride))
+                field += (kernel - 1) * dilation * jump
+                jump *= stride
+        channels, height, width = (*shapes[path], 1, 1)[:3]
+        row = {"part": path, "layers": describe(part), "channels": channels, "height": height, "width": width}
+        row["parameters"] = parameters(part)
+        row["MMACs"] = sum(flops.get(f"{type(ghost).__name__}.{path}", {}).values()) / 2e6
+        rows.append(row | {"receptive field": field})
+    return pd.DataFrame(rows)
+
+
+def _parts(model: network.Xception) -> Iterator[str]:
+    """Paths of the network's parts; of a flow, those of its blocks."""
+    for name, part in model.named_children():
+        if name.endswith("_flow"):
+            yield from (f"{name}.{inner}" for inner, _ in part.named_children())
+        elif not isinstance(part, nn.Dropout):
+            yield name
+
+
+def _side(value: int | tuple[int, int]) -> int:
+    return value if isinstance(value, int) else value[0]
 
 
 def describe(module: nn.Module) -> str:
@@ -90,11 +91,9 @@ def _stride(conv: nn.Conv2d) -> str:
 
 def map_shapes(model: network.Xception, size: int | tuple[int, int]) -> dict[str, tuple[int, int, int]]:
     """(channels, height, width) of every map of `forward_maps`, by name."""
-    height, width = (size, size) if isinstance(size, int) else size
-    ghost = copy.deepcopy(model).to("meta").eval()
+    ghost, image = _ghost(model, size)
     with torch.no_grad():
-        maps = ghost.forward_maps(torch.empty(1, model.config["in_chans"], height, width, device="meta"))
-    return {name: tuple(m.shape[1:]) for name, m in maps.items()}
+        return {name: tuple(found.shape[1:]) for name, found in ghost.forward_maps(image).items()}
 
 
 def parameters(module: nn.Module) -> int:
@@ -104,7 +103,10 @@ def parameters(module: nn.Module) -> int:
 
 def gmacs(model: nn.Module, size: int | tuple[int, int]) -> float:
     """10^9 multiplications of convolutions and fully connected layers, for one image of `size` px."""
-    return sum(_measure(model, size)[0].values()) / 1e9
+    ghost, image = _ghost(model, size)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        ghost(image)
+    return counter.get_total_flops() / 2e9  # an operation is a multiplication or an addition
 
 
 def costs(variants: dict[str, dict], size: int, **common) -> pd.DataFrame:
@@ -116,63 +118,18 @@ def costs(variants: dict[str, dict], size: int, **common) -> pd.DataFrame:
         common: switches of all of them.
 
     Returns:
-        Columns: variant, parameters, gmacs, and both relative to the first variant (1 = the same).
+        Columns: variant, parameters, gmacs (10^9, one image).
     """
     rows = []
     for name, config in variants.items():
         with torch.device("meta"):
             model = network.build(common | config)
         rows.append({"variant": name, "parameters": parameters(model), "gmacs": gmacs(model, size)})
-    table = pd.DataFrame(rows)
-    for column in ("parameters", "gmacs"):
-        table[f"{column}_ratio"] = table[column] / table[column].iloc[0]
-    return table
+    return pd.DataFrame(rows)
 
 
-def _parts(model) -> list[str]:
-    paths = []
-    for part, inner in PARTS.items():
-        if not hasattr(model, part):
-            continue
-        names = [n for n, _ in getattr(model, part).named_children()] if inner is None else inner
-        paths += [f"{part}.{name}" for name in names] or [part]
-    return paths
-
-
-def _measure(model, size) -> tuple[dict[str, int], dict[str, tuple[int, ...]]]:
-    """Multiplications of each layer and output shape of each module, for one image."""
+def _ghost(model: nn.Module, size: int | tuple[int, int]) -> tuple[nn.Module, Tensor]:
+    """A copy of the network and one image that have shapes and no content."""
     height, width = (size, size) if isinstance(size, int) else size
-    ghost = copy.deepcopy(model).to("meta").eval()
-    macs, shapes = {}, {}
-
-    def note(module, _, output, name):
-        if not isinstance(output, Tensor):
-            return
-        shapes[name] = tuple(output.shape)
-        if isinstance(module, nn.Conv2d):
-            macs[name] = output.numel() * module.weight[0].numel()
-        elif isinstance(module, nn.Linear):
-            macs[name] = output.numel() * module.in_features
-
-    for name, module in ghost.named_modules():
-        module.register_forward_hook(lambda m, i, o, name=name: note(m, i, o, name))
-    with torch.no_grad():
-        ghost(torch.empty(1, model.config["in_chans"], height, width, device="meta"))
-    return macs, shapes
-
-
-def _receptive_fields(model) -> dict[str, int]:
-    """Receptive field after each windowed layer of the main path: r += (k - 1) d j, j *= s."""
-    field, jump, fields = 1, 1, {}
-    for name, module in model.named_modules():
-        if not isinstance(module, nn.Conv2d | nn.MaxPool2d) or "shortcut" in name or "transition" in name:
-            continue
-        kernel, stride, dilation = (_first(getattr(module, k)) for k in ("kernel_size", "stride", "dilation"))
-        field += (kernel - 1) * dilation * jump
-        jump *= stride
-        fields[name] = field
-    return fields
-
-
-def _first(value) -> int:
-    return value[0] if isinstance(value, tuple) else value
+    image = torch.empty(1, model.config["in_chans"], height, width, device="meta")
+    return copy.deepcopy(model).to("meta").eval(), image

@@ -19,19 +19,18 @@ from thyroid_lib.common import fingerprint
 
 @dataclass(frozen=True)
 class PeerFacts:
-    """A peer: its name in texts, timm's name, and timm's tag of its weights from ImageNet-1k alone."""
+    """A peer: timm's name, and timm's tag of its weights from ImageNet-1k alone."""
 
-    title: str
     timm: str
     tag: str
 
 
 PEERS = {
-    "resnet50": PeerFacts("ResNet-50", "resnet50", "a1_in1k"),
-    "densenet121": PeerFacts("DenseNet-121", "densenet121", "ra_in1k"),
-    "efficientnetv2_s": PeerFacts("EfficientNetV2-S", "tf_efficientnetv2_s", "in1k"),
-    "convnext_tiny": PeerFacts("ConvNeXt-Tiny", "convnext_tiny", "fb_in1k"),
-    "mobilenetv3": PeerFacts("MobileNetV3-Large", "mobilenetv3_large_100", "ra_in1k"),
+    "resnet50": PeerFacts("resnet50", "a1_in1k"),
+    "densenet121": PeerFacts("densenet121", "ra_in1k"),
+    "efficientnetv2_s": PeerFacts("tf_efficientnetv2_s", "in1k"),
+    "convnext_tiny": PeerFacts("convnext_tiny", "fb_in1k"),
+    "mobilenetv3": PeerFacts("mobilenetv3_large_100", "ra_in1k"),
 }
 
 
@@ -96,7 +95,7 @@ def body(architecture: str, in_chans: int, width: float = 1.0, **options) -> nn.
         architecture: key of `PEERS`. in_chans: channels of the image. width: 1 is the published network.
         options: for `timm.create_model`.
     """
-    timm = _timm()
+    timm = import_timm()
     name = PEERS[architecture].timm
     options = {"in_chans": in_chans, "num_classes": 0} | options
     if width == 1:
@@ -164,11 +163,17 @@ def _scaled(channels: tuple[int, ...], width: float, step: int = 8) -> tuple[int
     return tuple(max(step, round(c * width / step) * step) for c in channels)
 
 
-def _timm():
+def import_timm():
+    """timm, which is optional.
+
+    Raises:
+        ImportError: it is not installed.
+    """
     try:
         import timm
     except ImportError as error:
         raise ImportError(
-            "expected timm for the peers of the ablation: install thyroid_lib[peers], or leave them out"
+            "expected timm for the peers of the ablation, its ImageNet weights or the comparison with it: "
+            "install thyroid_lib[peers], or leave these out"
         ) from error
     return timm
