@@ -179,16 +179,6 @@ def test_letterbox_of_a_mask_stays_a_mask_and_keeps_its_share():
     assert small.sum() == pytest.approx(mask.sum() / 16, rel=0.02)
 
 
-def test_extract_is_region_then_crop_then_letterbox():
-    frame = scanner_frame()
-    region = regions.largest_region(frame)
-    x, y, width, height = region.box
-    assert np.array_equal(regions.crop(frame, region), frame[y : y + height, x : x + width])
-    assert np.array_equal(
-        regions.extract(frame, 80)[0], regions.letterbox(frame[y : y + height, x : x + width], 80)
-    )
-
-
 @pytest.mark.parametrize(
     "wrong", [{"median": 4}, {"connectivity": 6}, {"threshold": 0}, {"opening": -1}, {"min_area": -0.1}]
 )

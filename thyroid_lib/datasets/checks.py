@@ -75,13 +75,13 @@ def _is(rule: Callable[[object], bool], problem: str) -> pa.Check:
     return pa.Check(rule, element_wise=True, error=problem)
 
 
-FILLED = _is(str.strip, "empty; a value is expected")
+FILLED = _is(lambda v: bool(v.strip()), "empty; a value is expected")
 INSIDE = _is(
     lambda v: not contract.OUTSIDE.match(v), "not inside the data set's folder: relative, without '..'"
 )
 AGE = _is(lambda v: isinstance(v, (int, float)) and 0 <= v <= 120, "not an age in years from 0 to 120")
 SEX = _is(lambda v: v in ("F", "M", "O", ""), "not F, M, O or empty")
-BOX = _is(lambda v: re.fullmatch(r"(\d+ \d+ \d+ \d+)?", v), "not four whole numbers 'x y width height'")
+BOX = _is(lambda v: bool(re.fullmatch(r"(\d+ \d+ \d+ \d+)?", v)), "not four whole numbers 'x y width height'")
 # What a manifest must hold. Rows that fail in the first six columns are left out, other values blanked.
 SCHEMA = pa.DataFrameSchema(
     {
