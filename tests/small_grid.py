@@ -44,6 +44,7 @@ def spots(folder: Path, patients: int = 48, side: int = 32, folds: int = 2, seed
         "simulated": True,
         "title": "spots",
         "recipe": {name: getattr(RECIPE, name) for name in RECIPE.__dataclass_fields__},
+        "size": side,
         "hash": f"spots {seed} {side}",
     }
     (folder / "crops.json").write_text(json.dumps(about))

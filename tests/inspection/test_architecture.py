@@ -32,8 +32,10 @@ def test_other_readings_cost_what_the_reference_says():
 
 
 def test_dilated_convolutions_cost_an_eighth_more_multiplications_at_every_size():
+    variants = readings.load("variants")
+    both = {name: variants[name] for name in ("original", "optimized (our choices)")}
     for size in (96, 128, 299):
-        table = structure.costs(readings.load("variants"), size, num_classes=4).set_index("variant")
+        table = structure.costs(both, size, num_classes=4).set_index("variant")
         assert table.gmacs["optimized (our choices)"] / table.gmacs["original"] == pytest.approx(
             1.13, abs=0.01
         )

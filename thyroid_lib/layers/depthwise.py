@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.grad import conv2d_weight
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -72,19 +73,7 @@ class HalvingDepthwise(torch.autograd.Function):
             grad_x = F.conv2d(spread, weight.flip(2, 3), None, 1, d, d, len(weight))
         if ctx.needs_input_grad[1]:
             x, grad = lattices(x, grad, d)
-            grad_weight = torch.ops.aten.convolution_backward(
-                grad,
-                x,
-                weight,
-                None,
-                (2, 2),
-                (0, 0),
-                (1, 1),
-                False,
-                (0, 0),
-                len(weight),
-                (False, True, False),
-            )[1]
+            grad_weight = conv2d_weight(x, weight.shape, grad, stride=2, groups=len(weight))
         return grad_x, grad_weight, None
 
 

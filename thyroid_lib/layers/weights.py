@@ -32,13 +32,6 @@ class LoadReport:
     kept: list[str] = field(default_factory=list)
     unused: dict[str, str] = field(default_factory=dict)
 
-    def __str__(self) -> str:
-        text = f"{len(self.loaded)} entries loaded, {len(self.kept)} kept as initialized"
-        text += f", {len(self.unused)} unused"
-        for title, entries in (("converted", self.converted), ("unused", self.unused)):
-            text += "".join(f"\n  {title}: {name} ({reason})" for name, reason in entries.items())
-        return text + "".join(f"\n  kept: {name}" for name in self.kept)
-
 
 def timm_names(middle_blocks: int = 8) -> dict[str, str]:
     """Module paths of timm's `legacy_xception` -> ours."""
