@@ -186,10 +186,7 @@ def estimate(
     """
     counts = np.atleast_1d(n_patients if effective is None else effective)
     effective = int(counts.min())
-    result = {
-        "value": None,
-        "low": None,
-        "high": None,
+    result = dict.fromkeys(("value", "low", "high")) | {
         "n_images": int(n_images),
         "n_patients": int(n_patients),
     }

@@ -7,7 +7,7 @@ wherever it has them; every function gives the value for the sample and for ever
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import numpy as np
@@ -46,7 +46,7 @@ class Sample:
         classes: C class keys;  truth: int (N,);  is_class: bool (N, C);  probabilities: float (N, C),
         calibrated;  positive: bool (N, C), verdicts;  patients: str (N,);  sides: of ``bootstrap.scarcer_sides``;
         clusters: the draws;  prevalence: float (C,);  names: every metric's name -> (its key in `METRICS`, number of
-        the class or None);  excluded: {"patients_excluded_mixed": patients left out of a patient-level analysis}.
+        the class or None);  about: {"unit"[, "patients_excluded_mixed": left out of a patient-level analysis]}.
 
     Raises:
         ValueError: rows of several models or sets, no rows, or an unknown unit.
@@ -62,10 +62,10 @@ class Sample:
                 raise ValueError(f"evaluate: expected rows of one {column}, got {values}; select one first")
         if unit not in ("image", "patient"):
             raise ValueError(f"evaluate: expected unit 'image' or 'patient', got {unit!r}")
-        self.classes, self.minimum, self.excluded = classes_of(predictions), minimum, {}
+        self.classes, self.minimum, self.about = classes_of(predictions), minimum, {"unit": unit}
         if unit == "patient":
             predictions, mixed = by_patient(predictions)
-            self.excluded = {"patients_excluded_mixed": len(mixed)}
+            self.about["patients_excluded_mixed"] = len(mixed)
         self._table, self._draws = predictions, {}
         self.names = {
             template.format(key): (template, k if "{}" in template else None)
@@ -142,13 +142,8 @@ class Sample:
         return means(positive, self.is_class), means(~positive, ~self.is_class)
 
 
-def accuracy(sample: Sample) -> np.ndarray:
-    """Share of images whose most probable class is right."""
-    return sample.clusters.means(sample.probabilities.argmax(axis=1) == sample.truth)
-
-
 def recall(sample: Sample) -> np.ndarray:
-    """The same among the images of each class, (draws + 1, C)."""
+    """Share of the images of each class whose most probable class is right, (draws + 1, C)."""
     return ratio(np.diagonal(sample.confusion, axis1=1, axis2=2), sample.confusion.sum(axis=2))
 
 
@@ -228,13 +223,9 @@ def classwise_error(sample: Sample, prefix: str = "p_") -> np.ndarray:
     return np.mean([bin_error(p, positive, sample.clusters) for p, positive in pairs], axis=0)
 
 
-def net_benefit(sample: Sample, threshold: float, *, all_called: bool = False) -> np.ndarray:
-    """Net benefit of acting on each class's probability from a threshold on, (draws + 1, C) (Vickers & Elkin 2006).
-
-    Args:
-        sample: one model on one set;  threshold: probability;  all_called: act on every image instead.
-    """
-    called = (sample.probabilities >= threshold) | all_called
+def net_benefit(sample: Sample, threshold: float) -> np.ndarray:
+    """Net benefit of acting on each class's probability from a threshold on, (draws + 1, C) (Vickers & Elkin 2006)."""
+    called = sample.probabilities >= threshold
     return sample.clusters.means(called * np.where(sample.is_class, 1.0, -threshold / (1 - threshold)))
 
 
@@ -274,12 +265,12 @@ METRICS = {
     "ppv/{}": Metric("PPV", predictive_value, "scarcer side"),
     "npv/{}": Metric("NPV", partial(predictive_value, negative=True), "scarcer side"),
     "recall/{}": Metric("recall", recall, "a class"),
-    "macro_auroc": Metric("macro AUROC", lambda s: s.ranks[0].mean(axis=1), "scarcer sides"),
+    "macro_auroc": Metric("macro AUROC", lambda s: s.ranks[0].mean(1), "scarcer sides"),
     "macro_average_precision": Metric(
-        "macro average precision", lambda s: s.ranks[1].mean(axis=1), "scarcer sides"
+        "macro average precision", lambda s: s.ranks[1].mean(1), "scarcer sides"
     ),
-    "accuracy": Metric("accuracy", accuracy),
-    "balanced_accuracy": Metric("balanced accuracy", lambda s: recall(s).mean(axis=1), "each class"),
+    "accuracy": Metric("accuracy", lambda s: s.clusters.means(s.probabilities.argmax(axis=1) == s.truth)),
+    "balanced_accuracy": Metric("balanced accuracy", lambda s: recall(s).mean(1), "each class"),
     "mcc": Metric("Matthews correlation", matthews, bounds=(-1.0, 1.0)),
     "weighted_kappa": Metric("weighted kappa (quadratic)", weighted_kappa, bounds=(-1.0, 1.0)),
     "brier": Metric("Brier score (0 to 2)", brier, bounds=(0.0, 2.0)),
@@ -290,38 +281,26 @@ METRICS = {
 """Name in metrics.json -> metric; {} stands for a class key."""
 
 METRICS |= {
-    f"raw/{name}": Metric(
-        f"{metric.title}, before temperature", partial(metric.of, prefix="raw_"), bounds=metric.bounds
-    )
+    f"raw/{name}": replace(metric, title=f"raw {metric.title}", of=partial(metric.of, prefix="raw_"))
     for name, metric in METRICS.items()
     if metric.of in (brier, log_loss, top_label_error, classwise_error)
 }
 METRICS |= {
-    f"net_benefit/{{}}/{threshold:.2f}": Metric(
-        f"net benefit at {threshold:.2f}",
-        partial(net_benefit, threshold=threshold),
-        "scarcer side",
-        UNBOUNDED,
+    f"net_benefit/{{}}/{t:.2f}": Metric(
+        f"net benefit at {t:.2f}", partial(net_benefit, threshold=t), "scarcer side", UNBOUNDED
     )
-    for threshold in THRESHOLDS
+    for t in THRESHOLDS
 }
 
 
-def evaluate(
-    predictions: pd.DataFrame,
-    *,
-    ordered: bool = False,
-    decisions: bool = True,
-    unit: str = "image",
-    **options,
-) -> dict:
+def evaluate(predictions: pd.DataFrame, *, ordered: bool = False, decisions: bool = True, **options) -> dict:
     """Every metric of one model on one set, with 95 % patient-cluster bootstrap intervals.
 
     Args:
         predictions: rows of one model and one set of ``read_predictions``.
         ordered: the classes are ordered; adds the quadratic weighted kappa.
         decisions: adds net benefit at every threshold.
-        unit, **options: unit, draws, seed, minimum and prevalence of `Sample`.
+        **options: unit, draws, seed, minimum and prevalence of `Sample`.
 
     Returns:
         Flat dict: the names of `METRICS`, a class key in place of {}, -> {"value", "low", "high", "n_images",
@@ -331,11 +310,10 @@ def evaluate(
     Raises:
         ValueError: as `Sample` does.
     """
-    sample = Sample(predictions, unit=unit, **options)
-    result = {"unit": unit, "draws": len(sample.clusters) - 1} | sample.excluded
+    sample = Sample(predictions, **options)
+    result = {"draws": len(sample.clusters) - 1} | sample.about
     skipped = ("weighted_kappa",) * (not ordered) + ("net_benefit/",) * (not decisions)
     result |= {name: sample.number(name) for name in sample.names if not name.startswith(skipped)}
-    everyone = {f"{t:.2f}": net_benefit(sample, t, all_called=True)[0] for t in THRESHOLDS if decisions}
     for k, key in enumerate(sample.classes):
         own = sample.is_class[:, k]
         result[f"prevalence/{key}"] = float(sample.prevalence[k])
@@ -343,5 +321,6 @@ def evaluate(
         result[f"delong/{key}"] = delong(sample.probabilities[:, k], own, sample.patients)
         counts = zip(sample.classes, sample.confusion[0, k])
         result |= {f"confusion/{key}/{other}": int(count) for other, count in counts}
-        result |= {f"net_benefit/{key}/{t}/all": float(benefit[k]) for t, benefit in everyone.items()}
+        for t in THRESHOLDS if decisions else ():
+            result[f"net_benefit/{key}/{t:.2f}/all"] = float(own.mean() - (1 - own.mean()) * t / (1 - t))
     return result

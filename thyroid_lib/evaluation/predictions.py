@@ -64,7 +64,8 @@ def prediction_table(
         the yes/no covariate ``printed_text``; free text itself is never copied.
 
     Raises:
-        ValueError: shapes, class keys, temperature or set name do not fit.
+        KeyError: a class has no operating point.
+        ValueError: shapes, temperature or set name do not fit.
     """
     logits = np.asarray(logits, dtype=np.float64)
     if logits.shape != (len(index_rows), len(classes)):
@@ -76,10 +77,6 @@ def prediction_table(
         raise ValueError(
             f"prediction_table: expected finite logits and a temperature > 0, got {temperature} and "
             f"{int((~np.isfinite(logits)).sum())} non-finite logits; did {model}, fold {fold}, diverge?"
-        )
-    if missing := [key for key in classes if key not in operating_points]:
-        raise ValueError(
-            f"prediction_table: no operating point for {missing}; got {sorted(operating_points)}"
         )
     rows = index_rows.reset_index(drop=True)
     patient = rows["patient"].astype(str)
@@ -99,22 +96,14 @@ def mean_predictions(
     """Averages the probabilities that several folds' models gave the same images.
 
     Args:
-        tables: outputs of :func:`prediction_table` for the same images, one per model.
+        tables: outputs of :func:`prediction_table` for the same rows, one per model.
         operating_points: class key -> threshold for the mean probability.
         fold: what the result states as its fold.
 
     Returns:
         One table; ``p_`` and ``raw_`` columns are means over the tables.
-
-    Raises:
-        ValueError: the tables do not hold the same images in the same order.
     """
     first = tables[0]
-    for other in tables[1:]:
-        if not first["image"].equals(other["image"]) or list(first.columns) != list(other.columns):
-            raise ValueError(
-                "mean_predictions: expected the same images and columns, in the same order, in every table"
-            )
     classes, result = classes_of(first), first.assign(fold=int(fold))
     for column in [prefix + key for prefix in ("p_", "raw_") for key in classes]:
         result[column] = np.mean([table[column] for table in tables], axis=0)
@@ -176,13 +165,8 @@ def read_predictions(path: str | Path) -> pd.DataFrame:
             f"read_predictions: expected a file at {path}; notebook 04_finetune writes it: run that first"
         )
     text = {column: str for column in ("model", "set", "image", "patient", "group", "dataset", "truth")}
-    table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values={})
-    for column in table.columns:
-        if column not in text and table[column].dtype.kind not in "biuf":
-            filled = table[column].astype(str).str.strip()
-            numbers = pd.to_numeric(filled, errors="coerce")  # empty is NaN, and no reason against numbers
-            whole = numbers.notna().eq(filled.ne("")).all() and numbers.notna().any()
-            table[column] = numbers if whole else filled
+    table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])
+    table = table.fillna(dict.fromkeys(table.select_dtypes(exclude="number"), ""))
     classes = classes_of(table)
     _check(table, classes, str(path))
     table.attrs["classes"] = classes
@@ -280,37 +264,32 @@ def _covariates(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _check(table: pd.DataFrame, classes: list[str], where: str) -> pd.DataFrame:
+    def refuse(expected: str):
+        raise ValueError(f"{where}: expected {expected}")
+
     if missing := [column for column in _columns(classes) if column not in table.columns]:
-        raise ValueError(f"{where}: expected the columns {_columns(classes)}; missing {missing}")
+        refuse(f"the columns {_columns(classes)}; missing {missing}")
     if unknown := sorted({*table["set"]} - {*SETS}):
-        raise ValueError(f"{where}: expected set to be one of {SETS}, got {listed(unknown)}")
+        refuse(f"set to be one of {SETS}, got {listed(unknown)}")
     if strangers := sorted({*table["truth"]} - {*classes}, key=str):
-        raise ValueError(
-            f"{where}: expected every truth to be one of {listed(classes)}, got {listed(strangers)}"
-        )
+        refuse(f"every truth to be one of {listed(classes)}, got {listed(strangers)}")
     for prefix in ("p_", "raw_"):
         values = table[[prefix + key for key in classes]].to_numpy(np.float64)
-        bad = ~(np.isfinite(values).all(1) & (values >= 0).all(1) & (np.abs(values.sum(1) - 1) < 1e-5))
+        bad = ~((values >= 0).all(axis=1) & (np.abs(values.sum(axis=1) - 1) < 1e-5))  # NaN is bad too
         if bad.any():
-            raise ValueError(
-                f"{where}: expected {prefix}<key> to be probabilities that sum to 1; "
-                f"{int(bad.sum())} rows are not, first for image {quoted(table['image'][bad].iloc[0])}"
+            image = quoted(table["image"][bad].iloc[0])
+            refuse(
+                f"{prefix}<key> to be probabilities that sum to 1; {bad.sum()} rows are not, first for image {image}"
             )
     if (twice := table.duplicated(["model", "set", "image", "fold"])).any():
-        row = table[twice].iloc[0]
-        raise ValueError(
-            f"{where}: expected one row per model, set, image and fold; {quoted(row['image'])} stands twice for "
-            f"{named(row['model'])}, {row['set']}, fold {row['fold']}"
-        )
-    tested = table[table["set"] == "internal"]
-    folds = tested.groupby(["model", "group"])["fold"].nunique()
+        model, set, image, fold = table.loc[twice, ["model", "set", "image", "fold"]].iloc[0]
+        again = f"{quoted(image)} stands twice for {named(model)}, {set}, fold {fold}"
+        refuse(f"one row per model, set, image and fold; {again}")
+    folds = table[table["set"] == "internal"].groupby(["model", "group"])["fold"].nunique()
     if (folds > 1).any():
         model, group = folds.index[folds > 1][0]
-        raise ValueError(
-            f"{where}: group {quoted(group)} was tested in more than one fold of {named(model)}: the split leaked"
-        )
+        leaked = f"group {quoted(group)} was tested in more than one fold of {named(model)}: the split leaked"
+        refuse(f"each group in one fold; {leaked}")
     if absolute := [image for image in table["image"] if re.match(r"^(/|[A-Za-z]:[\\/])", image)]:
-        raise ValueError(
-            f"{where}: expected image names relative to their data set, got {quoted(absolute[0])}"
-        )
+        refuse(f"image names relative to their data set, got {quoted(absolute[0])}")
     return table

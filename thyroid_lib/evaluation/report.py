@@ -45,11 +45,9 @@ def overall_table(found: dict) -> pd.DataFrame:
     for unit in ("image", "patient"):
         table[f"by {unit}"] = [say(found[unit][name], 3) for name in shown]
     if "folds" in found:
-        folds = [found["folds"].get(name, {"mean": None, "sd": None}) for name in shown]
-        known = [None not in (fold["mean"], fold["sd"]) for fold in folds]
-        table["mean ± SD over folds"] = [
-            f"{fold['mean']:.3f} ± {fold['sd']:.3f}" if both else "–" for fold, both in zip(folds, known)
-        ]
+        folds = [found["folds"].get(name) or {} for name in shown]
+        spread = ["{mean:.3f} ± {sd:.3f}" if fold.get("sd") is not None else "–" for fold in folds]
+        table["mean ± SD over folds"] = [text.format(**fold) for text, fold in zip(spread, folds)]
     return table
 
 
@@ -59,21 +57,19 @@ def error_table(found: dict, names: dict) -> pd.DataFrame:
     Args:
         found: of ``summary.errors``;  names: class key -> (English, Chinese).
     """
-    table = pd.DataFrame(list(found.values()))
-    taken = [
-        ", ".join(f"{english(names, key)} ({n})" for key, n in others.items())
-        for others in table["taken_for"]
-    ]
-    sure = ["–" if pd.isna(p) else f"{p:.2f}" for p in table["median_probability"]]
-    return pd.DataFrame(
+    rows = [
         {
-            "reference standard": [english(names, key) for key in found],
-            "images": table["images"],
-            "errors": table["errors"],
-            "taken for": [others or "–" for others in taken],
-            "median probability of the wrong type": sure,
+            "reference standard": english(names, key),
+            "images": e["images"],
+            "errors": e["errors"],
+            "taken for": ", ".join(f"{english(names, k)} ({n})" for k, n in e["taken_for"].items()) or "–",
+            "median probability of the wrong type": "–"
+            if not e["errors"]
+            else f"{e['median_probability']:.2f}",
         }
-    )
+        for key, e in found.items()
+    ]
+    return pd.DataFrame(rows)
 
 
 def caption(title: str, found: dict, simulated: bool) -> str:

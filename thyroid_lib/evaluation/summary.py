@@ -70,16 +70,14 @@ def summarize(
 
 def _selective_use(predictions: pd.DataFrame, rows: pd.DataFrame, confidence: float, options: dict) -> dict:
     tuned, sample = select(predictions, rows["model"].iloc[0], "validation"), Sample(rows, **options)
-    drawn = {
-        key: {
-            name: [float(f"{value:.6g}") for value in values[::EVERY]]
-            for name, values in curve.items()
-            if name not in ("x", "prevalence")
-        }
-        for key, curve in curves(sample).items()
+    drawn = {key: pd.DataFrame(curve).iloc[::EVERY, 2:] for key, curve in curves(sample).items()}
+    return {
+        "referral": selective.referral(sample),
+        "conformal": selective.conformal(rows, tuned, confidence=confidence, **options)[0],
+        "curves": {
+            key: curve.map("{:.6g}".format).astype(float).to_dict("list") for key, curve in drawn.items()
+        },
     }
-    sets, _ = selective.conformal(rows, tuned, confidence=confidence, **options)
-    return {"referral": selective.referral(sample), "conformal": sets, "curves": drawn}
 
 
 def errors(table: pd.DataFrame) -> dict:
