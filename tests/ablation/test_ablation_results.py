@@ -12,7 +12,7 @@ from thyroid_lib.ablation import report
 from thyroid_lib.ablation import results as ar
 from thyroid_lib.ablation import verdicts as av
 from thyroid_lib.ablation.results import Measured
-from thyroid_lib.evaluation import comparison, results
+from thyroid_lib.evaluation import comparison, summary
 from thyroid_lib.evaluation.bootstrap import Clusters
 from thyroid_lib.evaluation.predictions import prediction_table
 
@@ -273,7 +273,7 @@ def test_what_is_recorded_is_complete_and_said_in_words(small):
     spent = report.computed_costs(jobs)
     speed = report.measured_speed(jobs, rounds=1)
     numbers = report.summary(measured, found, spent, {"margin": 0.02, "limit": 1.25, "classes": 4})
-    assert results.complete(numbers)
+    assert summary.complete(numbers)
     claim = report.throughput_claim(speed, 1.25)
     text = report.findings(numbers, claim, {"resnet50, seed 0, fold 0": "it diverged"}, jobs, True)
     assert "**simulated**" in text and "it diverged" in text

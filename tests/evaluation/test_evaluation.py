@@ -9,13 +9,14 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from thyroid_lib.common.files import PROJECT
-from thyroid_lib.evaluation import comparison, findings, results, selective
+from thyroid_lib.evaluation import comparison, report, selective, summary
 from thyroid_lib.evaluation import metrics as evaluation
 from thyroid_lib.evaluation import predictions as predictions_file
 from thyroid_lib.evaluation.bootstrap import Clusters, delong, estimate, rank_statistics, scarcer_sides
-from thyroid_lib.evaluation.predictions import covariates_of
+from thyroid_lib.evaluation.predictions import by_patient, covariates_of
+from thyroid_lib.evaluation.task import is_ordered
 from thyroid_lib.study import profiles
-from thyroid_lib.training import summary
+from thyroid_lib.training import summary as fine_tuning
 
 KEYS = ["nodular_goiter", "follicular_neoplasm", "papillary_carcinoma", "medullary_carcinoma"]
 
@@ -281,7 +282,7 @@ def test_a_patients_probability_is_the_mean_over_images_and_mixed_patients_are_c
         ["a", "a", "b", "b", "a", "b"], [[0.9, 0.1], [0.3, 0.7], [0.2, 0.8], [0.4, 0.6], [1, 0], [0, 1]],
         patients=[1, 1, 2, 2, 3, 3],
     )  # fmt: skip
-    patients, mixed = evaluation.by_patient(table)
+    patients, mixed = by_patient(table)
     assert mixed == ["p3"] and list(patients["p_a"]) == pytest.approx([0.6, 0.3])
     assert list(patients["positive_a"]) == [1, 0]
     assert evaluation.evaluate(table, draws=20, unit="patient", minimum=1)["patients_excluded_mixed"] == 1
@@ -324,15 +325,17 @@ def test_delong_equals_its_published_form_and_agrees_with_the_bootstrap():
         [np.mean((scores[positive] > s) + 0.5 * (scores[positive] == s)) for s in scores[~positive]]
     )
     se = np.sqrt(v10.var(ddof=1) / 3 + v01.var(ddof=1) / 4)
-    assert delong(scores, positive)["se"] == pytest.approx(se)
-    assert delong(scores, positive, np.arange(7))["auroc"] == pytest.approx(v10.mean())
+    found = delong(scores, positive, np.arange(7))
+    assert (found["auroc"], found["se"]) == pytest.approx((v10.mean(), se))
     table = study(patients=200)
     chosen = (table["truth"] == KEYS[0]).to_numpy()
     clusters = Clusters(table["patient"], 1000)
     draws = rank_statistics(table["p_nodular_goiter"], chosen, clusters)[0]
     clustered = delong(table["p_nodular_goiter"], chosen, table["patient"])["se"]
     assert clustered == pytest.approx(draws[1:].std(), rel=0.12)
-    assert delong(table["p_nodular_goiter"], chosen)["se"] < 0.85 * clustered  # images are not independent
+    assert (
+        delong(table["p_nodular_goiter"], chosen, table["image"])["se"] < 0.85 * clustered
+    )  # images are not independent
 
 
 def test_the_interval_of_a_mean_is_students():
@@ -477,12 +480,12 @@ def test_without_validation_rows_halves_of_the_patients_calibrate_each_other():
 def test_the_summary_of_a_run_is_complete_plain_and_repeatable():
     tables = [study(), study(model="scratch", signal=0.8), study(place="external", signal=1.0, folds=1)]
     whole = pd.concat(tables, ignore_index=True)
-    one, two = (results.summarize(whole, draws=100) for _ in range(2))
-    assert json.dumps(one) == json.dumps(two) and results.complete(one)
+    one, two = (summary.summarize(whole, draws=100) for _ in range(2))
+    assert json.dumps(one) == json.dumps(two) and summary.complete(one)
     assert one["internal"]["finetuned"]["folds"]["macro_auroc"]["n_folds"] == 5
     assert "net_benefit/nodular_goiter/0.50" in one["internal"]["finetuned"]["image"]
     assert set(one["difference"]["internal"]) == {"scratch"} and "finetuned" in one["drop"]
-    text = findings.findings(one, {}, simulated=True)
+    text = report.findings(one, {}, simulated=True)
     assert (
         f"{one['internal']['finetuned']['image']['macro_auroc']['value']:.2f}" in text and "simulated" in text
     )
@@ -491,11 +494,11 @@ def test_the_summary_of_a_run_is_complete_plain_and_repeatable():
 def test_fine_tuning_and_evaluation_state_the_same_intervals():
     tables = [study(), study(model="scratch", signal=0.8), study(place="external", signal=1.0, folds=1)]
     whole, options = pd.concat(tables, ignore_index=True), {"draws": 100, "seed": 3}
-    evaluated = results.summarize(whole, **options)
-    for place, models in summary.scores(whole, **options).items():
+    evaluated = summary.summarize(whole, **options)
+    for place, models in fine_tuning.scores(whole, **options).items():
         for model, metric in models.items():
             assert metric == evaluated[place][model]["image"]["macro_auroc"]
-    effect = summary.effect_of_pretraining(whole, **options)
+    effect = fine_tuning.effect_of_pretraining(whole, **options)
     assert effect == evaluated["difference"]["internal"]["scratch"]["macro_auroc"]
 
 
@@ -513,14 +516,14 @@ def test_every_profile_gives_both_notebooks_the_same_draws(profile):
 
 def test_a_number_without_interval_or_reason_is_noticed():
     whole = {"x": {"value": 0.5, "low": 0.4, "high": 0.6, "n_images": 3, "n_patients": 2}}
-    assert results.complete(whole)
-    assert not results.complete({"x": {**whole["x"], "low": None}})
-    assert not results.complete({"x": {"value": 0.5, "low": 0.4, "high": 0.6}})
+    assert summary.complete(whole)
+    assert not summary.complete({"x": {**whole["x"], "low": None}})
+    assert not summary.complete({"x": {"value": 0.5, "low": 0.4, "high": 0.6}})
 
 
 def test_tirads_groups_are_ordered_and_lesion_types_are_not():
-    assert results.is_ordered(["2-3", "4a", "4b", "4c-5"]) and results.is_ordered(["tirads_2", "tirads_4a"])
-    assert not results.is_ordered(KEYS) and results.is_ordered(KEYS, "yes")
+    assert is_ordered(["2-3", "4a", "4b", "4c-5"]) and is_ordered(["tirads_2", "tirads_4a"])
+    assert not is_ordered(KEYS) and is_ordered(KEYS, "yes")
 
 
 def test_the_coverage_that_the_documentation_states_was_measured_and_holds():

@@ -9,7 +9,7 @@ from thyroid_lib.common.files import write_json
 from thyroid_lib.data import audit
 from thyroid_lib.data.crops import Crops
 from thyroid_lib.datasets import contract
-from thyroid_lib.evaluation import findings, task
+from thyroid_lib.evaluation import report, task
 from thyroid_lib.study import checklists
 
 GROUPS = {key: (f"TI-RADS {key}", f"TI-RADS {key} 类") for key in ("2-3", "4a", "4b", "4c-5")}
@@ -50,7 +50,7 @@ def recorded(**image):
 
 def test_findings_on_real_grades_say_what_they_are_and_what_was_not_done():
     areas = {f"auroc/{key}": metric(0.9 - 0.1 * place) for place, key in enumerate(GROUPS)}
-    text = findings.findings(recorded(**areas, weighted_kappa=metric()), GROUPS, simulated=False)
+    text = report.findings(recorded(**areas, weighted_kappa=metric()), GROUPS, simulated=False)
     assert "TI-RADS groups" in text and "No pathology" in text
     assert "simulated" not in text and "lesion type" not in text
     assert "weakest TI-RADS group is TI-RADS 4c-5" in text
@@ -66,8 +66,8 @@ def test_findings_tell_what_print_on_real_frames_gives_away_and_on_which_classes
         },
     }  # fmt: skip
     areas = {f"auroc/{key}": metric() for key in GROUPS}
-    said = findings.findings(recorded(**areas) | {"audit": {"text": text}}, GROUPS, simulated=False)
-    first, second = (line for line in said.splitlines() if "Real print" in line)
+    said = report.findings(recorded(**areas) | {"audit": {"text": text}}, GROUPS, simulated=False)
+    first, second = (line for line in said.split("\n*") if "Real print" in line)
     assert "whole frames" in first and "crops leave it out" in first
     assert "TI-RADS 4a, TI-RADS 4b left out" in second and "crops leave it out" not in second
 

@@ -77,11 +77,8 @@ MUTANTS = {
         "evaluation/bootstrap.py",
         "evaluation/test_evaluation.py",
         [
-            ("drawn += np.arange(count)[:, None] * self.patients", "drawn += np.arange(count)[:, None]"),
-            (
-                "rng.integers(0, self.patients, (count, self.patients))",
-                "rng.integers(0, 1, (count, self.patients))",
-            ),
+            ("np.bincount(drawn, minlength=self.patients)", "1"),
+            ("rng.integers(0, self.patients, self.patients)", "rng.integers(0, 1, self.patients)"),
             ("np.add.at(by_patient, self.index, values)", "by_patient[self.index] = values"),
             ("reach = np.sqrt(n / (n - 1)) * stats.t.isf(tail, n - 1)", "reach = stats.norm.isf(tail)"),
             ("missed = (most - least) * (1 - tail ** (1 / n))", "missed = 0.0"),

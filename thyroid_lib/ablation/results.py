@@ -16,7 +16,7 @@ from scipy import stats
 from thyroid_lib.ablation.grid import ARMS
 from thyroid_lib.evaluation import comparison
 from thyroid_lib.evaluation import metrics as evaluation
-from thyroid_lib.evaluation.bootstrap import LEVEL, MINIMUM_PATIENTS, Clusters, estimate, ratio
+from thyroid_lib.evaluation.bootstrap import LEVEL, MINIMUM_PATIENTS, Clusters, estimate
 from thyroid_lib.evaluation.predictions import classes_of
 
 MAIN = "macro_auroc"
@@ -84,20 +84,13 @@ def measure(
         for name, values in _draws(sample, watched).items():
             found.setdefault(model.partition("/")[0], {}).setdefault(name, []).append(values)
     arms = {arm: {name: np.array(values) for name, values in own.items()} for arm, own in found.items()}
-    scarcest = min(sample.scarcer(k) for k in range(len(classes)))
+    scarcest = min(sample.sides)
     return Measured(arms, len(first), clusters.patients, scarcest, minimum, watched)
 
 
 def _draws(sample: evaluation.Sample, watched: list[str]) -> dict[str, np.ndarray]:
-    clusters, errors = sample.clusters, []
-    for probabilities, is_class in zip(sample.probabilities.T, sample.is_class.T):
-        errors.append(evaluation.bin_error(probabilities, is_class, clusters))
-    result = comparison.samples(sample) | {"ece_classwise": np.mean(errors, axis=0)}
-    for key in watched:
-        k = sample.classes.index(key)
-        truth, called = sample.is_class[:, k], sample.is_class[:, k] & sample.positive[:, k]
-        result[f"sensitivity/{key}"] = ratio(*clusters.sums(np.column_stack([called, truth])).T)
-    return result
+    names = ["ece_classwise", *(f"sensitivity/{key}" for key in watched)]
+    return comparison.samples(sample) | {name: sample.draws(name) for name in names}
 
 
 def per_arm(measured: Measured, arm: str) -> dict[str, dict]:

@@ -47,22 +47,23 @@ class Clusters:
         self.patients = int(self.index.max()) + 1 if len(self.index) else 0
         self.multiplicities = np.ones((draws + 1, self.patients), np.uint16)
         rng = np.random.default_rng(seed)
-        rows = max(1, _BLOCK_ELEMENTS // max(1, self.patients))
-        for start in range(1, draws + 1, rows):
-            count = min(rows, draws + 1 - start)
-            drawn = rng.integers(0, self.patients, (count, self.patients))
-            drawn += np.arange(count)[:, None] * self.patients
-            block = np.bincount(drawn.ravel(), minlength=count * self.patients)
-            self.multiplicities[start : start + count] = block.reshape(count, self.patients)
+        for draw in self.multiplicities[1:]:
+            drawn = rng.integers(0, self.patients, self.patients)
+            draw[:] = np.bincount(drawn, minlength=self.patients)
 
     def __len__(self) -> int:
         return len(self.multiplicities)
+
+    def _blocks(self, width: int) -> Iterator[slice]:
+        rows = max(1, _BLOCK_ELEMENTS // max(1, width))
+        for start in range(0, len(self), rows):
+            yield slice(start, min(start + rows, len(self)))
 
     def sums(self, values: np.ndarray) -> np.ndarray:
         """Weighted sums over images for the sample and every draw.
 
         Args:
-            values: float (N, K) or (N,), one row per image.
+            values: float or bool (N, K) or (N,), one row per image.
 
         Returns:
             float64 (draws + 1, K); row 0 is the plain sum.
@@ -70,23 +71,43 @@ class Clusters:
         values = np.asarray(values, np.float64).reshape(len(self.index), -1)
         by_patient = np.zeros((self.patients, values.shape[1]))
         np.add.at(by_patient, self.index, values)
-        rows = max(1, _BLOCK_ELEMENTS // max(1, self.patients))
-        blocks = range(0, len(self), rows)
-        return np.vstack([self.multiplicities[s : s + rows].astype(np.float64) @ by_patient for s in blocks])
+        blocks = self._blocks(self.patients)
+        return np.vstack([self.multiplicities[block].astype(np.float64) @ by_patient for block in blocks])
 
-    def weights(self, order: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-        """Image weights in blocks of draws.
+    def means(self, values: np.ndarray, chosen: np.ndarray | None = None) -> np.ndarray:
+        """Weighted means over the chosen images for the sample and every draw.
 
         Args:
-            order: int (M,), images in the order wanted.
+            values: float or bool (N, K) or (N,), one row per image.
+            chosen: bool of the same shape; all images when not given.
+
+        Returns:
+            float64 (draws + 1, K), or (draws + 1,) for values (N,); NaN where a draw has none of the chosen.
+        """
+        sums, weight = (values, np.ones(len(values))) if chosen is None else (values * chosen, chosen)
+        means = ratio(self.sums(sums), self.sums(weight))
+        return means.reshape(len(self), *np.shape(values)[1:])
+
+    def cumulated(
+        self, scores: np.ndarray, happened: np.ndarray
+    ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+        """Weighted counts from the highest score down, in blocks of draws; images of equal score count at once.
+
+        Args:
+            scores: float (N,).
+            happened: bool (N,), what is counted beside the images themselves.
 
         Yields:
-            (slice of draws, float64 (block, M) weights).
+            (draws, images, hits): a slice of the rows of `multiplicities`, and float64 (block, T) for the T
+            different scores: the weight of all images with at least that score, and of those that happened.
         """
-        rows = max(1, _BLOCK_ELEMENTS // max(1, len(order)))
-        for start in range(0, len(self), rows):
-            part = slice(start, min(start + rows, len(self)))
-            yield part, self.multiplicities[part][:, self.index[order]].astype(np.float64)
+        order = np.argsort(-scores, kind="stable")
+        last = np.append(np.diff(scores[order]) != 0, True)  # of its score
+        ends = slice(None) if last.all() else last
+        for block in self._blocks(len(order)):
+            weights = self.multiplicities[block][:, self.index[order]].astype(np.float64)
+            hits = np.cumsum(weights * happened[order], axis=1)
+            yield block, np.cumsum(weights, axis=1, out=weights)[:, ends], hits[:, ends]
 
 
 def rank_statistics(scores: np.ndarray, positive: np.ndarray, clusters: Clusters):
@@ -101,25 +122,13 @@ def rank_statistics(scores: np.ndarray, positive: np.ndarray, clusters: Clusters
         (AUROC, average precision), each float64 (draws + 1,), in 0..1, NaN where a draw has no positive or
         no negative image (AUROC) or no positive image (average precision).
     """
-    scores, positive = np.asarray(scores, np.float64), np.asarray(positive, bool)
-    order = np.argsort(-scores, kind="stable")
-    ends = np.append(np.flatnonzero(np.diff(scores[order]) != 0), len(scores) - 1)
-    tied = len(ends) < len(scores)
-    auroc, precision = np.empty(len(clusters)), np.empty(len(clusters))
-    for part, weights in clusters.weights(order):
-        hits = np.cumsum(weights * positive[order], axis=1)
-        called = np.cumsum(weights, axis=1, out=weights)
-        if tied:
-            hits, called = hits[:, ends], called[:, ends]
-        step = np.diff(hits, axis=1, prepend=0.0)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            precision[part] = np.nansum(step * (hits / called), axis=1) / hits[:, -1]
-            false = np.subtract(called, hits, out=called)
-            total = hits[:, -1] * false[:, -1]
-            # each group of hits outranks every later false alarm and ties with the half of its own
-            below = 0.5 * (false + np.hstack([np.zeros((len(false), 1)), false[:, :-1]]))
-            auroc[part] = (total - (step * below).sum(axis=1)) / total
-    precision[~np.isfinite(precision)] = np.nan
+    auroc, precision = np.empty((2, len(clusters)))
+    for block, called, hits in clusters.cumulated(np.asarray(scores, float), np.asarray(positive, bool)):
+        step, false = np.diff(hits, axis=1, prepend=0.0), called - hits
+        precision[block] = ratio(np.nansum(step * ratio(hits, called), axis=1), hits[:, -1])
+        # each group of false alarms is outranked by every earlier hit and ties with the half of its own
+        above = (np.diff(false, axis=1, prepend=0.0) * (hits - 0.5 * step)).sum(axis=1)
+        auroc[block] = ratio(above, hits[:, -1] * false[:, -1])
     return auroc, precision
 
 
@@ -177,10 +186,7 @@ def estimate(
     """
     counts = np.atleast_1d(n_patients if effective is None else effective)
     effective = int(counts.min())
-    result = {
-        "value": None,
-        "low": None,
-        "high": None,
+    result = dict.fromkeys(("value", "low", "high")) | {
         "n_images": int(n_images),
         "n_patients": int(n_patients),
     }
@@ -194,8 +200,9 @@ def estimate(
     defined = draws[np.isfinite(draws)]
     if len(defined) < max(1, _DEFINED_SHARE * len(draws)):
         return result | {"reason": f"too few: defined in only {len(defined)} of {len(draws)} draws"}
-    low, high = _interval(float(value), defined, _whole_sample(counts), bounds)
-    return result | {"value": _plain(value), "low": _plain(low), "high": _plain(high)}
+    limits = _interval(float(value), defined, _whole_sample(counts), bounds)
+    numbers = zip(("value", "low", "high"), (value, *limits))
+    return result | {name: float(f"{number:.9g}") + 0.0 for name, number in numbers}  # + 0.0: never -0.0
 
 
 def _whole_sample(counts: np.ndarray) -> float:
@@ -225,57 +232,42 @@ def _interval(value: float, draws: np.ndarray, n: float, bounds: tuple[float, fl
     return tuple(np.quantile(draws, [outer, 1 - outer]))
 
 
-def _plain(number: float) -> float:
-    return float(f"{float(number):.9g}") + 0.0
-
-
-def delong(scores: np.ndarray, positive: np.ndarray, patients=None) -> dict:
-    """AUROC with DeLong's variance, over images or over patients.
+def delong(scores: np.ndarray, positive: np.ndarray, patients) -> dict:
+    """AUROC with DeLong's variance (1988, Biometrics 44:837), clustered by patient (Obuchowski 1997, Biometrics
+    53:567), from midranks (Sun & Xu 2014).
 
     Args:
-        scores: float (N,) for one model or (N, 2) for two.
+        scores: float (N,) for one model, or (N, 2) for the second minus the first.
         positive: bool (N,).
-        patients: patient per image; None treats every image as independent (DeLong 1988, Biometrics
-            44:837, by the midrank method of Sun & Xu 2014), otherwise the clustered variance of Obuchowski
-            (1997, Biometrics 53:567).
+        patients: (N,), patient of each image; all different where images are independent.
 
     Returns:
         {"auroc", "se", "low", "high"}; with two columns {"difference", "se", "low", "high", "p"}; all None
-        when a class is absent.
+        when a class has fewer than two images.
     """
-    scores = np.asarray(scores, np.float64).reshape(len(positive), -1)
-    positive = np.asarray(positive, bool)
+    scores, positive = np.asarray(scores, np.float64).reshape(len(positive), -1), np.asarray(positive, bool)
+    names = (
+        ("auroc", "se", "low", "high") if scores.shape[1] == 1 else ("difference", "se", "low", "high", "p")
+    )
     m, n = int(positive.sum()), int((~positive).sum())
-    names = ("auroc",) if scores.shape[1] == 1 else ("difference", "p")
     if m < 2 or n < 2:
-        return dict.fromkeys((*names, "se", "low", "high"))
+        return dict.fromkeys(names)
     whole = stats.rankdata(scores, axis=0)
     v10 = (whole[positive] - stats.rankdata(scores[positive], axis=0)) / n
     v01 = 1 - (whole[~positive] - stats.rankdata(scores[~positive], axis=0)) / m
-    auroc = v10.mean(axis=0)
-    if patients is None:
-        covariance = (
-            np.atleast_2d(np.cov(v10, rowvar=False)) / m + np.atleast_2d(np.cov(v01, rowvar=False)) / n
-        )
-    else:
-        _, index = np.unique(np.asarray(patients).astype(str), return_inverse=True)
-        centred10, centred01 = np.zeros((2, index.max() + 1, scores.shape[1]))
-        np.add.at(centred10, index[positive], v10 - auroc)
-        np.add.at(centred01, index[~positive], v01 - auroc)
-        with10, with01 = len(np.unique(index[positive])), len(np.unique(index[~positive]))
-        s10 = with10 / max(1, with10 - 1) * centred10.T @ centred10
-        s01 = with01 / max(1, with01 - 1) * centred01.T @ centred01
-        both = len(centred10) / max(1, len(centred10) - 1) * centred10.T @ centred01
-        covariance = s10 / m**2 + s01 / n**2 + (both + both.T) / (m * n)
-    z = stats.norm.ppf((1 + LEVEL) / 2)
-    if scores.shape[1] == 1:
-        value, variance, limits = auroc[0], covariance[0, 0], (0.0, 1.0)
-    else:
-        value, limits = auroc[1] - auroc[0], (-1.0, 1.0)
-        variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
-    se = float(np.sqrt(max(variance, 0.0)))
-    low, high = np.clip([value - z * se, value + z * se], *limits)
-    result = {names[0]: _plain(value), "se": _plain(se), "low": _plain(low), "high": _plain(high)}
-    if scores.shape[1] == 2:
-        result["p"] = _plain(2 * stats.norm.sf(abs(value) / se)) if se > 0 else 1.0
-    return result
+    auroc, (_, index) = v10.mean(axis=0), np.unique(np.asarray(patients).astype(str), return_inverse=True)
+    of10, of01 = np.zeros((2, index.max() + 1, scores.shape[1]))
+    np.add.at(of10, index[positive], (v10 - auroc) / m)
+    np.add.at(of01, index[~positive], (v01 - auroc) / n)
+
+    def shared(one, other, clusters):
+        return clusters / max(1, clusters - 1) * one.T @ other
+
+    both = shared(of10, of01, len(of10))
+    covariance = shared(of10, of10, len({*index[positive]})) + shared(of01, of01, len({*index[~positive]}))
+    contrast, least = (np.ones(1), 0.0) if scores.shape[1] == 1 else (np.array([-1.0, 1.0]), -1.0)
+    value = float(contrast @ auroc)
+    se = float(np.sqrt(max(0.0, contrast @ (covariance + both + both.T) @ contrast)))
+    low, high = np.clip(stats.norm.interval(LEVEL, value, se) if se else (value, value), least, 1.0)
+    p = float(2 * stats.norm.sf(abs(value) / se)) if se > 0 else 1.0
+    return dict(zip(names, (value, se, float(low), float(high), p)))

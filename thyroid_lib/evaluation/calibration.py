@@ -89,13 +89,9 @@ def macro_auroc(scores: np.ndarray, labels: np.ndarray) -> float:
 
 def _checked(values, labels) -> tuple[np.ndarray, np.ndarray]:
     values, labels = np.asarray(values, np.float64), np.asarray(labels)
+    came = f"{values.shape} and {labels.shape} came"
     if values.ndim != 2 or len(values) != len(labels) or not len(labels):
-        raise ValueError(
-            f"expected scores (N, C) and labels (N,) of at least one image, {values.shape} and "
-            f"{labels.shape} came; is the validation part empty?"
-        )
-    if not np.isfinite(values).all():
-        raise ValueError(
-            f"expected finite scores, {int((~np.isfinite(values)).sum())} are not: did training diverge?"
-        )
+        raise ValueError(f"expected scores (N, C) and labels (N,), {came}; is the validation part empty?")
+    if strange := int((~np.isfinite(values)).sum()):
+        raise ValueError(f"expected finite scores, {strange} are not: did training diverge?")
     return values, labels

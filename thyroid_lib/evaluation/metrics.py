@@ -1,10 +1,14 @@
-"""Statistics on saved predictions: reads predictions.csv and nothing else (claim C15).
+"""The metrics: one table of them, and the sample of predictions that they are computed on (claim C15).
 
-``evaluate`` gives every metric of one model on one set with its patient-level interval; ``compare`` gives
-paired differences between two models; ``subgroups`` and ``across_folds`` repeat a few metrics on parts. The
-definitions follow Metrics Reloaded (Nat Methods 2024) and are scikit-learn's wherever it has them;
+`METRICS` is the only place that knows a metric: the report, comparisons, subgroups and folds all read it, so a
+further metric is a further entry. The definitions follow Metrics Reloaded (Nat Methods 2024) and are scikit-learn's
+wherever it has them; every function gives the value for the sample and for every draw of patients at once.
 ``docs/evaluation.md`` lists them.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 
 import numpy as np
 import pandas as pd
@@ -19,9 +23,7 @@ from thyroid_lib.evaluation.bootstrap import (
     ratio,
     scarcer_sides,
 )
-from thyroid_lib.evaluation.predictions import (
-    classes_of,
-)
+from thyroid_lib.evaluation.predictions import by_patient, classes_of
 
 THRESHOLDS = np.round(np.arange(0.05, 0.951, 0.05), 2)
 """Threshold probabilities of the decision curves."""
@@ -29,66 +31,30 @@ THRESHOLDS = np.round(np.arange(0.05, 0.951, 0.05), 2)
 MOST_BINS = 10  # bins of equal numbers of images; fewer than 10 images per bin would be noise
 
 
-def evaluate(
-    predictions: pd.DataFrame,
-    *,
-    draws: int = 2000,
-    seed: int = 0,
-    unit: str = "image",
-    prevalence: dict[str, float] | None = None,
-    ordered: bool = False,
-    minimum: int = MINIMUM_PATIENTS,
-) -> dict:
-    """Every metric of one model on one set, with 95 % patient-cluster bootstrap intervals.
-
-    Args:
-        predictions: rows of one model and one set of :func:`read_predictions`.
-        draws: bootstrap draws.
-        seed: seed of the draws.
-        unit: "image", or "patient": probabilities averaged over a patient's images (:func:`by_patient`).
-        prevalence: class key -> share in the population that PPV and NPV speak of; the share among these
-            rows when not given.
-        ordered: the classes are ordered; adds the quadratic weighted kappa.
-        minimum: fewest patients behind a number.
-
-    Returns:
-        Flat dict. Metrics are {"value", "low", "high", "n_images", "n_patients"[, "reason"]}; their keys are
-        ``macro_auroc``, ``auroc/<key>``, ``average_precision/<key>``, ``sensitivity/<key>`` (and specificity,
-        ppv, npv, recall), ``accuracy``, ``balanced_accuracy``, ``mcc``, ``weighted_kappa``, ``brier``,
-        ``log_loss``, ``ece_top_label``, ``ece_classwise``, the same before temperature under ``raw/``,
-        and ``net_benefit/<key>/<threshold>``. Plain numbers: ``prevalence/<key>``, ``images/<key>``,
-        ``patients/<key>``, ``confusion/<truth>/<predicted>``, ``delong/<key>``.
-
-    Raises:
-        ValueError: rows of several models or sets, no rows, or an unknown unit.
-    """
-    sample = Sample(predictions, draws=draws, seed=seed, unit=unit, minimum=minimum)
-    prevalence = prevalence or {
-        key: float(sample.is_class[:, k].mean()) for k, key in enumerate(sample.classes)
-    }
-    metrics = {"unit": unit, "draws": draws} | sample.excluded
-    for k, key in enumerate(sample.classes):
-        metrics[f"prevalence/{key}"] = float(f"{prevalence[key]:.9g}")
-        metrics[f"images/{key}"] = int(sample.is_class[:, k].sum())
-        metrics[f"patients/{key}"] = sample.patients_with(sample.is_class[:, k])
-    metrics |= _discrimination(sample) | _decisions(sample, ordered) | _operating_points(sample, prevalence)
-    metrics |= _calibration(sample, "p_", "") | _calibration(sample, "raw_", "raw/")
-    return metrics | _net_benefit(sample)
-
-
 class Sample:
     """One model's rows on one set as arrays, with the bootstrap draws that all its metrics share.
 
     Args:
-        predictions, draws, seed, unit, minimum: as in :func:`evaluate`.
+        predictions: rows of one model and one set of ``read_predictions``.
+        draws, seed: of the bootstrap.
+        unit: "image", or "patient": probabilities averaged over a patient's images (``by_patient``).
+        minimum: fewest patients behind a number.
+        prevalence: class key -> share in the population that PPV and NPV speak of; the share among these
+            rows when not given.
 
     Attributes:
-        classes: C class keys;  table: the N rows;  truth: int (N,);  is_class: bool (N, C);
-        probabilities: float (N, C), calibrated;  positive: bool (N, C), verdicts;  clusters: the draws;
-        excluded: {"patients_excluded_mixed": number of patients left out of a patient-level analysis}.
+        classes: C class keys;  truth: int (N,);  is_class: bool (N, C);  probabilities: float (N, C),
+        calibrated;  positive: bool (N, C), verdicts;  patients: str (N,);  sides: of ``bootstrap.scarcer_sides``;
+        clusters: the draws;  prevalence: float (C,);  names: every metric's name -> (its key in `METRICS`, number of
+        the class or None);  about: {"unit"[, "patients_excluded_mixed": left out of a patient-level analysis]}.
+
+    Raises:
+        ValueError: rows of several models or sets, no rows, or an unknown unit.
     """
 
-    def __init__(self, predictions, *, draws=2000, seed=0, unit="image", minimum=MINIMUM_PATIENTS):
+    def __init__(
+        self, predictions, *, draws=2000, seed=0, unit="image", minimum=MINIMUM_PATIENTS, prevalence=None
+    ):
         if not len(predictions):
             raise ValueError("evaluate: expected at least one row of predictions, got none")
         for column in ("model", "set"):
@@ -96,135 +62,124 @@ class Sample:
                 raise ValueError(f"evaluate: expected rows of one {column}, got {values}; select one first")
         if unit not in ("image", "patient"):
             raise ValueError(f"evaluate: expected unit 'image' or 'patient', got {unit!r}")
-        self.classes, self.minimum, self.excluded = classes_of(predictions), minimum, {}
+        self.classes, self.minimum, self.about = classes_of(predictions), minimum, {"unit": unit}
         if unit == "patient":
             predictions, mixed = by_patient(predictions)
-            self.excluded = {"patients_excluded_mixed": len(mixed)}
-        self.table = predictions.reset_index(drop=True)
-        self.truth = (
-            self.table["truth"].map({key: k for k, key in enumerate(self.classes)}).to_numpy(np.int64)
-        )
+            self.about["patients_excluded_mixed"] = len(mixed)
+        self._table, self._draws = predictions, {}
+        self.names = {
+            template.format(key): (template, k if "{}" in template else None)
+            for template in METRICS
+            for k, key in enumerate(self.classes)
+        }
+        self.truth = predictions["truth"].map(self.classes.index).to_numpy(np.int64)
         self.is_class = self.truth[:, None] == np.arange(len(self.classes))
         self.probabilities = self.columns("p_")
         self.positive = self.columns("positive_") > 0.5
-        self.patients = self.table["patient"].to_numpy().astype(str)
+        self.patients = predictions["patient"].to_numpy().astype(str)
+        self.sides = scarcer_sides(self.patients, self.is_class)
         self.clusters = Clusters(self.patients, draws, seed)
+        shares = [prevalence[key] for key in self.classes] if prevalence else self.is_class.mean(axis=0)
+        self.prevalence = np.array(shares, float)
 
     def columns(self, prefix: str) -> np.ndarray:
         """The class columns with this prefix, float64 (N, C)."""
-        return self.table[[prefix + key for key in self.classes]].to_numpy(np.float64)
+        return self._table[[prefix + key for key in self.classes]].to_numpy(np.float64)
+
+    def draws(self, name: str) -> np.ndarray:
+        """A metric of the sample and of every draw.
+
+        Args:
+            name: of `METRICS`, with a class key in place of {}, such as "auroc/papillary_carcinoma".
+
+        Returns:
+            float64 (draws + 1,), the value first; NaN where it is undefined.
+        """
+        template, k = self.names[name]
+        if template not in self._draws:
+            self._draws[template] = METRICS[template].of(self)
+        return self._draws[template] if k is None else self._draws[template][:, k]
+
+    def number(self, name: str) -> dict:
+        """A metric with its 95 % interval and what it rests on, as ``bootstrap.estimate`` gives it.
+
+        Args:
+            name: as in `draws`.
+        """
+        template, k = self.names[name]
+        metric = METRICS[template]
+        return self.estimate(self.draws(name), bounds=metric.bounds, **RESTS_ON[metric.rests_on](self, k))
+
+    def estimate(self, samples, chosen=None, **options) -> dict:
+        """``bootstrap.estimate`` with the numbers of images and patients among the chosen images, bool (N,)."""
+        chosen = np.ones(len(self.truth), bool) if chosen is None else chosen
+        options = {"bounds": (0.0, 1.0), "minimum": self.minimum} | options
+        return estimate(samples, n_images=chosen.sum(), n_patients=self.patients_with(chosen), **options)
 
     def patients_with(self, chosen: np.ndarray) -> int:
         """Number of patients among the chosen images, bool (N,)."""
         return len(np.unique(self.patients[chosen]))
 
-    def estimate(self, samples, chosen=None, effective=None, **options) -> dict:
-        """:func:`bootstrap.estimate` with the numbers of images and patients among the chosen images."""
-        chosen = np.ones(len(self.truth), bool) if chosen is None else chosen
-        patients = self.patients_with(chosen)
-        options = {"bounds": (0.0, 1.0), "minimum": self.minimum} | options
-        return estimate(
-            samples,
-            n_images=int(chosen.sum()),
-            n_patients=patients,
-            effective=patients if effective is None else effective,
-            **options,
-        )
+    @cached_property
+    def ranks(self) -> tuple[np.ndarray, np.ndarray]:
+        """AUROC and average precision of each class against the rest, each float64 (draws + 1, C)."""
+        found = [
+            rank_statistics(p, positive, self.clusters)
+            for p, positive in zip(self.probabilities.T, self.is_class.T)
+        ]
+        return tuple(np.stack(values, axis=1) for values in zip(*found))
 
-    def scarcer(self, k: int) -> int:
-        """Patients on the scarcer side of class k against the rest."""
-        return min(self.patients_with(self.is_class[:, k]), self.patients_with(~self.is_class[:, k]))
+    @cached_property
+    def confusion(self) -> np.ndarray:
+        """Weight of the images by draw, truth and most probable class, float64 (draws + 1, C, C)."""
+        c = len(self.classes)
+        cells = np.eye(c * c)[self.truth * c + self.probabilities.argmax(axis=1)]
+        return self.clusters.sums(cells).reshape(-1, c, c)
 
-    def scarcer_sides(self) -> list[int]:
-        """:func:`bootstrap.scarcer_sides` of the images."""
-        return scarcer_sides(self.patients, self.is_class)
-
-
-def by_patient(predictions: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """One row per patient: probabilities averaged over images, verdict positive when at least half are.
-
-    Args:
-        predictions: rows of one model and one set.
-
-    Returns:
-        (table in the form of predictions with ``image`` = patient, patients left out because their images
-        have different reference standards).
-    """
-    classes = classes_of(predictions)
-    mixed = predictions.groupby("patient")["truth"].nunique()
-    mixed = sorted(mixed.index[mixed > 1])
-    kept = predictions[~predictions["patient"].isin(mixed)]
-    means = [prefix + key for prefix in ("p_", "raw_", "positive_") for key in classes]
-    rules = {c: ("mean" if c in means else "first") for c in kept.columns if c != "patient"}
-    table = kept.groupby("patient", as_index=False, sort=True).agg(rules)
-    for key in classes:
-        table["positive_" + key] = (table["positive_" + key] >= 0.5).astype(np.int64)
-    table["image"] = table["patient"]
-    table = table[list(predictions.columns)]
-    table.attrs["classes"] = classes
-    return table, mixed
+    def rates(self) -> tuple[np.ndarray, np.ndarray]:
+        """Sensitivity and specificity at the operating points, each float64 (draws + 1, C)."""
+        means, positive = self.clusters.means, self.positive
+        return means(positive, self.is_class), means(~positive, ~self.is_class)
 
 
-def _discrimination(sample: Sample) -> dict:
-    metrics, every = {}, []
-    for k, key in enumerate(sample.classes):
-        positive = sample.is_class[:, k]
-        auroc, precision = rank_statistics(sample.probabilities[:, k], positive, sample.clusters)
-        every.append((auroc, precision))
-        metrics[f"auroc/{key}"] = sample.estimate(auroc, effective=sample.scarcer(k))
-        metrics[f"average_precision/{key}"] = sample.estimate(precision, effective=sample.scarcer(k))
-        metrics[f"delong/{key}"] = delong(sample.probabilities[:, k], positive, sample.patients)
-    for name, draws in zip(("macro_auroc", "macro_average_precision"), zip(*every)):
-        metrics[name] = sample.estimate(np.mean(draws, axis=0), effective=sample.scarcer_sides())
-    return metrics
+def recall(sample: Sample) -> np.ndarray:
+    """Share of the images of each class whose most probable class is right, (draws + 1, C)."""
+    return ratio(np.diagonal(sample.confusion, axis1=1, axis2=2), sample.confusion.sum(axis=2))
 
 
-def _decisions(sample: Sample, ordered: bool) -> dict:
-    c = len(sample.classes)
-    predicted = sample.probabilities.argmax(axis=1)
-    cells = np.eye(c * c)[sample.truth * c + predicted]
-    matrix = sample.clusters.sums(cells).reshape(-1, c, c)  # draw, truth, predicted
-    total, hits = matrix.sum((1, 2)), np.trace(matrix, axis1=1, axis2=2)
-    of_truth, of_predicted = matrix.sum(2), matrix.sum(1)
-    recall = ratio(np.diagonal(matrix, axis1=1, axis2=2), of_truth)
+def matthews(sample: Sample) -> np.ndarray:
+    """Correlation of truth and most probable class (Gorodkin 2004); 0 for a constant prediction."""
+    matrix, total = sample.confusion, sample.confusion.sum((1, 2))
+    hits, of_truth, of_predicted = np.trace(matrix, axis1=1, axis2=2), matrix.sum(2), matrix.sum(1)
     spread = (total**2 - (of_truth**2).sum(1)) * (total**2 - (of_predicted**2).sum(1))
-    # Gorodkin 2004; 0 for a constant prediction, as scikit-learn has it
-    mcc = np.nan_to_num(ratio(hits * total - (of_truth * of_predicted).sum(1), np.sqrt(spread)))
-    of_class = [sample.patients_with(chosen) for chosen in sample.is_class.T]
-    metrics = {
-        "accuracy": sample.estimate(ratio(hits, total)),
-        "balanced_accuracy": sample.estimate(recall.mean(1), effective=of_class),
-        "mcc": sample.estimate(mcc, bounds=(-1.0, 1.0)),
-    }
-    if ordered:
-        distance = (np.arange(c)[:, None] - np.arange(c)) ** 2
-        chance = of_truth[:, :, None] * of_predicted[:, None, :] / total[:, None, None]
-        kappa = 1 - ratio((matrix * distance).sum((1, 2)), (chance * distance).sum((1, 2)))
-        metrics["weighted_kappa"] = sample.estimate(kappa, bounds=(-1.0, 1.0))
-    for k, key in enumerate(sample.classes):
-        metrics[f"recall/{key}"] = sample.estimate(recall[:, k], chosen=sample.is_class[:, k])
-        for j, other in enumerate(sample.classes):
-            metrics[f"confusion/{key}/{other}"] = int(matrix[0, k, j])
-    return metrics
+    return np.nan_to_num(ratio(hits * total - (of_truth * of_predicted).sum(1), np.sqrt(spread)))
 
 
-def _operating_points(sample: Sample, prevalence: dict[str, float]) -> dict:
-    metrics = {}
-    for k, key in enumerate(sample.classes):
-        truth, called, share = sample.is_class[:, k], sample.positive[:, k], prevalence[key]
-        tp, fn, fp, tn = sample.clusters.sums(
-            np.stack([truth & called, truth & ~called, ~truth & called, ~truth & ~called], axis=1)
-        ).T
-        sensitivity, specificity = ratio(tp, tp + fn), ratio(tn, tn + fp)
-        found, cleared = sensitivity * share, specificity * (1 - share)
-        metrics[f"sensitivity/{key}"] = sample.estimate(sensitivity, chosen=truth)
-        metrics[f"specificity/{key}"] = sample.estimate(specificity, chosen=~truth)
-        scarcer = sample.scarcer(k)
-        ppv = ratio(found, found + (1 - specificity) * (1 - share))
-        npv = ratio(cleared, cleared + (1 - sensitivity) * share)
-        metrics[f"ppv/{key}"] = sample.estimate(ppv, effective=scarcer)
-        metrics[f"npv/{key}"] = sample.estimate(npv, effective=scarcer)
-    return metrics
+def weighted_kappa(sample: Sample) -> np.ndarray:
+    """Quadratic weighted kappa (Cohen 1968) of ordered classes."""
+    matrix, place = sample.confusion, np.arange(len(sample.classes))
+    distance = (place[:, None] - place) ** 2
+    chance = matrix.sum(2)[:, :, None] * matrix.sum(1)[:, None, :] / matrix.sum((1, 2))[:, None, None]
+    return 1 - ratio((matrix * distance).sum((1, 2)), (chance * distance).sum((1, 2)))
+
+
+def predictive_value(sample: Sample, *, negative: bool = False) -> np.ndarray:
+    """PPV, or NPV, by Bayes at the stated prevalence, (draws + 1, C)."""
+    (right, others), share = sample.rates(), sample.prevalence
+    if negative:
+        right, others, share = others, right, 1 - share
+    return ratio(right * share, right * share + (1 - others) * (1 - share))
+
+
+def brier(sample: Sample, prefix: str = "p_") -> np.ndarray:
+    """Brier score of all classes together, 0 to 2."""
+    return sample.clusters.means(((sample.columns(prefix) - sample.is_class) ** 2).sum(axis=1))
+
+
+def log_loss(sample: Sample, prefix: str = "p_") -> np.ndarray:
+    """Mean of -ln p of the right class, p at least 1e-12."""
+    own = sample.columns(prefix)[np.arange(len(sample.truth)), sample.truth]
+    return sample.clusters.means(-np.log(np.clip(own, 1e-12, 1.0)))
 
 
 def bins(values: np.ndarray) -> np.ndarray:
@@ -252,40 +207,120 @@ def bin_error(confidence: np.ndarray, correct: np.ndarray, clusters: Clusters) -
     Returns:
         float64 (draws + 1,), 0 to 1.
     """
-    chosen = np.eye(MOST_BINS)[bins(confidence)]
-    gaps = clusters.sums(chosen * (correct.astype(float) - confidence)[:, None])
-    return np.abs(gaps).sum(1) / clusters.sums(np.ones(len(correct)))[:, 0]
+    gaps = np.eye(MOST_BINS)[bins(confidence)] * (correct - confidence)[:, None]
+    return np.abs(clusters.sums(gaps)).sum(axis=1) / clusters.sums(np.ones(len(correct)))[:, 0]
 
 
-def _calibration(sample: Sample, prefix: str, name: str) -> dict:
-    p, clusters = sample.columns(prefix), sample.clusters
-    own = np.clip(p[np.arange(len(p)), sample.truth], 1e-12, 1.0)
-    per_image = np.stack([((p - sample.is_class) ** 2).sum(1), -np.log(own), np.ones(len(p))], axis=1)
-    brier, loss, total = clusters.sums(per_image).T
-    top = bin_error(p.max(axis=1), p.argmax(axis=1) == sample.truth, clusters)
-    classwise = np.mean(
-        [bin_error(p[:, k], sample.is_class[:, k], clusters) for k in range(p.shape[1])], axis=0
+def top_label_error(sample: Sample, prefix: str = "p_") -> np.ndarray:
+    """:func:`bin_error` of the highest probability."""
+    p = sample.columns(prefix)
+    return bin_error(p.max(axis=1), p.argmax(axis=1) == sample.truth, sample.clusters)
+
+
+def classwise_error(sample: Sample, prefix: str = "p_") -> np.ndarray:
+    """:func:`bin_error` of every class's probability, mean over the classes."""
+    pairs = zip(sample.columns(prefix).T, sample.is_class.T)
+    return np.mean([bin_error(p, positive, sample.clusters) for p, positive in pairs], axis=0)
+
+
+def net_benefit(sample: Sample, threshold: float) -> np.ndarray:
+    """Net benefit of acting on each class's probability from a threshold on, (draws + 1, C) (Vickers & Elkin 2006)."""
+    called = sample.probabilities >= threshold
+    return sample.clusters.means(called * np.where(sample.is_class, 1.0, -threshold / (1 - threshold)))
+
+
+RESTS_ON = {
+    "images": lambda sample, k: {},
+    "a class": lambda sample, k: {"chosen": sample.is_class[:, k]},
+    "the others": lambda sample, k: {"chosen": ~sample.is_class[:, k]},
+    "scarcer side": lambda sample, k: {"effective": sample.sides[k % len(sample.sides)]},
+    "scarcer sides": lambda sample, k: {"effective": sample.sides},
+    "each class": lambda sample, k: {"effective": [sample.patients_with(of) for of in sample.is_class.T]},
+}
+"""What a metric rests on -> options of `Sample.estimate`: its images, and the patients that limit its precision."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric.
+
+    Attributes:
+        title: its name in tables.
+        of: function of a `Sample`, gives float64 (draws + 1,), or (draws + 1, C) for one number per class.
+        rests_on: key of `RESTS_ON`.
+        bounds: smallest and largest possible value.
+    """
+
+    title: str
+    of: Callable[[Sample], np.ndarray]
+    rests_on: str = "images"
+    bounds: tuple[float, float] = (0.0, 1.0)
+
+
+METRICS = {
+    "auroc/{}": Metric("AUROC", lambda s: s.ranks[0], "scarcer side"),
+    "average_precision/{}": Metric("average precision", lambda s: s.ranks[1], "scarcer side"),
+    "sensitivity/{}": Metric("sensitivity", lambda s: s.rates()[0], "a class"),
+    "specificity/{}": Metric("specificity", lambda s: s.rates()[1], "the others"),
+    "ppv/{}": Metric("PPV", predictive_value, "scarcer side"),
+    "npv/{}": Metric("NPV", partial(predictive_value, negative=True), "scarcer side"),
+    "recall/{}": Metric("recall", recall, "a class"),
+    "macro_auroc": Metric("macro AUROC", lambda s: s.ranks[0].mean(1), "scarcer sides"),
+    "macro_average_precision": Metric(
+        "macro average precision", lambda s: s.ranks[1].mean(1), "scarcer sides"
+    ),
+    "accuracy": Metric("accuracy", lambda s: s.clusters.means(s.probabilities.argmax(axis=1) == s.truth)),
+    "balanced_accuracy": Metric("balanced accuracy", lambda s: recall(s).mean(1), "each class"),
+    "mcc": Metric("Matthews correlation", matthews, bounds=(-1.0, 1.0)),
+    "weighted_kappa": Metric("weighted kappa (quadratic)", weighted_kappa, bounds=(-1.0, 1.0)),
+    "brier": Metric("Brier score (0 to 2)", brier, bounds=(0.0, 2.0)),
+    "log_loss": Metric("log loss", log_loss, bounds=(0.0, np.inf)),
+    "ece_top_label": Metric("calibration error, top label", top_label_error),
+    "ece_classwise": Metric("calibration error, classwise", classwise_error),
+}
+"""Name in metrics.json -> metric; {} stands for a class key."""
+
+METRICS |= {
+    f"raw/{name}": replace(metric, title=f"raw {metric.title}", of=partial(metric.of, prefix="raw_"))
+    for name, metric in METRICS.items()
+    if metric.of in (brier, log_loss, top_label_error, classwise_error)
+}
+METRICS |= {
+    f"net_benefit/{{}}/{t:.2f}": Metric(
+        f"net benefit at {t:.2f}", partial(net_benefit, threshold=t), "scarcer side", UNBOUNDED
     )
-    return {
-        name + "brier": sample.estimate(brier / total, bounds=(0.0, 2.0)),
-        name + "log_loss": sample.estimate(loss / total, bounds=(0.0, np.inf)),
-        name + "ece_top_label": sample.estimate(top),
-        name + "ece_classwise": sample.estimate(classwise),
-    }
+    for t in THRESHOLDS
+}
 
 
-def _net_benefit(sample: Sample) -> dict:
-    metrics = {}
-    odds = THRESHOLDS / (1 - THRESHOLDS)
+def evaluate(predictions: pd.DataFrame, *, ordered: bool = False, decisions: bool = True, **options) -> dict:
+    """Every metric of one model on one set, with 95 % patient-cluster bootstrap intervals.
+
+    Args:
+        predictions: rows of one model and one set of ``read_predictions``.
+        ordered: the classes are ordered; adds the quadratic weighted kappa.
+        decisions: adds net benefit at every threshold.
+        **options: unit, draws, seed, minimum and prevalence of `Sample`.
+
+    Returns:
+        Flat dict: the names of `METRICS`, a class key in place of {}, -> {"value", "low", "high", "n_images",
+        "n_patients"[, "reason"]}. Plain numbers: ``prevalence/<key>``, ``images/<key>``, ``patients/<key>``,
+        ``confusion/<truth>/<predicted>``, ``delong/<key>``, ``net_benefit/<key>/<threshold>/all``.
+
+    Raises:
+        ValueError: as `Sample` does.
+    """
+    sample = Sample(predictions, **options)
+    result = {"draws": len(sample.clusters) - 1} | sample.about
+    skipped = ("weighted_kappa",) * (not ordered) + ("net_benefit/",) * (not decisions)
+    result |= {name: sample.number(name) for name in sample.names if not name.startswith(skipped)}
     for k, key in enumerate(sample.classes):
-        truth = sample.is_class[:, k, None]
-        called = sample.probabilities[:, k, None] >= THRESHOLDS
-        worth = np.where(called, np.where(truth, 1.0, -odds), 0.0)
-        everyone = np.where(truth, 1.0, -odds)
-        sums = sample.clusters.sums(np.hstack([worth, everyone, np.ones((len(truth), 1))]))
-        benefit = sums[:, :-1] / sums[:, -1:]
-        for t, threshold in enumerate(THRESHOLDS):
-            place = f"net_benefit/{key}/{threshold:.2f}"
-            metrics[place] = sample.estimate(benefit[:, t], bounds=UNBOUNDED, effective=sample.scarcer(k))
-            metrics[place + "/all"] = float(f"{benefit[0, len(THRESHOLDS) + t]:.9g}")
-    return metrics
+        own = sample.is_class[:, k]
+        result[f"prevalence/{key}"] = float(sample.prevalence[k])
+        result[f"images/{key}"], result[f"patients/{key}"] = int(own.sum()), sample.patients_with(own)
+        result[f"delong/{key}"] = delong(sample.probabilities[:, k], own, sample.patients)
+        counts = zip(sample.classes, sample.confusion[0, k])
+        result |= {f"confusion/{key}/{other}": int(count) for other, count in counts}
+        for t in THRESHOLDS if decisions else ():
+            result[f"net_benefit/{key}/{t:.2f}/all"] = float(own.mean() - (1 - own.mean()) * t / (1 - t))
+    return result

@@ -1,7 +1,7 @@
 """predictions.csv: one row per model and image, and everything that evaluation may read.
 
 Every number of the report can be computed again from this file by someone who has neither the images
-nor the network. ``thyroid_lib.evaluation.metrics`` re-exports the three functions.
+nor the network.
 
 Columns: ``model set image patient group dataset fold truth``, then per class key ``p_<key>`` (calibrated
 probability), ``raw_<key>`` (before temperature scaling) and ``positive_<key>`` (1 when ``p_<key>`` reaches
@@ -15,32 +15,24 @@ import numpy as np
 import pandas as pd
 from scipy.special import softmax
 
+from thyroid_lib.common.files import write_text
 from thyroid_lib.common.messages import listed, named, quoted
 
 SETS = ("internal", "external", "validation")
 """internal: held-out folds; external: another source, frozen model; validation: thresholds came from it."""
 
+OURS = "finetuned"
+"""The study's own model; the others stand beside it."""
+
 IDENTITY = ["model", "set", "image", "patient", "group", "dataset", "fold", "truth"]
+_PREFIXES = ("p_", "raw_", "positive_")
 
 # Columns of a crop index that describe a file, a place in the frame or free text: never published.
 _NOT_COVARIATES = {
-    "inverted",
-    "mask_inside",
-    "phash",
-    "sha256",
-    "text_lines",
-    "text_pixels",
-    "path",
-    "mask",
-    "label",
-    "box",
-    "text",
-    "frame_height",
-    "frame_width",
-    "region_area",
-    "fold",
-}
-_NOT_COVARIATES_PREFIX = ("box_", "sector_", "frame_", "region_", "p_", "raw_", "positive_")
+    *IDENTITY, "inverted", "mask_inside", "phash", "sha256", "text_lines", "text_pixels", "path", "mask", "label",
+    "box", "text",
+}  # fmt: skip
+_NOT_COVARIATES_PREFIX = ("box_", "sector_", "frame_", "region_", *_PREFIXES)
 _LONGEST_COVARIATE = 40  # characters; anything longer is free text and may identify a person
 
 
@@ -72,7 +64,8 @@ def prediction_table(
         the yes/no covariate ``printed_text``; free text itself is never copied.
 
     Raises:
-        ValueError: shapes, class keys, temperature or set name do not fit.
+        KeyError: a class has no operating point.
+        ValueError: shapes, temperature or set name do not fit.
     """
     logits = np.asarray(logits, dtype=np.float64)
     if logits.shape != (len(index_rows), len(classes)):
@@ -85,23 +78,15 @@ def prediction_table(
             f"prediction_table: expected finite logits and a temperature > 0, got {temperature} and "
             f"{int((~np.isfinite(logits)).sum())} non-finite logits; did {model}, fold {fold}, diverge?"
         )
-    if missing := [key for key in classes if key not in operating_points]:
-        raise ValueError(
-            f"prediction_table: no operating point for {missing}; got {sorted(operating_points)}"
-        )
     rows = index_rows.reset_index(drop=True)
-    table = pd.DataFrame({"model": model, "set": set, "image": rows["image"].astype(str)})
-    table["patient"] = rows["patient"].astype(str)
-    table["group"] = (rows["group"] if "group" in rows else rows["patient"]).astype(str)
+    patient = rows["patient"].astype(str)
+    table = pd.DataFrame({"model": model, "set": set, "image": rows["image"].astype(str), "patient": patient})
+    table["group"] = rows["group"].astype(str) if "group" in rows else patient
     table["dataset"] = rows["dataset"].astype(str) if "dataset" in rows else ""
-    table["fold"] = int(fold)
-    table["truth"] = rows["label"].astype(str)
-    calibrated, raw = softmax(logits / temperature, axis=1), softmax(logits, axis=1)
-    for prefix, values in (("p_", calibrated), ("raw_", raw)):
-        for column, key in enumerate(classes):
-            table[prefix + key] = values[:, column]
-    for column, key in enumerate(classes):
-        table["positive_" + key] = (calibrated[:, column] >= operating_points[key]).astype(np.int64)
+    table["fold"], table["truth"] = int(fold), rows["label"].astype(str)
+    table[[f"p_{key}" for key in classes]] = softmax(logits / temperature, axis=1)
+    table[[f"raw_{key}" for key in classes]] = softmax(logits, axis=1)
+    table = _with_verdicts(table, classes, operating_points)
     return _check(pd.concat([table, _covariates(rows)], axis=1), classes, "prediction_table")
 
 
@@ -111,30 +96,22 @@ def mean_predictions(
     """Averages the probabilities that several folds' models gave the same images.
 
     Args:
-        tables: outputs of :func:`prediction_table` for the same images, one per model.
+        tables: outputs of :func:`prediction_table` for the same rows, one per model.
         operating_points: class key -> threshold for the mean probability.
         fold: what the result states as its fold.
 
     Returns:
         One table; ``p_`` and ``raw_`` columns are means over the tables.
-
-    Raises:
-        ValueError: the tables do not hold the same images in the same order.
     """
     first = tables[0]
-    for other in tables[1:]:
-        if not first["image"].equals(other["image"]) or list(first.columns) != list(other.columns):
-            raise ValueError(
-                "mean_predictions: expected the same images and columns, in the same order, in every table"
-            )
-    classes = classes_of(first)
-    result = first.assign(fold=int(fold))
-    for prefix in ("p_", "raw_"):
-        for key in classes:
-            result[prefix + key] = np.mean([table[prefix + key] for table in tables], axis=0)
-    for key in classes:
-        result["positive_" + key] = (result["p_" + key] >= operating_points[key]).astype(np.int64)
-    return result
+    classes, result = classes_of(first), first.assign(fold=int(fold))
+    for column in [prefix + key for prefix in ("p_", "raw_") for key in classes]:
+        result[column] = np.mean([table[column] for table in tables], axis=0)
+    return _with_verdicts(result, classes, operating_points)
+
+
+def _with_verdicts(table: pd.DataFrame, classes: list[str], points: dict[str, float]) -> pd.DataFrame:
+    return table.assign(**{f"positive_{k}": (table[f"p_{k}"] >= points[k]).astype(np.int64) for k in classes})
 
 
 def write_predictions(tables: list[pd.DataFrame], path: str | Path) -> Path:
@@ -151,7 +128,8 @@ def write_predictions(tables: list[pd.DataFrame], path: str | Path) -> Path:
         ValueError: no rows, classes that differ between tables, or an image that stands twice for one model,
             set and fold.
     """
-    if not tables or not sum(map(len, tables)):
+    tables = [table for table in tables if len(table)]
+    if not tables:
         raise ValueError("write_predictions: expected at least one row, got none")
     classes = classes_of(tables[0])
     for table in tables:
@@ -159,22 +137,12 @@ def write_predictions(tables: list[pd.DataFrame], path: str | Path) -> Path:
             raise ValueError(
                 f"write_predictions: expected classes {classes} in every table, got {classes_of(table)}"
             )
+    whole = _check(pd.concat(tables, ignore_index=True), classes, "write_predictions")
     fixed = _columns(classes)
-    for table in tables:
-        if missing := [column for column in fixed if column not in table.columns]:
-            raise ValueError(f"write_predictions: expected the columns {fixed}; missing {missing}")
-    covariates = sorted({c for table in tables for c in table.columns} - {*fixed})
-    whole = pd.concat([t for t in tables if len(t)], ignore_index=True)
-    whole = whole.reindex(columns=fixed + covariates).sort_values(
-        ["model", "set", "image", "fold"], kind="stable", ignore_index=True
-    )
-    _check(whole, classes, "write_predictions")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    whole.to_csv(partial, index=False, float_format="%.9g", lineterminator="\n")
-    partial.replace(path)
-    return path
+    whole = whole[fixed + sorted({*whole} - {*fixed})]
+    whole = whole.sort_values(["model", "set", "image", "fold"], kind="stable")
+    write_text(Path(path), whole.to_csv(index=False, float_format="%.9g", lineterminator="\n"))
+    return Path(path)
 
 
 def read_predictions(path: str | Path) -> pd.DataFrame:
@@ -197,10 +165,8 @@ def read_predictions(path: str | Path) -> pd.DataFrame:
             f"read_predictions: expected a file at {path}; notebook 04_finetune writes it: run that first"
         )
     text = {column: str for column in ("model", "set", "image", "patient", "group", "dataset", "truth")}
-    table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values={})
-    for column in table.columns:
-        if column not in text and table[column].dtype.kind not in "biuf":
-            table[column] = _numbers_where_possible(table[column])
+    table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])
+    table = table.fillna(dict.fromkeys(table.select_dtypes(exclude="number"), ""))
     classes = classes_of(table)
     _check(table, classes, str(path))
     table.attrs["classes"] = classes
@@ -243,69 +209,87 @@ def covariates_of(table: pd.DataFrame) -> list[str]:
     return [column for column in table.columns if column not in fixed]
 
 
+def select(predictions: pd.DataFrame, model: str, set: str) -> pd.DataFrame:
+    """Rows of one model and one set, with the classes kept.
+
+    Args:
+        predictions: of :func:`read_predictions`;  model, set: which rows.
+    """
+    part = predictions[(predictions["model"] == model) & (predictions["set"] == set)].reset_index(drop=True)
+    part.attrs["classes"] = classes_of(predictions)
+    return part
+
+
+def by_patient(predictions: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """One row per patient: probabilities averaged over images, verdict positive when at least half are.
+
+    Args:
+        predictions: rows of one model and one set.
+
+    Returns:
+        (table in the form of predictions with ``image`` = patient, patients left out because their images
+        have different reference standards).
+    """
+    classes = classes_of(predictions)
+    standards = predictions.groupby("patient")["truth"].nunique()
+    mixed = sorted(standards.index[standards > 1])
+    kept = predictions[~predictions["patient"].isin(mixed)]
+    means = [prefix + key for prefix in _PREFIXES for key in classes]
+    rules = {column: "mean" if column in means else "first" for column in kept if column != "patient"}
+    table = kept.groupby("patient", as_index=False, sort=True).agg(rules)
+    verdicts = {f"positive_{key}": (table[f"positive_{key}"] >= 0.5).astype(np.int64) for key in classes}
+    table = table.assign(image=table["patient"], **verdicts)[list(predictions.columns)]
+    table.attrs["classes"] = classes
+    return table, mixed
+
+
 def _columns(classes: list[str]) -> list[str]:
-    return IDENTITY + [prefix + key for prefix in ("p_", "raw_", "positive_") for key in classes]
+    return IDENTITY + [prefix + key for prefix in _PREFIXES for key in classes]
 
 
 def _covariates(rows: pd.DataFrame) -> pd.DataFrame:
     kept = {}
-    for column in rows.columns:
-        if column in IDENTITY or column in _NOT_COVARIATES or column.startswith(_NOT_COVARIATES_PREFIX):
+    for column, values in rows.items():
+        if column in _NOT_COVARIATES or column.startswith(_NOT_COVARIATES_PREFIX):
             continue
-        values = rows[column]
-        if values.dtype == bool:
-            kept[column] = values.astype(np.int64)
-        elif values.dtype.kind in "iuf":
-            kept[column] = values
+        if values.dtype.kind in "biuf":
+            kept[column] = values.astype(np.int64) if values.dtype == bool else values
         elif values.notna().any() and values.dropna().astype(str).str.len().max() <= _LONGEST_COVARIATE:
-            kept[column] = values.where(values.notna(), "").map(_plain)
+            kept[column] = values.map(
+                lambda value: int(value) if isinstance(value, bool) else str(value), na_action="ignore"
+            ).fillna("")
     if "text" in rows:
         kept["printed_text"] = rows["text"].fillna("").astype(str).str.strip().ne("").astype(np.int64)
     return pd.DataFrame(kept, index=rows.index)
 
 
-def _plain(value):
-    return int(value) if isinstance(value, bool | np.bool_) else str(value)
-
-
-def _numbers_where_possible(column: pd.Series) -> pd.Series:
-    filled = column.astype(str).str.strip()
-    numbers = pd.to_numeric(filled.replace("", np.nan), errors="coerce")
-    return numbers if numbers.notna().eq(filled.ne("")).all() and numbers.notna().any() else filled
-
-
 def _check(table: pd.DataFrame, classes: list[str], where: str) -> pd.DataFrame:
+    def refuse(expected: str):
+        raise ValueError(f"{where}: expected {expected}")
+
     if missing := [column for column in _columns(classes) if column not in table.columns]:
-        raise ValueError(f"{where}: expected the columns {_columns(classes)}; missing {missing}")
+        refuse(f"the columns {_columns(classes)}; missing {missing}")
     if unknown := sorted({*table["set"]} - {*SETS}):
-        raise ValueError(f"{where}: expected set to be one of {SETS}, got {listed(unknown)}")
-    if strangers := sorted({*table["truth"]} - {*classes}):
-        raise ValueError(
-            f"{where}: expected every truth to be one of {listed(classes)}, got {listed(strangers)}"
-        )
+        refuse(f"set to be one of {SETS}, got {listed(unknown)}")
+    if strangers := sorted({*table["truth"]} - {*classes}, key=str):
+        refuse(f"every truth to be one of {listed(classes)}, got {listed(strangers)}")
     for prefix in ("p_", "raw_"):
         values = table[[prefix + key for key in classes]].to_numpy(np.float64)
-        bad = ~(np.isfinite(values).all(1) & (values >= 0).all(1) & (np.abs(values.sum(1) - 1) < 1e-5))
+        bad = ~((values >= 0).all(axis=1) & (np.abs(values.sum(axis=1) - 1) < 1e-5))  # NaN is bad too
         if bad.any():
-            raise ValueError(
-                f"{where}: expected {prefix}<key> to be probabilities that sum to 1; "
-                f"{int(bad.sum())} rows are not, first for image {quoted(table['image'][bad].iloc[0])}"
+            image = quoted(table["image"][bad].iloc[0])
+            refuse(
+                f"{prefix}<key> to be probabilities that sum to 1; {bad.sum()} rows are not, first for image {image}"
             )
     if (twice := table.duplicated(["model", "set", "image", "fold"])).any():
-        row = table[twice].iloc[0]
-        raise ValueError(
-            f"{where}: expected one row per model, set, image and fold; {quoted(row['image'])} stands twice for "
-            f"{named(row['model'])}, {row['set']}, fold {row['fold']}"
-        )
-    tested = table[table["set"] == "internal"]
-    folds = tested.groupby(["model", "group"])["fold"].nunique()
+        model, set, image, fold = table.loc[twice, ["model", "set", "image", "fold"]].iloc[0]
+        again = f"{quoted(image)} stands twice for {named(model)}, {set}, fold {fold}"
+        refuse(f"one row per model, set, image and fold; {again}")
+    folds = table[table["set"] == "internal"].groupby(["model", "group"])["fold"].nunique()
     if (folds > 1).any():
         model, group = folds.index[folds > 1][0]
-        raise ValueError(
-            f"{where}: group {quoted(group)} was tested in more than one fold of {named(model)}: the split leaked"
-        )
+        leaked = f"group {quoted(group)} was tested in more than one fold of {named(model)}: the split leaked"
+        refuse(f"each group in one fold; {leaked}")
     if absolute := [image for image in table["image"] if re.match(r"^(/|[A-Za-z]:[\\/])", image)]:
-        raise ValueError(
-            f"{where}: expected image names relative to their data set, got {quoted(absolute[0])}"
-        )
+        refuse(f"image names relative to their data set, got {quoted(absolute[0])}")
     return table

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from thyroid_lib import LESION_TYPES
+from thyroid_lib.common.messages import english
+from thyroid_lib.common.templates import render
 
 
 @dataclass(frozen=True)
@@ -15,18 +17,15 @@ class Task:
 
     Attributes:
         noun: one class: "lesion type", "TI-RADS group" or "class".
+        plural: several.
         statement: what the classes are and what they are not, in Markdown.
         reference: the reference standard, in a few words.
     """
 
     noun: str
+    plural: str
     statement: str
     reference: str
-
-    @property
-    def plural(self) -> str:
-        """Several classes."""
-        return "classes" if self.noun == "class" else f"{self.noun}s"
 
 
 def of(names: Mapping[str, tuple[str, str]], *, simulated: bool = False) -> Task:
@@ -36,26 +35,27 @@ def of(names: Mapping[str, tuple[str, str]], *, simulated: bool = False) -> Task
         names: class key -> (English, Chinese), in order.
         simulated: whether the frames that it is tested on are phantoms.
     """
-    english = [name if isinstance(name, str) else name[0] for name in names.values()]
-    said = ", ".join(english)
-    if english and all("tirads" in name.lower().replace("-", "") for name in english):
-        return Task(
-            "TI-RADS group",
-            f"The classes are **TI-RADS groups** ({said}): grades that readers gave by looking at the images. No "
-            "pathology stands behind them: agreement with the readers is measured here, not how well cancer is found.",
-            "TI-RADS grade given by readers of the images; no pathology",
-        )
-    noun = "lesion type" if set(names) <= set(LESION_TYPES) and names else "class"
-    plural = "lesion types" if noun == "lesion type" else "classes"
-    if simulated:
-        return Task(
-            noun,
-            f"The {plural} are {said}. Frames and {plural} are **simulated**: what is measured here is the machinery.",
-            f"the simulator's own {noun}",
-        )
-    return Task(
-        noun,
-        f"The {plural} are {said}, as the data label them. What a label rests on (histology, cytology, follow-up, a "
-        "reader's grade) is for the owners of the data to state.",
-        f"the {noun} that the data set gives",
-    )
+    said, noun = [english(names, key) for key in names], "class"
+    if said and all("tirads" in name.lower().replace("-", "") for name in said):
+        noun = "TI-RADS group"
+    elif names and {*names} <= {*LESION_TYPES}:
+        noun = "lesion type"
+    about = {"noun": noun, "plural": "classes" if noun == "class" else f"{noun}s"}
+    text = render("evaluation/task.md.j2", names=said, simulated=simulated, **about)
+    statement, reference = (" ".join(part.split()) for part in text.split("\n\n"))
+    return Task(**about, statement=statement, reference=reference)
+
+
+def is_ordered(classes: list[str], ordered: str = "auto") -> bool:
+    """Whether the classes are ordered: "yes", "no", or "auto" (keys that are TI-RADS groups are).
+
+    Args:
+        classes: class keys;  ordered: the wish.
+
+    Raises:
+        ValueError: another wish.
+    """
+    if ordered not in ("yes", "no", "auto"):
+        raise ValueError(f"ordered: expected 'auto', 'yes' or 'no', got {ordered!r}")
+    grades = all(key.lower().removeprefix("tirads").lstrip("_ -")[:1].isdigit() for key in classes)
+    return grades if ordered == "auto" else ordered == "yes"

@@ -14,7 +14,7 @@ from thyroid_lib.common.files import read_json, write_text
 from thyroid_lib.common.templates import TEMPLATES, environment, render
 from thyroid_lib.data.crops import Crops
 from thyroid_lib.evaluation import task
-from thyroid_lib.evaluation.results import OURS
+from thyroid_lib.evaluation.predictions import OURS
 
 REPORTED, NOT_DONE, NOT_APPLICABLE, AUTHORS = "reported", "not done", "not applicable", "for the authors"
 STATES = (REPORTED, NOT_DONE, NOT_APPLICABLE, AUTHORS)

@@ -10,7 +10,7 @@ from thyroid_lib import LESION_TYPES, network
 from thyroid_lib.common import fingerprint
 from thyroid_lib.common.files import PROJECT, read_json
 from thyroid_lib.evaluation import comparison, task
-from thyroid_lib.evaluation import metrics as evaluation
+from thyroid_lib.evaluation.metrics import Sample
 from thyroid_lib.training import checkpoint, hardware
 from thyroid_lib.training.folds import FINETUNED, SCRATCH, SIGNS, TEXTURE, FoldResult
 from thyroid_lib.training.loop import Fit
@@ -142,8 +142,8 @@ def scores(predictions: pd.DataFrame, *, draws: int, seed: int) -> dict[str, dic
         for model in (FINETUNED, SCRATCH, TEXTURE, SIGNS):
             rows = predictions[(predictions["set"] == place) & (predictions["model"] == model)]
             if len(rows):
-                metrics = evaluation.evaluate(rows, draws=draws, seed=seed)
-                found.setdefault(place, {})[model] = metrics["macro_auroc"]
+                sample = Sample(rows, draws=draws, seed=seed)
+                found.setdefault(place, {})[model] = sample.number("macro_auroc")
     return found
 
 

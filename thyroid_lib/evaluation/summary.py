@@ -1,0 +1,148 @@
+"""All statistics of a run from its predictions.csv, as one nested dict.
+
+The dict is what notebook 05 records in metrics.json: every number of its report has its key here.
+``report`` puts it into tables and sentences.
+"""
+
+import pandas as pd
+
+from thyroid_lib.evaluation import comparison, selective
+from thyroid_lib.evaluation.curves import curves
+from thyroid_lib.evaluation.metrics import Sample, evaluate
+from thyroid_lib.evaluation.predictions import OURS, classes_of, select
+
+PLACES = ("internal", "external")
+EVERY = 5
+"""One point in this many of the ROC and precision-recall curves is recorded."""
+
+
+def summarize(
+    predictions: pd.DataFrame,
+    *,
+    subgroup_minimum: int = 10,
+    confidence: float = 0.9,
+    prevalence: dict[str, float] | None = None,
+    ordered: bool = False,
+    draws: int = 2000,
+    **options,
+) -> dict:
+    """Every statistic on saved predictions.
+
+    Args:
+        predictions: of ``read_predictions``.
+        subgroup_minimum: fewest patients per type in a subgroup.
+        confidence: wanted coverage of the prediction sets.
+        prevalence: class key -> share that PPV and NPV speak of; observed share when not given.
+        ordered: adds the weighted kappa.
+        draws, **options: draws, seed and minimum of ``metrics.Sample``.
+
+    Returns:
+        set ("internal", "external") -> model -> {"image", "patient": of ``evaluate``; "folds"; and for the
+        study's own model "referral", "conformal", "subgroups", "curves"}; "difference" -> set -> other model
+        -> paired differences; "drop" -> model -> internal minus external.
+    """
+    result: dict = {"draws": draws, "difference": {}, "drop": {}}
+    options |= {"draws": draws}
+    first, *others = sorted({*predictions["model"]}, key=lambda name: (name != OURS, name))
+    for model in (first, *others):
+        parts = {place: select(predictions, model, place) for place in PLACES}
+        parts = {place: rows for place, rows in parts.items() if len(rows)}
+        for place, rows in parts.items():
+            asked = {"prevalence": prevalence, "ordered": ordered, **options}
+            found = {
+                "image": evaluate(rows, decisions=model == first, **asked),
+                "patient": evaluate(rows, decisions=False, unit="patient", **asked),
+            }
+            if rows["fold"].nunique() > 1:
+                found["folds"] = comparison.across_folds(rows)
+            result.setdefault(place, {})[model] = found
+            if model == first:
+                found |= _selective_use(predictions, rows, confidence, options)
+                seeded = {name: value for name, value in options.items() if name != "minimum"}
+                found["subgroups"] = comparison.subgroups(rows, minimum=subgroup_minimum, **seeded)
+            elif len(ours := select(predictions, first, place)):
+                pair = comparison.compare(ours, rows, **options)
+                result["difference"].setdefault(place, {})[model] = pair
+        if len(parts) == len(PLACES):
+            result["drop"][model] = comparison.drop(*parts.values(), **options)
+    return result
+
+
+def _selective_use(predictions: pd.DataFrame, rows: pd.DataFrame, confidence: float, options: dict) -> dict:
+    tuned, sample = select(predictions, rows["model"].iloc[0], "validation"), Sample(rows, **options)
+    drawn = {key: pd.DataFrame(curve).iloc[::EVERY, 2:] for key, curve in curves(sample).items()}
+    return {
+        "referral": selective.referral(sample),
+        "conformal": selective.conformal(rows, tuned, confidence=confidence, **options)[0],
+        "curves": {
+            key: curve.map("{:.6g}".format).astype(float).to_dict("list") for key, curve in drawn.items()
+        },
+    }
+
+
+def errors(table: pd.DataFrame) -> dict:
+    """Errors per type: how many, what they were taken for, and how sure the classifier was.
+
+    Args:
+        table: predictions with a column "predicted".
+
+    Returns:
+        class key -> {"images", "errors", "taken_for": {key: images}, "median_probability"}, the last being
+        the median probability of the wrong type, None without errors.
+    """
+    classes, result = classes_of(table), {}
+    sure = table[["p_" + key for key in classes]].max(axis=1)
+    for key in classes:
+        own = table["truth"] == key
+        wrong = own & (table["predicted"] != key)
+        result[key] = {
+            "images": int(own.sum()),
+            "errors": int(wrong.sum()),
+            "taken_for": table.loc[wrong, "predicted"].value_counts().to_dict(),
+            "median_probability": float(sure[wrong].median()) if wrong.any() else None,
+        }
+    return result
+
+
+def headline(result: dict, simulated: bool) -> dict:
+    """The numbers an index opens with.
+
+    Args:
+        result: of :func:`summarize`;  simulated: phantoms.
+
+    Returns:
+        key -> {"label", "metric", "simulated"}; only numbers that exist.
+    """
+    found = {}
+    for place in PLACES:
+        ours = result.get(place, {}).get(OURS, {"image": {}, "patient": {}})
+        image, lowest = ours["image"], next((n for n in ours["image"] if n.startswith("auroc/")), None)
+        wanted = {
+            "image_macro_auroc": ("Macro AUROC", image.get("macro_auroc")),
+            "patient_macro_auroc": ("Macro AUROC by patient", ours["patient"].get("macro_auroc")),
+            "image_balanced_accuracy": ("Balanced accuracy", image.get("balanced_accuracy")),
+        }
+        if lowest and "weighted_kappa" in image:  # ordered classes
+            group = lowest.partition("/")[2]
+            wanted["image_lowest"] = (f"AUROC, lowest group ({group}) against all above", image[lowest])
+        for name, (title, metric) in wanted.items():
+            if metric and metric["value"] is not None:
+                label = f"{title}, {place} testing"
+                found[f"{place}_{name}"] = {"label": label, "metric": metric, "simulated": simulated}
+    return found
+
+
+def complete(metrics) -> bool:
+    """Whether every number with an uncertainty has its interval, its n, or a reason why not.
+
+    Args:
+        metrics: any part of metrics.json.
+    """
+    if isinstance(metrics, list):
+        return all(map(complete, metrics))
+    if not isinstance(metrics, dict):
+        return True
+    if "value" in metrics:
+        known = all(metrics.get(name) is not None for name in ("value", "low", "high"))
+        return {"n_images", "n_patients"} <= {*metrics} and (known or bool(metrics.get("reason")))
+    return all(map(complete, metrics.values()))
