@@ -95,7 +95,7 @@ class Crops:
         arrays = {name: np.load(path, mmap_mode="r") for name, path in paths.items() if path.is_file()}
         about["names"] = {key: tuple(value) for key, value in about["names"].items()}
         about["recipe"] = regions.Recipe(**about["recipe"])
-        about.pop("size")
+        about.pop("size", None)  # the arrays say it
         return cls(folder, index, arrays["crops"], arrays["frames"], arrays.get("masks"), **about)
 
 
