@@ -6,7 +6,7 @@
 Each fold is held out and never looked at: of the other four, a fifth of the groups is the validation part, the rest
 is learnt from. A recipe's score is the mean over folds of the validation part's macro AUROC (and of its AUROC of
 the first class against the rest) after the last epoch; nothing is chosen by epoch. Interrupted, it goes on. Writes
-benchmarks/results/recipes.json, which the report of a run with `recipes` set shows whole, failed recipes included.
+benchmarks/results/recipes.json: every recipe, the failed ones too. docs/real-study.md speaks of them.
 """
 
 import argparse
@@ -114,7 +114,7 @@ def pretrained(recipe: dict, size: int, options) -> Path | None:
         return None
     data = cropped("pretrain", recipe.get("pretrain_data", options.pretrain_data), size, options)
     settings = loop.Settings(
-        model=pretraining.model_config(data, **MODEL),
+        model=pretraining.model_config(data, MODEL),
         loss="ce",
         monitor="last",
         **PRETRAIN | recipe.get("pretrain", {}),
@@ -133,7 +133,7 @@ def fold_scores(recipe: dict, size: int, fold: int, initial: Path | None, option
     probabilities, seconds = [], 0.0
     for seed in range(recipe.get("members", 1)):
         settings = loop.Settings(
-            model=pretraining.model_config(data, **MODEL),
+            model=pretraining.model_config(data, MODEL),
             monitor="last",
             seed=seed,
             **FINETUNE | recipe.get("finetune", {}),

@@ -38,7 +38,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from thyroid_lib import network
 from thyroid_lib.training import hardware, loop
-from thyroid_lib.training.identity import identity_of
+from thyroid_lib.training.checkpoint import identity_of
 
 RESULTS = Path(__file__).parent / "results"
 CLASSES = 4
@@ -73,7 +73,6 @@ class Ours:
         self.run = loop.Training(
             settings, crops, train, validation, target, None, crops.labels, "benchmark", identity
         )
-        self.run.wrap("all")
         self.seconds = {"forward": 0.0, "backward": 0.0, "optimizer": 0.0}
         self.run.wrapped = _Timed(self.run.wrapped, self.seconds, "forward")
         self.run.fabric.backward = _timed(self.run.fabric.backward, self.seconds, "backward")
@@ -181,6 +180,19 @@ def gmacs(model: nn.Module, size: int, chans: int) -> float:
     return counter.get_total_flops() / 2e9
 
 
+def matrix_rate(device: torch.device, size: int = 2048, rounds: int = 5) -> float:
+    """FLOP/s of a square bfloat16 matrix product, the median of several rounds; 2 size³ per product."""
+    a, b = torch.randn(2, size, size, device=device).to(torch.bfloat16)
+    repeats, seconds = 1 if device.type == "cpu" else 50, []
+    for _ in range(rounds + 1):
+        begin = time.perf_counter()
+        for _ in range(repeats):
+            torch.mm(a, b)
+        _wait(device)
+        seconds.append((time.perf_counter() - begin) / repeats)
+    return 2 * size**3 / statistics.median(seconds[1:])
+
+
 def race(size: int, batch: int, steps: int, rounds: int, width: float, folder: Path) -> dict:
     """One table: images/s of every contestant at one size.
 
@@ -205,7 +217,7 @@ def race(size: int, batch: int, steps: int, rounds: int, width: float, folder: P
         }
         for name, found in turns.take(contestants, rounds):
             times[name].append(found["seconds"])
-            rate = hardware.matrix_rate(size=2048, device=device)  # at the clock the contestant had
+            rate = matrix_rate(device)  # at the clock the contestant had
             rates[name].append(rate)
             if found["loop"] is not None:
                 shares.append(found["loop"])
@@ -283,13 +295,12 @@ def flatness(size: int, batch: int, counts: list[int], folder: Path) -> list[dic
         run = loop.Training(
             settings, crops, train, validation, target, None, crops.labels, "benchmark", identity
         )
-        order, occurrences = loop.epoch_order(settings, crops.labels, train, 0)
-        order, occurrences = np.resize(order, 100 * batch), np.resize(occurrences, 100 * batch)
-        run.batch(order[:batch], occurrences[:batch], 0)
+        order = np.resize(loop.epoch_order(settings.seed, train, 0), 100 * batch)
+        run.batch(order[:batch], 0)
         before, seconds = process.memory_info().rss, []
         for start in range(0, len(order), batch):
             begin = time.perf_counter()
-            run.batch(order[start : start + batch], occurrences[start : start + batch], 0)
+            run.batch(order[start : start + batch], 0)
             seconds.append(time.perf_counter() - begin)
         rows.append(
             {

@@ -16,7 +16,7 @@ from thyroid_lib.ablation.jobs import at_size, load, run_job, shuffled_labels
 from thyroid_lib.data.crops import Crops
 from thyroid_lib.inspection import structure
 from thyroid_lib.layers import peers
-from thyroid_lib.training import checkpoint, loop, ranks
+from thyroid_lib.training import checkpoint, loop
 
 SMALL = {"classes": 4, "width": 0.0625, "middle_blocks": 1}
 
@@ -169,14 +169,14 @@ def test_half_a_result_is_no_result(data, tmp_path):
 
 
 def test_an_arm_that_diverges_is_named_and_the_others_go_on(data, tmp_path, monkeypatch):
-    fit = ranks.fit
+    fit = loop.fit
 
     def diverging(settings, *arguments, **options):
         if settings.model["downsampling"] == "max_pool":
             raise loop.TrainingError("the loss is not a finite number")
         return fit(settings, *arguments, **options)
 
-    monkeypatch.setattr(ranks, "fit", diverging)
+    monkeypatch.setattr(loop, "fit", diverging)
     results, failed = ablation.run(grid(data, tmp_path, ["original", "invention"]))
     assert failed == {"original, seed 0, fold 0": "the loss is not a finite number"}
     predictions = ablation.collect(results, tmp_path / "predictions.csv")

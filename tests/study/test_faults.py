@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -279,13 +280,13 @@ import resource, sys
 from types import SimpleNamespace
 import numpy as np
 from thyroid_lib.training import command, loop
-command._train = lambda options, module: loop.fit(
+command.run_options = lambda options: loop.fit(
     loop.Settings(model=MODEL, epochs=2, batch_size=256, precision="32", threads=1),
     SimpleNamespace(images=np.zeros((600, 96, 96), np.uint8), labels=np.arange(600) % 2, hash="x"),
     np.arange(576), np.arange(576, 600), sys.argv[1])
 import lightning_fabric, torch  # what the training imports anyway takes address space too
 from thyroid_lib import network
-from thyroid_lib.training import engine, ranks
+from thyroid_lib.training import hardware, ranks
 torch.randn(4, 4, requires_grad=True).sum().backward()
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 400 * 2**20,) * 2)
@@ -330,15 +331,16 @@ def test_a_worker_that_is_killed_or_short_of_memory_stops_the_jobs_with_a_reason
 ORPHANS = """
 import sys, numpy as np
 from pathlib import Path
+from types import SimpleNamespace
 from thyroid_lib import datasets
 from thyroid_lib.data import crops
-from thyroid_lib.training import loop, ranks
+from thyroid_lib.training import loop
 table = datasets.read("phantom:clinic?patients=8&seed=5")
 built = crops.build(table, sys.argv[1] + "/crops", size=32, jobs=1)
 rows = np.arange(len(built))
-settings = loop.Settings(model=MODEL, epochs=100_000, batch_size=8, devices=2, precision="32", patience=0)
+settings = loop.Settings(model=MODEL, epochs=100_000, batch_size=8, devices=2, precision="32")
 print("started", flush=True)
-ranks.fit(settings, built, rows[:-4], rows[-4:], sys.argv[1] + "/fit")
+loop.fit(settings, built, rows[:-4], rows[-4:], sys.argv[1] + "/fit")
 """
 
 
@@ -389,7 +391,13 @@ def test_killed_in_every_real_stage_the_study_ends_with_the_same_numbers(tmp_pat
     count(faults=len(names))
 
 
-def test_a_training_error_is_no_other_runtime_error(tmp_path):
-    with pytest.raises(RuntimeError, match="unrelated") as error, loop._enough_memory(None):
+def test_a_training_error_is_no_other_runtime_error(tmp_path, monkeypatch):
+    def unrelated(*_):
         raise RuntimeError("unrelated")
+
+    monkeypatch.setattr(loop.Training, "learn", unrelated)
+    crops = SimpleNamespace(images=np.zeros((8, 32, 32), np.uint8), labels=np.arange(8) % 2, hash="x")
+    settings = loop.Settings(model=MODEL, batch_size=4, precision="32")
+    with pytest.raises(RuntimeError, match="unrelated") as error:
+        loop.fit(settings, crops, np.arange(4), np.arange(4, 8), tmp_path / "fit")
     assert not isinstance(error.value, loop.TrainingError)

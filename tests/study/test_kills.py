@@ -58,7 +58,7 @@ def ready(tmp_path_factory) -> Path:
             frames = manifest.split(frames, folds=5) if role == "finetune" else frames
             crops.build(frames, run / "data" / role, size=32, jobs=1)
     seen = crops.Crops.open(run / "data" / "pretrain")
-    model = pretraining.model_config(seen, "optimized_xception", 0.125, 1)
+    model = pretraining.model_config(seen, {"width": 0.125, "middle_blocks": 1})
     settings = loop.Settings(model=model, epochs=1, batch_size=16, precision="32", threads=1)
     rows = folds.parts(seen, None, 0.2, 0)
     pretraining.fit(settings, seen, rows, run / "checkpoints" / "pretrain")

@@ -8,7 +8,6 @@ import pytest
 
 from thyroid_lib.common.files import PROJECT
 from thyroid_lib.study import profiles
-from thyroid_lib.training import summary
 
 SCRIPT = PROJECT / "benchmarks" / "recipes.py"
 
@@ -49,25 +48,9 @@ def test_held_out_folds_are_not_looked_at(found):
             assert fold["images"] < (crops.index["fold"] != fold["fold"]).sum() / 3
 
 
-def test_the_table_shows_all_and_marks_the_one_taken(found, monkeypatch):
-    folder, content, _ = found
-    monkeypatch.setattr(summary, "PROJECT", folder)
-    (folder / "marked.json").write_text(json.dumps(content | {"taken": "plain"}))
-    table = summary.recipe_table("marked.json")
-    assert table["recipe"].tolist() == ["plain", "scratch"]
-    assert table["taken"].tolist() == ["taken", ""]
-    assert table.loc[1, "epochs"].startswith("0 + ")
-
-
-def test_a_missing_file_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(summary, "PROJECT", tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"there is none at gone\.json"):
-        summary.recipe_table("gone.json")
-
-
 def test_the_profile_does_what_the_recipe_taken_did():
     profile = profiles.load("open_data")
-    content = json.loads((PROJECT / profile["04_finetune"]["recipes"]).read_text())
+    content = json.loads((PROJECT / "benchmarks" / "results" / "recipes.json").read_text())
     taken = content["recipes"][content["taken"]]
     candidates = [
         row for row in content["recipes"].values() if row["pretrain_data"] == taken["pretrain_data"]
@@ -79,4 +62,4 @@ def test_the_profile_does_what_the_recipe_taken_did():
         assert {name: profile[stage][name] for name in settings} == settings
         assert profile[stage]["monitor"] == "last"
     assert profile["common"]["size"] == taken["size"]
-    assert profile["04_finetune"].get("mirror", False) == taken["mirror"]
+    assert profile["04_finetune"]["network"].get("mirror", False) == taken["mirror"]

@@ -217,7 +217,7 @@ def test_a_folder_that_is_no_finished_run_or_no_reference_is_refused(run, tmp_pa
         ("finetune_data", "phantom:clinic?patients=9", "phantom:clinic?patients=9"),
         ("external_data", "", ""),
         ("initial_weights", "/srv/weights/w.safetensors", "w.safetensors"),
-        ("network_name", "optimized_xception", "optimized_xception"),
+        ("monitor", "auroc", "auroc"),
         ("folds", 5, 5),
     ],
 )

@@ -57,21 +57,22 @@ def test_masks_are_moved_as_the_images_are():
 
 def test_asking_for_masks_changes_no_image():
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 255, (5, 32, 32), dtype=np.uint8))
-    plain = Augmentation()(images, np.arange(5), seed=2, epoch=1)
+    plain, _ = Augmentation()(images, np.arange(5), seed=2, epoch=1)
     with_masks, _ = Augmentation()(images, np.arange(5), seed=2, epoch=1, masks=torch.zeros_like(images))
     assert torch.equal(plain, with_masks)
 
 
 def test_signs_become_codes_and_what_the_training_part_hardly_shows_is_unknown():
     margins = ["smooth"] * 8 + ["spiculated"] * 7 + ["lobulated"] * 2 + [""] + [np.nan, "smooth"]
-    signs = auxiliary.described_signs(described(margins=margins, same=["solid"] * 20), np.arange(20))
-    assert signs.values == {"margins": ["smooth", "spiculated"]}  # a sign with one value asks nothing
-    assert signs.codes[:, 0].tolist() == [0] * 8 + [1] * 7 + [-1] * 4 + [0]
+    values, codes = auxiliary.described_signs(described(margins=margins, same=["solid"] * 20), np.arange(20))
+    assert values == {"margins": ["smooth", "spiculated"]}  # a sign with one value asks nothing
+    assert codes[:, 0].tolist() == [0] * 8 + [1] * 7 + [-1] * 4 + [0]
 
 
 def test_a_value_that_only_test_images_show_is_not_learnt_from():
-    signs = auxiliary.described_signs(described(margins=["a"] * 6 + ["b"] * 6 + ["c"] * 8), np.arange(12))
-    assert signs.values == {"margins": ["a", "b"]} and set(signs.codes[12:, 0]) == {-1}
+    index = described(margins=["a"] * 6 + ["b"] * 6 + ["c"] * 8)
+    values, codes = auxiliary.described_signs(index, np.arange(12))
+    assert values == {"margins": ["a", "b"]} and set(codes[12:, 0]) == {-1}
 
 
 def test_texture_is_measured_in_the_training_parts_own_spread():
@@ -152,12 +153,10 @@ def test_the_shares_of_two_ranks_add_up_to_the_whole():
         for part in (slice(0, 6), slice(6, 17))
     ]
     assert float(sum(shares)) == pytest.approx(float(whole), rel=1e-6)
-    known = (questions.signs.codes[rows] >= 0).sum()
+    known = (questions.codes[rows] >= 0).sum()
     by_hand = sum(
-        torch.nn.functional.cross_entropy(
-            s, torch.from_numpy(questions.signs.codes[rows, k]), ignore_index=-1
-        )
-        * (questions.signs.codes[rows, k] >= 0).sum()
+        torch.nn.functional.cross_entropy(s, torch.from_numpy(questions.codes[rows, k]), ignore_index=-1)
+        * (questions.codes[rows, k] >= 0).sum()
         for k, s in enumerate(signs)
     )
     assert float(whole - questions.loss(mask, [], texture, targets, rows, rows)) == pytest.approx(
@@ -201,7 +200,7 @@ def test_the_mask_is_found_after_training(crops, tmp_path, monkeypatch):
 
 
 def test_interrupted_with_questions_it_ends_with_the_same_bits(crops, tmp_path):
-    settings = asked(epochs=3, ema=0.9, frozen_epochs=1, monitor="last", texture_weight=0.5)
+    settings = asked(epochs=3, ema=0.9, monitor="last", texture_weight=0.5)
     undisturbed = loop.fit(settings, crops, TRAIN, VALIDATION, tmp_path / "undisturbed")
 
     def stop(history):

@@ -13,7 +13,7 @@ import torch
 from hardening import goes_wrong
 from safetensors.torch import load_file
 
-from thyroid_lib.common import fingerprint
+from thyroid_lib.common import files, fingerprint
 from thyroid_lib.training import checkpoint
 
 
@@ -40,7 +40,7 @@ def test_a_state_replaces_the_older_one_and_leaves_no_other_file(tmp_path):
         checkpoint.save_state(tmp_path, {"x": torch.full((2,), float(epoch))}, {"epoch": epoch})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["state-2.safetensors", "state.json"]
     state = checkpoint.read_state(tmp_path)
-    assert checkpoint.load_state_tensors(tmp_path, state)["x"].tolist() == [2, 2]
+    assert checkpoint.load_weights(tmp_path / state["tensors"])[0]["x"].tolist() == [2, 2]
     checkpoint.save_state(tmp_path, {}, {"epoch": 3})
     assert [p.name for p in tmp_path.iterdir()] == ["state.json"]
 
@@ -110,7 +110,7 @@ def test_a_write_that_cannot_finish_keeps_the_old_state_and_leaves_nothing_behin
     assert "checkpoint before it is untouched" in done.stdout, done.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["state-1.safetensors", "state.json"]
     state = checkpoint.read_state(tmp_path)
-    assert checkpoint.load_state_tensors(tmp_path, state)["x"].sum() == 10
+    assert checkpoint.load_weights(tmp_path / state["tensors"])[0]["x"].sum() == 10
 
 
 def test_a_full_disk_is_called_so_with_the_room_it_needs(tmp_path, monkeypatch):
@@ -125,7 +125,7 @@ def test_a_full_disk_is_called_so_with_the_room_it_needs(tmp_path, monkeypatch):
 
 def test_json_is_never_seen_half_written(tmp_path):
     path = tmp_path / "state.json"
-    checkpoint.write_json(path, {"epoch": 1})
+    files.write_json(path, {"epoch": 1})
     seen = []
     original = os.replace
 
@@ -135,7 +135,7 @@ def test_json_is_never_seen_half_written(tmp_path):
 
     os.replace = spy
     try:
-        checkpoint.write_json(path, {"epoch": 2})
+        files.write_json(path, {"epoch": 2})
     finally:
         os.replace = original
     assert seen == [1]

@@ -10,6 +10,7 @@ from scipy.special import softmax
 from thyroid_lib import datasets, manifest
 from thyroid_lib.classifier.determination import determine
 from thyroid_lib.data.crops import build
+from thyroid_lib.evaluation.calibration import fit_temperature, operating_points
 from thyroid_lib.evaluation.predictions import read_predictions, write_predictions
 from thyroid_lib.training import folds, loop, pretraining
 
@@ -32,7 +33,7 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def settings(data):
     crops, _ = folds.open_crops(data)
-    config = pretraining.model_config(crops, "optimized_xception", 0.0625, 1)
+    config = pretraining.model_config(crops, {"width": 0.0625, "middle_blocks": 1})
     return loop.Settings(model=config, **SHORT)
 
 
@@ -67,10 +68,8 @@ def test_temperature_and_operating_points_come_from_the_validation_part_alone(da
     first = results[0]
     rows = first.rows["validation"]
     logits = loop.predict(first.fit.model(), crops.images, rows)
-    assert first.temperature == pytest.approx(loop.fit_temperature(logits, crops.labels[rows]))
-    points = loop.operating_points(
-        softmax(logits / first.temperature, axis=1), crops.labels[rows], crops.classes
-    )
+    assert first.temperature == pytest.approx(fit_temperature(logits, crops.labels[rows]))
+    points = operating_points(softmax(logits / first.temperature, axis=1), crops.labels[rows], crops.classes)
     assert first.operating_points == pytest.approx(points)
     external = first.tables["external"]
     for key in crops.classes:

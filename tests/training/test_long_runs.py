@@ -34,7 +34,7 @@ images, labels = chance.integers(0, 255, (96, 32, 32), dtype=np.uint8), np.arang
 np.save(sys.argv[1] + "/crops.npy", images)
 for number in range(int(sys.argv[2])):
     crops = SimpleNamespace(images=np.load(sys.argv[1] + "/crops.npy", mmap_mode="r"), labels=labels, hash="x")
-    about = dict(model=MODEL, epochs=2, batch_size=16, precision="32", patience=0, threads=1)
+    about = dict(model=MODEL, epochs=2, batch_size=16, precision="32", threads=1)
     settings = training.Settings(seed=number, **about)
     folder = sys.argv[1] + "/fit"
     fit = training.fit(settings, crops, np.arange(72), np.arange(72, 96), folder)
@@ -57,7 +57,7 @@ images.flush()
 del images
 images = np.load(sys.argv[1] + "/crops.npy", mmap_mode="r")
 crops = SimpleNamespace(images=images, labels=np.arange(shape[0]) % 4, hash="x")
-about = dict(epochs=1, batch_size=256, precision="32", patience=0, threads=1)
+about = dict(epochs=1, batch_size=256, precision="32", threads=1)
 settings = training.Settings(model=MODEL | {"width": 0.0625}, **about)
 batch = training.Training.batch
 def watched(self, *arguments):

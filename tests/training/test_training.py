@@ -14,6 +14,7 @@ from sklearn.metrics import log_loss, roc_auc_score, roc_curve
 
 from thyroid_lib import network
 from thyroid_lib.data import rows
+from thyroid_lib.evaluation import calibration
 from thyroid_lib.training import checkpoint, loop, settings
 
 MODEL = {"name": "optimized_xception", "num_classes": 4, "in_chans": 1, "width": 0.0625, "middle_blocks": 1}
@@ -50,9 +51,7 @@ def trained(folder, crops=None, **changes) -> loop.Fit:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> loop.Fit:
-    return trained(
-        tmp_path_factory.mktemp("undisturbed"), ema=0.9, sampling="balanced", frozen_epochs=1, epochs=3
-    )
+    return trained(tmp_path_factory.mktemp("undisturbed"), ema=0.9, epochs=3)
 
 
 def same_weights(a: loop.Fit, b: loop.Fit) -> bool:
@@ -66,12 +65,12 @@ def test_it_learns_where_the_spot_is(tmp_path):
     assert fit.history.val_auroc.max() > 0.9
     best = fit.history.iloc[fit.best_epoch - 1]
     logits = loop.predict(fit.model(), spots().images, VALIDATION)
-    again = loop.macro_auroc(softmax(logits.astype(float), axis=1), spots().labels[VALIDATION])
+    again = calibration.macro_auroc(softmax(logits.astype(float), axis=1), spots().labels[VALIDATION])
     assert again == pytest.approx(best.val_auroc, abs=1e-9)  # the kept weights are the best epoch's
 
 
 def test_twice_is_the_same_to_the_bit(tmp_path, undisturbed):
-    again = trained(tmp_path, ema=0.9, sampling="balanced", frozen_epochs=1, epochs=3)
+    again = trained(tmp_path, ema=0.9, epochs=3)
     assert same_weights(again, undisturbed)
     pd.testing.assert_frame_equal(again.history, undisturbed.history, check_exact=True)
 
@@ -83,7 +82,7 @@ def test_interrupted_after_each_epoch_it_ends_with_the_same_bits(tmp_path, undis
     def stop(history):
         raise Interrupted
 
-    settings = asked(ema=0.9, sampling="balanced", frozen_epochs=1, epochs=3)
+    settings = asked(ema=0.9, epochs=3)
     starts = 0
     while True:
         starts += 1
@@ -113,7 +112,7 @@ def test_a_finished_training_is_returned_at_once(tmp_path, monkeypatch):
     ],
 )
 def test_a_checkpoint_of_other_settings_is_refused(undisturbed, change, named):
-    settings = replace(asked(ema=0.9, sampling="balanced", frozen_epochs=1, epochs=3), **change)
+    settings = replace(asked(ema=0.9, epochs=3), **change)
     with pytest.raises(checkpoint.CheckpointError) as error:
         loop.fit(settings, spots(), TRAIN, VALIDATION, undisturbed.weights.parent)
     assert named in str(error.value)
@@ -122,7 +121,7 @@ def test_a_checkpoint_of_other_settings_is_refused(undisturbed, change, named):
 
 @pytest.mark.parametrize("change", ["crops", "rows", "labels", "initial"])
 def test_a_checkpoint_of_other_data_is_refused(undisturbed, change):
-    settings = asked(ema=0.9, sampling="balanced", frozen_epochs=1, epochs=3)
+    settings = asked(ema=0.9, epochs=3)
     crops, options, train = spots(), {}, TRAIN
     if change == "crops":
         crops.hash = "other"
@@ -163,16 +162,6 @@ def test_it_starts_from_pretrained_weights_and_says_what_they_brought(tmp_path, 
     assert "another number of classes" in fit.load_report
 
 
-def test_only_the_head_learns_in_frozen_epochs(tmp_path):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        initial = network.build(MODEL).state_dict()
-    fit = trained(tmp_path, epochs=1, frozen_epochs=1)
-    kept = load_file(fit.weights)
-    changed = {name.split(".")[0] for name in kept if not torch.equal(kept[name], initial[name])}
-    assert changed == {"fc"}
-
-
 @goes_wrong(
     "The loss becomes not a number in training",
     sees="lower lr",
@@ -184,30 +173,12 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_epoch(tmp_path, se
     assert checkpoint.read_state(tmp_path) is None
 
 
-def test_training_stops_when_patience_runs_out(tmp_path):
-    fit = trained(tmp_path, epochs=40, patience=2, lr=1e-9, monitor="loss", augment=0, frozen_batchnorm=True)
-    assert len(fit.history) == fit.best_epoch + 2 < 40
-    assert fit.stopped == "no better epoch for 2 epochs"
-    assert fit.history.best.sum() == 1 and fit.history.best[fit.best_epoch - 1]
-
-
 def test_every_image_is_seen_once_an_epoch_in_even_batches():
-    order, occurrences = loop.epoch_order(asked(), spots().labels, TRAIN, 0)
-    assert sorted(order) == list(TRAIN) and not occurrences.any()
-    other, _ = loop.epoch_order(asked(), spots().labels, TRAIN, 1)
-    assert list(other) != list(order)
+    order = settings.epoch_order(0, TRAIN, 0)
+    assert sorted(order) == list(TRAIN)
+    assert list(settings.epoch_order(0, TRAIN, 1)) != list(order) != list(settings.epoch_order(1, TRAIN, 0))
     sizes = [len(part) for part in np.array_split(order, math.ceil(len(order) / 9))]
     assert max(sizes) - min(sizes) <= 1 and max(sizes) <= 9
-
-
-def test_balanced_sampling_draws_classes_equally_and_counts_repeats():
-    labels = np.repeat([0, 1, 2], [900, 90, 10])
-    order, occurrences = loop.epoch_order(asked(sampling="balanced"), labels, np.arange(1000), 0)
-    assert np.bincount(labels[order]) == pytest.approx([333, 333, 333], abs=60)
-    seen = {}
-    for row, count in zip(order, occurrences):
-        assert seen.get(row, 0) == count
-        seen[row] = count + 1
 
 
 def test_the_learning_rate_rises_then_falls_on_a_cosine_to_nothing():
@@ -284,14 +255,14 @@ def test_crops_that_vanish_stop_the_training_and_keep_the_last_epoch(tmp_path):
         loop.fit(asked(epochs=3), crops, TRAIN, VALIDATION, tmp_path / "fit", on_epoch=cut)
     state = checkpoint.read_state(tmp_path / "fit")
     assert state["epoch"] == 1
-    assert checkpoint.load_state_tensors(tmp_path / "fit", state)
+    assert checkpoint.load_weights(tmp_path / "fit" / state["tensors"])[0]
 
 
 def test_temperature_is_the_one_of_least_log_loss():
     random = np.random.default_rng(0)
     true = random.normal(size=(3000, 4)) * 2
     labels = np.array([random.choice(4, p=softmax(row)) for row in true])
-    temperature = loop.fit_temperature(true * 3, labels)  # three times too confident
+    temperature = calibration.fit_temperature(true * 3, labels)  # three times too confident
     assert temperature == pytest.approx(3, rel=0.1)
     losses = {
         t: log_loss(labels, softmax(true * 3 / t, axis=1)) for t in np.linspace(0.5, 1.5, 21) * temperature
@@ -303,13 +274,13 @@ def test_operating_points_have_the_largest_youden_index():
     random = np.random.default_rng(1)
     labels = random.integers(0, 4, 300)
     probabilities = softmax(random.normal(size=(300, 4)) + 2 * np.eye(4)[labels], axis=1)
-    points = loop.operating_points(probabilities, labels, list("abcd"))
+    points = calibration.operating_points(probabilities, labels, list("abcd"))
     for i, key in enumerate("abcd"):
         fpr, tpr, _ = roc_curve(labels == i, probabilities[:, i])
         called = probabilities[:, i] >= points[key]
         j = called[labels == i].mean() - called[labels != i].mean()
         assert j == pytest.approx((tpr - fpr).max())
-    absent = loop.operating_points(probabilities[labels > 0], labels[labels > 0], list("abcd"))
+    absent = calibration.operating_points(probabilities[labels > 0], labels[labels > 0], list("abcd"))
     assert absent["a"] == 0.25
 
 
@@ -318,5 +289,5 @@ def test_macro_auroc_is_scikit_learns():
     labels = random.integers(0, 4, 100)
     scores = softmax(np.round(random.normal(size=(100, 4)) + np.eye(4)[labels], 1), axis=1)
     expected = roc_auc_score(labels, scores, multi_class="ovr", average="macro")
-    assert loop.macro_auroc(scores, labels) == pytest.approx(expected)
-    assert math.isnan(loop.macro_auroc(scores[:3], np.zeros(3, int)))
+    assert calibration.macro_auroc(scores, labels) == pytest.approx(expected)
+    assert math.isnan(calibration.macro_auroc(scores[:3], np.zeros(3, int)))

@@ -18,9 +18,10 @@ from thyroid_lib.common import fingerprint
 from thyroid_lib.common.files import PROJECT
 from thyroid_lib.common.jobs import run_jobs
 from thyroid_lib.data.crops import Crops, build
-from thyroid_lib.training import checkpoint, loop, ranks
+from thyroid_lib.training import checkpoint, loop
 
 MODEL = {"name": "optimized_xception", "num_classes": 2, "in_chans": 1, "width": 0.0625, "middle_blocks": 1}
+SMALL = "{width: 0.0625, middle_blocks: 1}"
 TRAIN, VALIDATION = np.arange(23), np.arange(23, 32)  # neither can be dealt evenly to two
 
 
@@ -48,10 +49,10 @@ def largest_difference(a: Path, b: Path) -> float:
 
 
 def test_two_ranks_with_frozen_batchnorm_give_one_ranks_result(crops, tmp_path):
-    settings = asked(frozen_batchnorm=True, ema=0.9, sampling="balanced", class_weights=0.9, frozen_epochs=1)
-    one = ranks.fit(settings, crops, TRAIN, VALIDATION, tmp_path / "one")
+    settings = asked(frozen_batchnorm=True, ema=0.9)
+    one = loop.fit(settings, crops, TRAIN, VALIDATION, tmp_path / "one")
     epochs = []
-    two = ranks.fit(
+    two = loop.fit(
         replace(settings, devices=2),
         crops,
         TRAIN,
@@ -64,14 +65,14 @@ def test_two_ranks_with_frozen_batchnorm_give_one_ranks_result(crops, tmp_path):
     for column in ("lr", "train_loss", "ce", "focal", "val_loss", "val_auroc"):
         np.testing.assert_allclose(two.history[column], one.history[column], atol=1e-5)
     assert epochs == sorted(epochs)
-    assert ranks.fit(settings, crops, TRAIN, VALIDATION, tmp_path / "two").best_epoch == two.best_epoch
+    assert loop.fit(settings, crops, TRAIN, VALIDATION, tmp_path / "two").best_epoch == two.best_epoch
 
 
 @pytest.mark.slow
 def test_a_worker_that_fails_is_reported_with_its_last_lines(crops, tmp_path):
     settings = asked(devices=2, lr=1e30, clip=0, warmup_epochs=0)
     with pytest.raises(loop.TrainingError, match=r"2 worker processes .* start again with a lower lr"):
-        ranks.fit(settings, crops, TRAIN, VALIDATION, tmp_path)
+        loop.fit(settings, crops, TRAIN, VALIDATION, tmp_path)
 
 
 def test_arrays_in_memory_cannot_go_to_other_processes(tmp_path):
@@ -79,7 +80,7 @@ def test_arrays_in_memory_cannot_go_to_other_processes(tmp_path):
         images, labels, hash = np.zeros((32, 32, 32), np.uint8), np.arange(32) % 2, "bare"
 
     with pytest.raises(ValueError, match="lie in a folder"):
-        ranks.fit(asked(devices=2), Bare(), TRAIN, VALIDATION, tmp_path)
+        loop.fit(asked(devices=2), Bare(), TRAIN, VALIDATION, tmp_path)
 
 
 def test_the_train_command_trains_and_goes_on(crops, tmp_path, capsys):
@@ -92,10 +93,8 @@ def test_the_train_command_trains_and_goes_on(crops, tmp_path, capsys):
         str(tmp_path / "out"),
         "--fold",
         "0",
-        "--width",
-        "0.0625",
     ]
-    command += ["--middle-blocks", "1", "--set", "epochs=1", "--set", "precision=32", "--set", "batch_size=8"]
+    command += ["--network", SMALL, "--set", "epochs=1", "--set", "precision=32", "--set", "batch_size=8"]
     assert main(command) == 0
     said = capsys.readouterr().out
     assert "best epoch 1 of 1" in said
@@ -118,10 +117,8 @@ def test_two_nodes_meet_and_train(crops, tmp_path):
     command += [
         "--fold",
         "0",
-        "--width",
-        "0.0625",
-        "--middle-blocks",
-        "1",
+        "--network",
+        SMALL,
         "--set",
         "epochs=1",
         "--set",
@@ -158,7 +155,7 @@ def test_jobs_on_several_workers_give_the_results_of_one(crops, tmp_path, where)
 
 def one_job(folder, out, seed) -> str:
     """Trains one seed and gives the hash of its weights; at module level, so that workers can import it."""
-    fit = ranks.fit(asked(epochs=1, seed=seed), Crops.open(folder), TRAIN, VALIDATION, out)
+    fit = loop.fit(asked(epochs=1, seed=seed), Crops.open(folder), TRAIN, VALIDATION, out)
     return fingerprint.digest(load_file(fit.weights))
 
 

@@ -28,8 +28,8 @@ from thyroid_lib.evaluation.calibration import fit_temperature, operating_points
 from thyroid_lib.evaluation.predictions import prediction_table, read_predictions, write_predictions
 from thyroid_lib.inspection import probes
 from thyroid_lib.layers import peers
-from thyroid_lib.training import folds, loop, pretraining, ranks, texture
-from thyroid_lib.training.identity import CODE
+from thyroid_lib.training import folds, loop, pretraining, texture
+from thyroid_lib.training.checkpoint import CODE
 
 CUT = "+cut"
 """What is added to an arm's name where its dense connections carry only a mean (`probes.shallow_cut`)."""
@@ -271,7 +271,7 @@ def _train(job: Job, crops: Crops, rows: dict, labels: np.ndarray, work: Path, t
     start, origin = initial_weights(job.model, job.initial)
     fits = []
     for number, settings in enumerate(job.settings):
-        fit = ranks.fit(
+        fit = loop.fit(
             replace(settings, threads=job.threads), crops, rows["train"], rows["validation"], work / f"lr{number}",
             initial=start, labels=labels, title=title, set_aside=True,
         )  # fmt: skip

@@ -6,8 +6,8 @@ import pandas as pd
 
 from thyroid_lib import manifest
 from thyroid_lib.classifier.saving import conformal_threshold, save
+from thyroid_lib.training.checkpoint import digest_of
 from thyroid_lib.training.folds import FINETUNED, FoldResult, open_crops
-from thyroid_lib.training.identity import digest_of
 
 
 def determine(results: list[FoldResult], data: Path, folder: Path, initial: Path | None) -> Path:

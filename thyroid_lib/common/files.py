@@ -7,7 +7,8 @@ import re
 import stat
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,30 +16,43 @@ import numpy as np
 PROJECT = Path(__file__).resolve().parents[2]
 LIBRARY = PROJECT / "thyroid_lib"
 REPORTS = PROJECT / "reports"
+PART = ".part"
+"""How the name of a file ends that is still being written; what a killed process leaves of them may be deleted."""
 _UMASK = os.umask(0o022)
 os.umask(_UMASK)
 FILE_MODE, FOLDER_MODE = 0o666 & ~_UMASK, 0o777 & ~_UMASK  # what any program gives; temporary files get less
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old one or the new one, never half of it.
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A file to write beside ``path``, which takes its place at the end: a reader sees the old one or the new one.
 
     Raises:
         OSError: the folder cannot be written to, or the disk is full; the old file is untouched.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
+    os.close(handle)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
+        yield Path(name)
+        with open(name, "rb+") as file:
             os.fsync(file.fileno())
         os.chmod(name, FILE_MODE)
         os.replace(name, path)
+        if os.name == "posix":  # the new name too shall outlive a loss of power
+            handle = os.open(path.parent, os.O_RDONLY)
+            os.fsync(handle)
+            os.close(handle)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all; raises OSError as `written_whole` does."""
+    with written_whole(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Mapping) -> None:

@@ -20,7 +20,7 @@ from thyroid_lib.common.messages import named, quoted
 NOTEBOOKS = PROJECT / "notebooks"
 PROFILES = NOTEBOOKS / "profiles"
 SOURCES = "phantom ddti busi tn3k tg3k tn5000 auitd thyus2path stanford folder manifest dicom".split()
-_TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list}
+_TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict}
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,10 @@ def resolve(profile: dict, settings: list[str], data: dict[str, str]) -> dict[st
         try:
             for book in takers:
                 if name in notebooks[book]:
-                    resolved[book][name] = _typed(value, notebooks[book][name])
+                    typed = _typed(value, notebooks[book][name])
+                    if isinstance(typed, dict):  # what it does not name stays as it was
+                        typed = resolved[book].get(name, notebooks[book][name].default) | typed
+                    resolved[book][name] = typed
         except ValueError as error:
             problems.append(f"{origin}: {error}")
 

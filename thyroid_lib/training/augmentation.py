@@ -56,9 +56,8 @@ class Augmentation:
         *,
         seed: int,
         epoch: int,
-        occurrences: np.ndarray | None = None,
         masks: torch.Tensor | None = None,
-    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Changes a batch.
 
         Args:
@@ -66,18 +65,15 @@ class Augmentation:
             samples: int (N,), what identifies each image in its data set: its row.
             seed: of the training.
             epoch: counted from 0.
-            occurrences: int (N,), how often each sample came before in this epoch (balanced sampling
-                draws some twice); None is never.
             masks: uint8 (N, S, S) of 0 and 1, to be moved as the images are; or None.
 
         Returns:
             uint8 (N, S, S) on the same device: the changed images are 8-bit images again and go the same
-            way as unchanged ones. With masks, these too: float32 (N, S, S) in 0..1.
+            way as unchanged ones. The masks moved alike, float32 (N, S, S) in 0..1, or None.
         """
         if images.dtype != torch.uint8 or images.ndim != 3:
             raise ValueError(f"expected uint8 (N, S, S), {images.dtype} {tuple(images.shape)} came")
-        occurrences = np.zeros(len(samples), np.int64) if occurrences is None else occurrences
-        draws = uniforms(seed, epoch, samples, occurrences, _DRAWS)
+        draws = uniforms(seed, epoch, samples, _DRAWS)
         u = torch.from_numpy(draws.astype(np.float32)).to(images.device, non_blocking=True)
         offsets = torch.from_numpy((draws[:, 10:12] * _TILE).astype(np.int64))
         grid = self._grid(u, images.shape[-1])
@@ -87,7 +83,7 @@ class Augmentation:
         x *= 1 + self._spread(u[:, 3], self.gain)[:, None, None]
         x *= 1 + (u[:, 5] * self.speckle)[:, None, None] * _speckle(offsets.to(x.device), x.shape[-1])
         changed = x.mul_(255).round_().clamp_(0, 255).to(torch.uint8)
-        return changed if masks is None else (changed, _sampled(masks.to(torch.float32), grid))
+        return changed, None if masks is None else _sampled(masks.to(torch.float32), grid)
 
     @staticmethod
     def _spread(u: torch.Tensor, limit: float) -> torch.Tensor:
@@ -114,24 +110,24 @@ class Augmentation:
         return x * torch.exp(-depth[:, None, None] * below[:, :, None] * profile[:, None, :])
 
 
-def uniforms(seed: int, epoch: int, samples: np.ndarray, occurrences: np.ndarray, count: int) -> np.ndarray:
+def uniforms(seed: int, epoch: int, samples: np.ndarray, count: int) -> np.ndarray:
     """Random numbers that depend on nothing but their names.
 
-    SplitMix64 (Steele, Lea and Flood 2014, OOPSLA) of the four keys and a counter.
+    SplitMix64 (Steele, Lea and Flood 2014, OOPSLA) of the three keys and a counter.
 
     Args:
         seed: any integer. epoch: from 0.
-        samples: int (N,). occurrences: int (N,).
+        samples: int (N,).
         count: numbers per sample.
 
     Returns:
         float64 (N, count), uniform in [0, 1).
     """
     state = np.zeros(len(samples), np.uint64)
-    for key in (np.full(1, seed), np.full(1, epoch), samples, occurrences):
+    for key in (np.full(1, seed), np.full(1, epoch), samples):
         state = _mix(state ^ np.asarray(key).astype(np.int64).view(np.uint64))
     counter = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    return (_mix(state[:, None] + counter[None]) >> np.uint64(11)) * 2.0**-53
+    return (_mix(_mix(state)[:, None] + counter) >> np.uint64(11)) * 2.0**-53
 
 
 def _mix(z: np.ndarray) -> np.ndarray:

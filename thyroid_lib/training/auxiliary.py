@@ -3,12 +3,10 @@
 A few hundred frames with one label each say little about where to look and what for. Many sources say more: the
 nodule's outline, the signs that a reader described (composition, echogenicity, margins, calcifications), and what
 can be measured under the outline. Auxiliary tasks ask for them during training: the nodule's mask, of the middle
-flow's map F2; the signs, and the texture and shape that `baselines.texture_features` measures, of the pooled features
+flow's map F2; the signs, and the texture and shape that `texture.texture_features` measures, of the pooled features
 that the class is read from (multitask learning: Caruana 1997, Machine Learning 28:41). Their layers are dropped with
 the end of the training; the network that is kept needs a frame and nothing else.
 """
-
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -24,35 +22,24 @@ RAREST = 5  # a value of a sign that fewer training images show cannot be learnt
 UNKNOWN = -1
 
 
-@dataclass(frozen=True)
-class Signs:
-    """The described signs of every crop.
-
-    Attributes:
-        values: sign -> its values, in the order of their codes.
-        codes: int64 (N, number of signs), -1 where a sign was not described.
-    """
-
-    values: dict[str, list[str]]
-    codes: np.ndarray
-
-
-def described_signs(index: pd.DataFrame, train: np.ndarray) -> Signs:
+def described_signs(index: pd.DataFrame, train: np.ndarray) -> tuple[dict[str, list[str]], np.ndarray]:
     """The columns `sign_*` of a crops index as codes; values that the training part lacks or hardly has are unknown.
 
     Args:
         index: one row per crop. train: int (n,), rows of the training part.
+
+    Returns:
+        Sign -> its values, in the order of their codes; codes int64 (N, number of signs), -1 where unknown.
     """
-    values, codes = {}, []
+    values, codes = {}, [np.zeros((len(index), 0), np.int64)]
     for column in (name for name in index.columns if name.startswith(PREFIX)):
         counts = index[column].iloc[train].value_counts()
         kept = sorted(str(value) for value, count in counts.items() if count >= RAREST and value != "")
         if len(kept) < 2:
             continue
         values[column.removeprefix(PREFIX)] = kept
-        code = {value: number for number, value in enumerate(kept)}
-        codes.append(index[column].astype(str).map(code).fillna(UNKNOWN).to_numpy(np.int64))
-    return Signs(values, np.stack(codes, 1) if codes else np.zeros((len(index), 0), np.int64))
+        codes.append(pd.Categorical(index[column].astype(str), kept).codes.astype(np.int64)[:, None])
+    return values, np.concatenate(codes, 1)
 
 
 def measured_texture(crops, train: np.ndarray, outlined: np.ndarray) -> np.ndarray:
@@ -81,7 +68,7 @@ class Pupil(nn.Module):
     Args:
         model: of `network.build`; an Xception.
         mask: whether the nodule's mask is asked for.
-        signs: sign -> number of its values. texture: number of measures of texture and shape; 0 asks for none.
+        signs: number of values of each sign. texture: number of measures of texture and shape; 0 asks for none.
 
     Raises:
         ValueError: another network.
@@ -127,26 +114,23 @@ class Questions:
         self, crops, train: np.ndarray, mask_weight: float, sign_weight: float, texture_weight: float
     ):
         self.mask_weight, self.sign_weight, self.texture_weight = mask_weight, sign_weight, texture_weight
-        self.masks = self.texture = None
-        self.signs = Signs({}, np.zeros((len(crops.images), 0), np.int64))
-        self.outlined = np.zeros(len(crops.images), bool)
-        if crops.masks is not None:
-            self.outlined = crops.index["mask_inside"].notna().to_numpy()
+        count, none = len(crops.images), crops.masks is None
+        self.outlined = np.zeros(count, bool) if none else crops.index["mask_inside"].notna().to_numpy()
         # without an outline, "normal" says that there is no nodule; any other frame's nodule is not known
         self.answered = self.outlined | (crops.index["label"] == "normal").to_numpy()
+        self.masks = self.texture = None
+        self.values, self.codes = described_signs(crops.index, train) if sign_weight else ({}, None)
         if mask_weight:
-            if crops.masks is None or not self.answered[train].any():
+            if none or not self.answered[train].any():
                 raise ValueError(
                     f"mask_weight={mask_weight}: expected crops with nodule masks, these have none; set mask_weight=0"
                 )
             self.masks = RowReader(crops.masks)
-        if sign_weight:
-            self.signs = described_signs(crops.index, train)
-            if not self.signs.values:
-                raise ValueError(
-                    f"sign_weight={sign_weight}: expected an index that describes signs (columns {PREFIX}*) with at "
-                    f"least two values of {RAREST} training images each, this has none; set sign_weight=0"
-                )
+        if sign_weight and not self.values:
+            raise ValueError(
+                f"sign_weight={sign_weight}: expected an index that describes signs (columns {PREFIX}*) with at "
+                f"least two values of {RAREST} training images each, this has none; set sign_weight=0"
+            )
         if texture_weight:
             if self.outlined[train].sum() < 2:
                 raise ValueError(
@@ -157,7 +141,7 @@ class Questions:
 
     def pupil(self, model: nn.Module) -> Pupil:
         """The network with the heads that answer."""
-        counts = {name: len(values) for name, values in self.signs.values.items()}
+        counts = {name: len(values) for name, values in self.values.items()}
         measures = 0 if self.texture is None else self.texture.shape[1]
         return Pupil(model, mask=self.masks is not None, signs=counts, texture=measures)
 
@@ -183,12 +167,12 @@ class Questions:
             each = mask_loss(mask.float(), targets) * answered
             losses.append(self.mask_weight * each.sum() / max(1, self.answered[batch].sum()))
         if signs:
-            codes = torch.from_numpy(self.signs.codes[mine]).to(signs[0].device)
+            codes = torch.from_numpy(self.codes[mine]).to(signs[0].device)
             each = [
-                F.cross_entropy(logits.float(), codes[:, k], ignore_index=UNKNOWN, reduction="sum")
-                for k, logits in enumerate(signs)
+                F.cross_entropy(logits.float(), code, ignore_index=UNKNOWN, reduction="sum")
+                for logits, code in zip(signs, codes.T)
             ]
-            known = max(1, (self.signs.codes[batch] != UNKNOWN).sum())
+            known = max(1, (self.codes[batch] != UNKNOWN).sum())
             losses.append(self.sign_weight * torch.stack(each).sum() / known)
         if texture is not None:
             measured = torch.from_numpy(self.texture[mine]).to(texture.device)

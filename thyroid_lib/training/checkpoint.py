@@ -16,14 +16,17 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from thyroid_lib.common import fingerprint
+from thyroid_lib.common.files import LIBRARY, PART, write_text, written_whole
 from thyroid_lib.common.messages import MORE, NAMES, named, quoted
 
 try:
@@ -32,11 +35,28 @@ except ImportError:  # Windows
     fcntl = None
 
 BEST, STATE = "best.safetensors", "state.json"
-FORMAT = 1
+FORMAT = 2
+CODE = (
+    "network.py",
+    "losses.py",
+    "layers/inputs.py",
+    "layers/depthwise.py",
+    "layers/pointwise.py",
+    "evaluation/calibration.py",
+    "training/augmentation.py",
+    "training/auxiliary.py",
+    "training/settings.py",
+    "training/loop.py",
+)
+"""What the numbers of a training follow from: a checkpoint of other code is another training's."""
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be written, read or continued; the message says what to do."""
+
+
+class InitialWeightsMissing(FileNotFoundError):
+    """The file with the weights to start from is not there."""
 
 
 def save_weights(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> None:
@@ -53,13 +73,10 @@ def save_weights(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapp
     """
     plain = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     text = {name: json.dumps(value, sort_keys=True) for name, value in metadata.items()}
-    size = sum(tensor.numel() * tensor.element_size() for tensor in plain.values())
-
-    def write(temporary: str) -> None:
-        save_file(plain, temporary, metadata=text)
-        _sort_metadata(temporary)
-
-    _replace(path, write, size)
+    size = sum(tensor.nbytes for tensor in plain.values())
+    with _explained(path, size), written_whole(path) as part:
+        save_file(plain, part, metadata=text)
+        _sort_metadata(part)
 
 
 def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -80,12 +97,6 @@ def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
             f"Expected complete weights in {path}; they cannot be read ({error}). Delete the folder "
             f"{Path(path).parent} to train again from the start."
         ) from error
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON, whole or not at all; raises CheckpointError as `save_weights` does."""
-    data = json.dumps(content, indent=1, ensure_ascii=False).encode()
-    _replace(path, lambda temporary: Path(temporary).write_bytes(data), len(data))
 
 
 def read_state(folder: Path) -> dict | None:
@@ -120,19 +131,58 @@ def save_state(folder: Path, tensors: Mapping[str, torch.Tensor], state: Mapping
         folder: the checkpoint folder.
         tensors: all that is needed to go on; empty when the training is finished.
         state: plain JSON values with "epoch", the number of epochs done.
+
+    Raises:
+        CheckpointError: as `save_weights`.
     """
     name = f"state-{state['epoch']}.safetensors" if tensors else ""
     if tensors:
         save_weights(Path(folder) / name, tensors, {})
-    write_json(Path(folder) / STATE, {**state, "format": FORMAT, "tensors": name})
+    text = json.dumps({**state, "format": FORMAT, "tensors": name}, indent=1, ensure_ascii=False)
+    with _explained(Path(folder) / STATE, len(text)):
+        write_text(Path(folder) / STATE, text)
     for old in Path(folder).glob("state-*.safetensors"):
         if old.name != name:
             old.unlink(missing_ok=True)
 
 
-def load_state_tensors(folder: Path, state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """The tensors that belong to `state`, on the CPU; raises CheckpointError where they are lost."""
-    return load_weights(Path(folder) / state["tensors"])[0]
+def tensors_of(
+    learner: torch.nn.Module, average: torch.nn.Module | None, optimizer: torch.optim.Optimizer
+) -> dict[str, torch.Tensor]:
+    """All tensors that a training needs to go on: of what learns, of its moving average, of the optimizer."""
+    states = {"learner": learner.state_dict(), "average": average.state_dict() if average is not None else {}}
+    states |= {f"optimizer.{i}": slots for i, slots in optimizer.state_dict()["state"].items()}
+    return {f"{part}.{name}": value for part, state in states.items() for name, value in state.items()}
+
+
+def restore(folder: Path, state: Mapping[str, Any], learner, average, optimizer) -> None:
+    """Puts the tensors that belong to `state` back where `tensors_of` found them.
+
+    Raises:
+        CheckpointError: they are lost.
+    """
+    parts = {"learner": {}, "average": {}, "optimizer": {}}
+    for name, value in load_weights(Path(folder) / state["tensors"])[0].items():
+        part, rest = name.split(".", 1)
+        parts[part][rest] = value
+    learner.load_state_dict(parts["learner"])
+    if average is not None:
+        average.load_state_dict(parts["average"])
+    saved = optimizer.state_dict()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for name, value in parts["optimizer"].items():
+        i, slot = name.split(".", 1)
+        if value.ndim:  # the fused optimizer walks memory: the state must lie as its parameter does
+            value = torch.empty_like(parameters[int(i)]).copy_(value)
+        saved["state"].setdefault(int(i), {})[slot] = value
+    optimizer.load_state_dict(saved)
+
+
+def history_of(state: Mapping[str, Any], title: str) -> pd.DataFrame:
+    """The epochs that a state tells of, a row each; its `attrs` hold the title."""
+    history = pd.DataFrame(state["history"])
+    history.attrs["title"] = title
+    return history
 
 
 def prepare(folder: Path) -> None:
@@ -143,15 +193,12 @@ def prepare(folder: Path) -> None:
     Raises:
         CheckpointError: the folder cannot be made or written.
     """
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(".*.part"):
+    with _explained(folder):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for left in Path(folder).glob(f".*{PART}"):
             left.unlink(missing_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"0")
-    except OSError as error:
-        raise CheckpointError(_why(folder, error, 0)) from error
 
 
 @contextlib.contextmanager
@@ -165,11 +212,9 @@ def held(folder: Path) -> Iterator[None]:
         yield
         return
     path = Path(folder).with_name(f".{Path(folder).name}.lock")
-    try:
+    with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "w")
-    except OSError as error:
-        raise CheckpointError(_why(path, error, 0)) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -183,6 +228,45 @@ def held(folder: Path) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+def identity_of(settings, crops, train, validation, labels, initial) -> dict:
+    """What a training is: its settings, data, initial weights and code; arguments as `loop.fit`."""
+    return {
+        "settings": settings.identity(),
+        "data": {
+            "crops": str(crops.hash),
+            "training rows": fingerprint.digest(train),
+            "validation rows": fingerprint.digest(validation),
+            "labels": fingerprint.digest(labels),
+        },
+        "initial weights": digest_of(initial),
+        "code": fingerprint.digest(*(LIBRARY / name for name in CODE)),
+    }
+
+
+def digest_of(initial: str | Path | dict | None) -> str:
+    """A short hash of initial weights, by their values; "none" without any."""
+    if initial is None:
+        return "none"
+    if isinstance(initial, dict):
+        return fingerprint.digest(initial)
+    if not Path(initial).is_file():
+        raise InitialWeightsMissing(
+            f"Expected the weights to start from in {initial}; there is no such file."
+        )
+    return fingerprint.digest(load_weights(Path(initial))[0])
+
+
+def put_aside(folder: Path, identity: dict) -> str:
+    """Renames a folder that holds another training; says in what it differs, "" where there is none."""
+    state = read_state(folder)
+    different = differences(state["identity"], identity) if state else []
+    if different and int(os.environ.get("RANK", 0)) == 0:
+        before = folder.with_name(folder.name + ".before")
+        shutil.rmtree(before, ignore_errors=True)
+        folder.rename(before)
+    return "; ".join(different)
 
 
 def refuse_another(folder: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
@@ -208,12 +292,12 @@ def refuse_another(folder: Path, found: Mapping[str, Any], asked: Mapping[str, A
 def differences(found: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
     """Every value in which two nested identities differ, as "name: a there, b asked for"."""
     first, second = _flat(found), _flat(asked)
-    lines = []
-    for name in sorted({**first, **second}):
-        a, b = first.get(name, "nothing"), second.get(name, "nothing")
-        if a != b:
-            lines.append(f"{named(name)}: {named(a, MORE)} there, {named(b, MORE)} asked for")
-    return lines
+    both = {name: (first.get(name, "nothing"), second.get(name, "nothing")) for name in {**first, **second}}
+    return [
+        f"{named(name)}: {named(a, MORE)} there, {named(b, MORE)} asked for"
+        for name, (a, b) in sorted(both.items())
+        if a != b
+    ]
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -225,7 +309,7 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _sort_metadata(path: str) -> None:
+def _sort_metadata(path: Path) -> None:
     """Puts the metadata of a safetensors file in order: the library writes them in another one each time."""
     with open(path, "rb+") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -237,38 +321,19 @@ def _sort_metadata(path: str) -> None:
             file.write(text.ljust(length))
 
 
-def _replace(path: Path, write: Callable[[str], object], size: int) -> None:
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+@contextlib.contextmanager
+def _explained(path: Path, size: int = 0) -> Iterator[None]:
+    """Turns a failure to write `path`, of `size` bytes, into a CheckpointError that says what to do."""
     try:
-        write(str(temporary))
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
+        yield
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True) if path.parent.is_dir() else None
-        raise CheckpointError(_why(path, error, size)) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _why(path: Path, error: BaseException, size: int) -> str:
-    text = str(error)
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in text:
-        free = shutil.disk_usage(path.parent).free
-        return (
-            f"The disk is full: {size / 2**20:.0f} MiB are to be written to {path}, {free / 2**20:.0f} MiB "
-            "are free. The checkpoint before it is whole; make room and start the same command again."
-        )
-    return (
-        f"Expected to write {path}, and cannot: {text}. The checkpoint before it is untouched; choose a "
-        "folder that can be written, or mend this one, and start the same command again."
-    )
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error):
+            free = shutil.disk_usage(Path(path).parent).free
+            raise CheckpointError(
+                f"The disk is full: {size / 2**20:.0f} MiB are to be written to {path}, {free / 2**20:.0f} MiB "
+                "are free. The checkpoint before it is whole; make room and start the same command again."
+            ) from error
+        raise CheckpointError(
+            f"Expected to write {path}, and cannot: {error}. The checkpoint before it is untouched; choose a "
+            "folder that can be written, or mend this one, and start the same command again."
+        ) from error

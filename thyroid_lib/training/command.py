@@ -5,6 +5,7 @@ torchrun --nproc-per-node 4 -m thyroid_lib train --crops ... --folder ... --set 
 """
 
 import argparse
+import json
 import os
 import sys
 from dataclasses import fields
@@ -19,23 +20,13 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         0 when the training is finished, 1 when it failed, 2 on wrong usage.
     """
-    options = _parser().parse_args(argv)
-    from thyroid_lib.data import rows
-    from thyroid_lib.training import checkpoint, ranks
-    from thyroid_lib.training import loop as training
+    options = _options(argv)
+    from thyroid_lib.data.rows import DataVanished
+    from thyroid_lib.training import checkpoint, loop
 
     try:
-        if options.job:
-            fit = ranks.run_job(options.job)
-        else:
-            fit = _train(options, training)
-    except (
-        checkpoint.CheckpointError,
-        training.TrainingError,
-        rows.DataVanished,
-        ValueError,
-        OSError,
-    ) as error:
+        fit = run_job(options.job) if options.job else run_options(options)
+    except (checkpoint.CheckpointError, loop.TrainingError, DataVanished, ValueError, OSError) as error:
         print(f"train: {error}", file=sys.stderr)
         return 1
     if int(os.environ.get("RANK", 0)) == 0:
@@ -47,64 +38,59 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _train(options: argparse.Namespace, training):
-    from thyroid_lib import manifest
+def run_options(options: argparse.Namespace):
+    """Trains what the command line asks for; gives the `loop.Fit`."""
+    import yaml
+
     from thyroid_lib.data.crops import Crops
-    from thyroid_lib.training import ranks
+    from thyroid_lib.training import folds, loop, pretraining
 
     crops = Crops.open(options.crops)
-    model = {
-        "name": options.network,
-        "num_classes": len(crops.classes),
-        "in_chans": 1,
-        "width": options.width,
-        "middle_blocks": options.middle_blocks,
-    }
-    settings = training.Settings(model=model, **dict(_setting(text, training) for text in options.set))
-    labelled = crops.index[crops.labels >= 0]
-    fold = None if options.fold < 0 else options.fold
-    part = manifest.partition(labelled, fold, validation=options.validation, seed=settings.seed)
-    train, validation = (np.asarray(part.index[part == name]) for name in ("train", "validation"))
-    return ranks.fit(settings, crops, train, validation, options.folder, initial=options.initial or None)
+    try:
+        switches = yaml.safe_load(options.network)
+    except yaml.YAMLError:
+        switches = options.network
+    known = {field.name: type(field.default) for field in fields(loop.Settings) if field.name != "model"}
+    asked = {}
+    for text in options.set:
+        name, _, value = text.partition("=")
+        if name not in known or not value:
+            raise ValueError(f"--set: expected NAME=VALUE with a name of {', '.join(known)}; {text!r} came")
+        asked[name] = value.lower() == "true" if known[name] is bool else known[name](value)
+    settings = loop.Settings(model=pretraining.model_config(crops, switches), **asked)
+    rows = folds.parts(crops, options.fold, options.validation, settings.seed)
+    return loop.fit(
+        settings, crops, rows["train"], rows["validation"], options.folder, initial=options.initial
+    )
 
 
-def _setting(text: str, training) -> tuple[str, object]:
-    known = {field.name: field.default for field in fields(training.Settings) if field.name != "model"}
-    name, _, value = text.partition("=")
-    if name not in known or not value:
-        raise ValueError(f"--set: expected NAME=VALUE with a name of {', '.join(known)}; {text!r} came")
-    kind = type(known[name])
-    if kind is bool:
-        return name, value.lower() in ("1", "true", "yes")
-    return name, kind(value)
+def run_job(path: str | Path):
+    """Does what `ranks.write_job` wrote; under torchrun each rank calls it. Gives the `loop.Fit`."""
+    from thyroid_lib.data.crops import Crops
+    from thyroid_lib.training import loop, ranks
+
+    ranks.end_with_parent()
+    job = json.loads(Path(path).read_text(encoding="utf-8"))
+    train, validation, labels = (np.array(job.pop(n), np.int64) for n in ("train", "validation", "labels"))
+    settings, crops = loop.Settings(**job.pop("settings")), Crops.open(job.pop("crops"))
+    return loop.fit(settings, crops, train, validation, labels=labels, **job)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _options(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m thyroid_lib train", description=__doc__.split("\n")[0])
-    parser.add_argument("--crops", type=Path, help="crops folder, as notebook 01 writes it")
-    parser.add_argument("--folder", type=Path, help="for the checkpoints; the same command goes on in it")
-    parser.add_argument("--fold", type=int, default=-1, help="fold that is left out; -1 leaves none out")
-    parser.add_argument(
-        "--validation", type=float, default=0.15, help="share of the rest that chooses the epoch"
-    )
-    parser.add_argument("--initial", help="weights to start from (safetensors)")
-    parser.add_argument("--network", default="optimized_xception", help="optimized_xception or xception")
-    parser.add_argument("--width", type=float, default=1.0, help="multiplies the network's channels")
-    parser.add_argument("--middle-blocks", type=int, default=8, help="blocks of the middle flow")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="any training setting"
-    )
-    parser.add_argument("--job", help="a job file that a notebook wrote; the other options are then ignored")
-    original = parser.parse_args
-
-    def parse(argv=None):
-        options = original(argv)
-        if not options.job and not (options.crops and options.folder):
-            parser.error("--crops and --folder are needed (or --job)")
-        return options
-
-    parser.parse_args = parse
-    return parser
+    add = parser.add_argument
+    add("--crops", type=Path, help="crops folder, as notebook 01 writes it")
+    add("--folder", type=Path, help="for the checkpoints; the same command goes on in it")
+    add("--fold", type=int, help="fold that is left out; none without it")
+    add("--validation", type=float, default=0.15, help="share of the rest that chooses the epoch")
+    add("--initial", help="weights to start from (safetensors)")
+    add("--network", default="{}", help="switches of the network, as in '{width: 0.5, middle_blocks: 4}'")
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help="any training setting")
+    add("--job", help="a job file that a notebook wrote; the other options are then ignored")
+    options = parser.parse_args(argv)
+    if not options.job and not (options.crops and options.folder):
+        parser.error("--crops and --folder are needed (or --job)")
+    return options
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ A fold's model learns on the training part, its epoch, temperature and operating
 validation part, and the fold itself is predicted with all of that frozen, as is the external set.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ from scipy.special import softmax
 from thyroid_lib import manifest
 from thyroid_lib.common.jobs import run_jobs
 from thyroid_lib.data.crops import Crops
+from thyroid_lib.evaluation.calibration import fit_temperature, operating_points
 from thyroid_lib.evaluation.predictions import mean_predictions, prediction_table
-from thyroid_lib.training import loop, ranks, texture
+from thyroid_lib.training import loop, texture
 
 FINETUNED, SCRATCH, TEXTURE, SIGNS = "finetuned", "scratch", "reference_texture", "reference_signs"
 
@@ -40,6 +42,9 @@ class FoldResult:
     operating_points: dict[str, float]
     tables: dict[str, pd.DataFrame]
     fit: loop.Fit | None = None
+
+    def __str__(self) -> str:
+        return f"{self.model}, fold {self.fold}"
 
 
 def run(
@@ -73,22 +78,16 @@ def run(
     Returns:
         Results in the order finetuned folds, then scratch.
     """
-    arms = [(FINETUNED, fold, initial) for fold in range(folds)] + [(SCRATCH, 0, None)] * bool(scratch)
-    jobs = [
-        {
-            "settings": settings if model == FINETUNED else replace(settings, frozen_epochs=0),
-            "data": str(data),
-            "folder": str(Path(folder) / model / f"fold{fold}"),
-            "model": model,
-            "fold": fold,
-            "initial": str(start) if start else None,
-            "validation": validation,
-            "title": f"{model}, fold {fold + 1} of {folds if model == FINETUNED else 1}",
-        }
-        for model, fold, start in arms
-    ]
+    arms = [(FINETUNED, fold, initial, folds) for fold in range(folds)] + [(SCRATCH, 0, None, 1)] * scratch
+    shared = {"settings": settings, "data": data, "validation": validation}
     if parallel == 1 and not cluster:
-        return [run_fold(**job, on_epoch=on_epoch) for job in jobs]
+        shared["on_epoch"] = on_epoch
+    jobs = [
+        shared
+        | {"model": model, "fold": fold, "initial": start, "folder": Path(folder) / model / f"fold{fold}"}
+        | {"title": f"{model}, fold {fold + 1} of {count}"}
+        for model, fold, start, count in arms
+    ]
     return run_jobs(run_fold, jobs, parallel=parallel, cluster=cluster, title="folds")
 
 
@@ -96,17 +95,8 @@ def run_fold(settings, data, folder, model, fold, initial, validation, title, on
     """Trains one fold and predicts with it; arguments as `run`."""
     crops, external = open_crops(data)
     rows = parts(crops, fold, validation, settings.seed)
-    fit = ranks.fit(
-        settings,
-        crops,
-        rows["train"],
-        rows["validation"],
-        folder,
-        initial=initial,
-        title=title,
-        on_epoch=on_epoch,
-        set_aside=True,
-    )
+    options = {"initial": initial, "title": title, "on_epoch": on_epoch, "set_aside": True}
+    fit = loop.fit(settings, crops, rows["train"], rows["validation"], folder, **options)
     network = fit.model()
 
     def logits(source: Crops, chosen: np.ndarray) -> np.ndarray:
@@ -118,21 +108,21 @@ def run_fold(settings, data, folder, model, fold, initial, validation, title, on
 def run_reference(data: Path, folds: int, *, validation: float = 0.15, seed: int = 0) -> list[FoldResult]:
     """Logistic regression on texture and shape under the true mask, on the same parts as the networks."""
     crops, external = open_crops(data)
-    features = {id(crops): texture.texture_features(crops.images, crops.masks)}
-    if external is not None:
-        features[id(external)] = texture.texture_features(external.images, external.masks)
+    features = {
+        id(source): texture.texture_features(source.images, source.masks)
+        for source in (crops, external)
+        if source is not None
+    }
     results = []
     for fold in range(folds):
         rows = parts(crops, fold, validation, seed)
-        own = features[id(crops)]
-        logits_of = texture.fit_reference(
-            own.iloc[rows["train"]], crops.labels[rows["train"]], len(crops.classes), seed
-        )
+        learnt, labels = features[id(crops)].iloc[rows["train"]], crops.labels[rows["train"]]
+        logits_of = texture.fit_reference(learnt, labels, len(crops.classes), seed)
 
         def logits(source: Crops, chosen: np.ndarray, logits_of=logits_of) -> np.ndarray:
             return logits_of(features[id(source)].iloc[chosen])
 
-        results.append(_result(TEXTURE, fold, rows, crops, external, logits, None))
+        results.append(_result(TEXTURE, fold, rows, crops, external, logits))
     return results
 
 
@@ -142,19 +132,18 @@ def sign_reader(data: Path, folds: int) -> list[pd.DataFrame]:
 
     crops, external = open_crops(data)
     tables = []
-    for source, name, held_out in ((crops, "internal", range(folds)), (external, "external", None)):
+    for source, name in ((crops, "internal"), (external, "external")):
         if source is None or not source.simulated or f"sign_{next(iter(signs.SIGNS))}" not in source.index:
             continue
         chosen = source.labels >= 0
-        if held_out is not None:
-            chosen &= source.index["fold"].isin(held_out).to_numpy()
+        if name == "internal":
+            chosen &= source.index["fold"].isin(range(folds)).to_numpy()
         index = source.index[chosen]
         kind = index["dataset"].iloc[0].partition(":")[2]
         logits = np.log(np.maximum(signs.sign_reader(index, kind), 1e-12))
         even = dict.fromkeys(source.classes, 1 / len(source.classes))
-        tables.append(
-            prediction_table(index, source.classes, logits, 1.0, even, model=SIGNS, set=name, fold=-1)
-        )
+        about = {"model": SIGNS, "set": name, "fold": -1}
+        tables.append(prediction_table(index, source.classes, logits, 1.0, even, **about))
     return tables
 
 
@@ -171,8 +160,7 @@ def tables(results: list[FoldResult]) -> list[pd.DataFrame]:
         if len(mine) == 1:
             out.append(mine[0].tables["external"])
         elif mine:
-            keys = mine[0].operating_points
-            points = {key: float(np.mean([result.operating_points[key] for result in mine])) for key in keys}
+            points = pd.DataFrame([result.operating_points for result in mine]).mean().to_dict()
             out.append(mean_predictions([result.tables["external"] for result in mine], points))
     return out
 
@@ -202,19 +190,24 @@ def open_crops(data: Path) -> tuple[Crops, Crops | None]:
     return crops, external
 
 
-def _result(model, fold, rows, crops, external, logits, fit) -> FoldResult:
-    truth = crops.labels[rows["validation"]]
-    raw = logits(crops, rows["validation"])
-    temperature = loop.fit_temperature(raw, truth)
-    points = loop.operating_points(softmax(raw / temperature, axis=1), truth, crops.classes)
-    sets = {"internal": (crops, rows["test"], None), "validation": (crops, rows["validation"], raw)}
-    if external is not None:
-        sets["external"] = (external, np.flatnonzero(external.labels >= 0), None)
-    made = {}
-    for name, (source, chosen, known) in sets.items():
-        scores = logits(source, chosen) if known is None else known
+def _result(
+    model: str, fold: int, rows: dict, crops: Crops, external: Crops | None, logits: Callable, fit=None
+) -> FoldResult:
+    """Fixes temperature and operating points on the validation part, then makes the table of every set."""
+    truth, raw = crops.labels[rows["validation"]], logits(crops, rows["validation"])
+    temperature = fit_temperature(raw, truth)
+    points = operating_points(softmax(raw / temperature, axis=1), truth, crops.classes)
+
+    def table(name: str, source: Crops, chosen: np.ndarray, scores: np.ndarray) -> pd.DataFrame:
+        about = {"model": model, "set": name, "fold": fold}
         index = source.index.iloc[chosen]
-        made[name] = prediction_table(
-            index, source.classes, scores, temperature, points, model=model, set=name, fold=fold
-        )
+        return prediction_table(index, source.classes, scores, temperature, points, **about)
+
+    made = {
+        "internal": table("internal", crops, rows["test"], logits(crops, rows["test"])),
+        "validation": table("validation", crops, rows["validation"], raw),
+    }
+    if external is not None:
+        chosen = np.flatnonzero(external.labels >= 0)
+        made["external"] = table("external", external, chosen, logits(external, chosen))
     return FoldResult(model, fold, rows, temperature, points, made, fit)

@@ -1,4 +1,4 @@
-"""What this machine is and which arithmetic it is fast at: probed, not assumed.
+"""The machine's part of a training: devices, ranks and arithmetic, probed and not assumed.
 
 A probe times the network that is to be trained, in float32 and under bfloat16 autocast. Because a later run
 must choose the same, the outcome is kept per network, machine and PyTorch version in the cache folder, and in
@@ -9,35 +9,98 @@ import contextlib
 import copy
 import inspect
 import json
+import logging
 import os
 import platform
-import statistics
 import sys
-import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
-from thyroid_lib.common.files import cache_folder
+from thyroid_lib.common.files import cache_folder, write_json
 from thyroid_lib.common.fingerprint import digest
+from thyroid_lib.common.memory import keep_memory
+from thyroid_lib.training import checkpoint
 
 PRECISIONS = ("auto", "32", "bf16")
 GAIN = 1.15  # bfloat16 is chosen where it is at least this much faster: it also costs accuracy
 _ROUNDS = 3
 
 
+def open_fabric(asked: str, state: dict, model: nn.Module, size: int):
+    """Fabric for this process, alone or one of torchrun's.
+
+    Args:
+        asked: the precision: "auto", "32" or "bf16".
+        state: of the checkpoint; "environment" is kept from its first start, "choices", what was chosen for this
+            machine and why, is written.
+        model: to probe precisions with. size: side of the images, px.
+
+    Returns:
+        lightning_fabric.Fabric, launched.
+    """
+    from lightning_fabric import Fabric
+
+    accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    world = int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else 1
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", world)) if world > 1 else 1
+    before = state.get("environment")
+    if before and asked == "auto":
+        precision, why = before["precision"], "as the checkpoint began"
+    else:
+        precision, why = choose_precision(asked, torch.device(accelerator), model, size)
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # the precision is told with the choices
+    fabric = Fabric(
+        accelerator=accelerator,
+        devices=local,
+        num_nodes=world // local,
+        strategy="ddp" if world > 1 else "auto",
+        precision=precision,
+    )
+    if world > 1:
+        fabric.launch()
+    now = {
+        "precision": precision,
+        "device": accelerator,
+        "processes": world,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    kept = keep_memory()
+    state["choices"] = now | {
+        "precision_why": why,
+        "memory_format": "channels-last",
+        "optimizer": "fused AdamW",
+        "memory": "freed memory is kept for the next step" if kept else "as the system does it",
+    }
+    different = checkpoint.differences(before or now, now)
+    if different:
+        state["choices"]["resumed_elsewhere"] = "; ".join(different) + ": bits may differ"
+    state.setdefault("environment", now)
+    return fabric
+
+
+def gathered(fabric, array: np.ndarray) -> np.ndarray:
+    """The arrays of all ranks, one after another in their order, on every rank; lengths may differ."""
+    if fabric.world_size == 1:
+        return array
+    arrays = [None] * fabric.world_size
+    torch.distributed.all_gather_object(arrays, array)
+    return np.concatenate(arrays)
+
+
 def describe() -> dict:
     """Processor, threads, memory and accelerators, as plain values for run.json."""
     import psutil
 
-    cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "processor": processor(),
         "threads": torch.get_num_threads(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "cuda": cuda,
+        "cuda": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "torch": torch.__version__,
     }
 
@@ -93,8 +156,6 @@ def choose_precision(
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bf16-mixed", f"{torch.cuda.get_device_name(device)} has bfloat16 units"
         return "32-true", f"{torch.cuda.get_device_name(device)} has no bfloat16 units"
-    if device.type != "cpu" or model is None:
-        return "32-true", f"bfloat16 is not probed on {device.type}"
     times = _probed(model, size)
     gain = times["float32"] / times["bfloat16"]
     words = f"this network, probed on one thread, learns {gain:.2f} times as fast in bfloat16 as in float32"
@@ -136,23 +197,6 @@ def probe(model: nn.Module, size: int, rounds: int = _ROUNDS) -> dict[str, float
     return {name: min(seconds[1:]) for name, seconds in times.items()}
 
 
-def matrix_rate(
-    dtype: torch.dtype = torch.bfloat16, size: int = 2048, rounds: int = 5, device: torch.device | None = None
-) -> float:
-    """FLOP/s of a square matrix product, the median of several rounds; 2 size³ per product."""
-    device = device or torch.device("cpu")
-    a, b = torch.randn(2, size, size, device=device).to(dtype)
-    repeats, seconds = 1 if device.type == "cpu" else 50, []
-    for _ in range(rounds + 1):
-        begin = time.perf_counter()
-        for _ in range(repeats):
-            torch.mm(a, b)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append((time.perf_counter() - begin) / repeats)
-    return 2 * size**3 / statistics.median(seconds[1:])
-
-
 def _probed(model: nn.Module, size: int) -> dict[str, float]:
     what = json.dumps([model.config, size, torch.__version__, processor(), inspect.getsource(probe)])
     path = cache_folder() / f"precision-{digest(what)[:16]}.json"
@@ -161,8 +205,5 @@ def _probed(model: nn.Module, size: int) -> dict[str, float]:
         return {"float32": float(times["float32"]), "bfloat16": float(times["bfloat16"])}
     times = probe(model, size)
     with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            json.dump(times, file)
-        os.replace(file.name, path)
+        write_json(path, times)
     return times

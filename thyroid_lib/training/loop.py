@@ -7,12 +7,12 @@ places the model on devices, casts and joins ranks; everything else is here to b
 learning rate, best epoch) stand in `settings`.
 """
 
-import contextlib
 import copy
 import math
+import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,30 +24,14 @@ from torch.nn.functional import cross_entropy
 from thyroid_lib import losses, network
 from thyroid_lib.common.progress import status
 from thyroid_lib.data.rows import RowReader
-from thyroid_lib.evaluation.calibration import fit_temperature, macro_auroc, operating_points
-from thyroid_lib.training import checkpoint
+from thyroid_lib.evaluation.calibration import macro_auroc
+from thyroid_lib.training import checkpoint, ranks
 from thyroid_lib.training.augmentation import Augmentation, uniforms
 from thyroid_lib.training.auxiliary import Questions
-from thyroid_lib.training.engine import gathered, open_fabric
-from thyroid_lib.training.identity import identity_of, put_aside
-from thyroid_lib.training.settings import Settings, check_rows, epoch_order, learning_rate
-
-__all__ = [
-    "Fit",
-    "Settings",
-    "TrainingError",
-    "fit",
-    "fit_temperature",
-    "macro_auroc",
-    "operating_points",
-    "predict",
-]
+from thyroid_lib.training.hardware import gathered, open_fabric
+from thyroid_lib.training.settings import Settings, TrainingError, check_rows, epoch_order, learning_rate
 
 _STATUS_EVERY = 1.0  # seconds
-
-
-class TrainingError(RuntimeError):
-    """A training that cannot begin or go on; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +47,6 @@ class Fit:
         images_per_second: training throughput, validation and checkpoints not counted.
         choices: what was chosen for this machine and why.
         load_report: what the initial weights brought (text), "" without any.
-        stopped: why training ended.
         settings: what it was asked to do, as plain values.
     """
 
@@ -74,7 +57,6 @@ class Fit:
     images_per_second: float
     choices: dict
     load_report: str
-    stopped: str
     settings: dict
 
     def model(self) -> nn.Module:
@@ -101,7 +83,7 @@ def fit(
     """Trains, or goes on where an interrupted training of the same settings and data stopped.
 
     Args:
-        settings: what to do.
+        settings: what to do. With several `devices`, the crops must lie in a folder, which the processes open.
         crops: `crops.Crops`, or anything with `images` uint8 (N, S, S), `labels` int64 (N,) and `hash`.
         train: int (n,), rows to learn from.
         validation: int (m,), rows that choose the epoch; disjoint from `train`.
@@ -120,7 +102,8 @@ def fit(
     Raises:
         ValueError: rows or labels do not fit.
         CheckpointError: the folder cannot be written or belongs to another training.
-        TrainingError: the loss became not a number, or the data vanished.
+        TrainingError: the loss became not a number, memory ran out, or a worker process failed.
+        DataVanished: the crops are no longer what they were.
     """
     folder = Path(folder)
     train, validation = np.asarray(train, np.int64), np.asarray(validation, np.int64)
@@ -128,17 +111,21 @@ def fit(
     if len(labels) != len(crops.images):
         raise ValueError(f"expected a label for each of {len(crops.images)} crops, {len(labels)} came")
     check_rows(settings, labels, train, validation)
+    identity = checkpoint.identity_of(settings, crops, train, validation, labels, initial)
     with checkpoint.held(folder):
-        identity = identity_of(settings, crops, train, validation, labels, initial)
-        aside = put_aside(folder, identity) if set_aside else ""
+        aside = checkpoint.put_aside(folder, identity) if set_aside else ""
+        checkpoint.prepare(folder)
+    if settings.devices > 1 and "LOCAL_RANK" not in os.environ:
+        ranks.launch(settings, crops, train, validation, folder, initial, labels, title, on_epoch)
+        settings = replace(settings, devices=1)
+    with checkpoint.held(folder):
         training = Training(settings, crops, train, validation, folder, initial, labels, title, identity)
         if aside:
             training.state["choices"]["set_aside"] = aside
         while not training.finished:
-            with torch.random.fork_rng(range(torch.cuda.device_count())), _enough_memory(training):
-                training.epoch()
+            training.epoch()
             if on_epoch and training.fabric.is_global_zero:
-                on_epoch(training.history())
+                on_epoch(checkpoint.history_of(training.state, title))
         return training.result()
 
 
@@ -178,54 +165,44 @@ def predict(
 
 
 class Training:
-    """One training in one process: what it needs, how an epoch goes, how it is kept."""
+    """One training in one process: what it needs, how an epoch goes, how it is kept; arguments as `fit`."""
 
     def __init__(self, settings, crops, train, validation, folder, initial, labels, title, identity):
         self.settings, self.train, self.validation = settings, train, validation
         self.labels, self.folder, self.title = labels, folder, title
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        checkpoint.prepare(folder)
-        self.state = checkpoint.read_state(folder) or {
-            "epoch": 0,
-            "history": [],
-            "seconds": 0.0,
-            "trained": 0.0,
-        }
-        if self.state["epoch"]:
-            checkpoint.refuse_another(folder, self.state["identity"], identity)
-        self.state["identity"] = identity
-        self.finished = bool(self.state.get("finished"))
+        new = {"epoch": 0, "history": [], "seconds": 0.0, "trained": 0.0, "identity": identity}
+        self.state = checkpoint.read_state(folder) or new
+        checkpoint.refuse_another(folder, self.state["identity"], identity)
         if self.finished:
             return
-        self.questions = None
-        weights = (settings.mask_weight, settings.sign_weight, settings.texture_weight)
-        if any(weights):
-            self.questions = Questions(crops, train, *weights)
+        self.reader = RowReader(crops.images)
+        asked = (settings.mask_weight, settings.sign_weight, settings.texture_weight)
+        self.questions = Questions(crops, train, *asked) if any(asked) else None
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)
             self.model = network.build(settings.model)
-        self.fabric = open_fabric(settings, self.state, self.model, crops.images.shape[1])
-        self.reader = RowReader(crops.images)
+        self.fabric = open_fabric(settings.precision, self.state, self.model, crops.images.shape[1])
         if self.fabric.device.type == "cuda":
             self.reader.keep_on(self.fabric.device)
-        self.state["choices"]["data"] = (
-            f"uint8 crops {self.reader.where}; augmentation on batches on the device"
-        )
-        self._build(initial)
-        if self.state["epoch"]:
-            self._restore()
-        self.steps = math.ceil(len(train) / settings.batch_size)
-        self.augmentation = Augmentation().scaled(settings.augment) if settings.augment else None
-        self.phase = None
-
-    def _build(self, initial) -> None:
-        settings, device = self.settings, self.fabric.device
-        report = ""
+        where = f"uint8 crops {self.reader.where}; augmentation on batches on the device"
+        self.state["choices"]["data"] = where
+        self.state["load_report"] = ""
         if initial is not None:
             tensors = initial if isinstance(initial, dict) else checkpoint.load_weights(Path(initial))[0]
-            report = str(network.load_pretrained_body(self.model, tensors))
-        self.state["load_report"] = report
+            self.state["load_report"] = str(network.load_pretrained_body(self.model, tensors))
+        self.steps = math.ceil(len(train) / settings.batch_size)
+        self.augmentation = Augmentation().scaled(settings.augment) if settings.augment else None
+        share = {"mixed": settings.focal_weight, "ce": 0.0, "focal": 1.0}[settings.loss]
+        self.loss = losses.MixedLoss(share, settings.gamma, "none")
+        self._place()
+        if self.state["epoch"]:
+            checkpoint.restore(folder, self.state, self.learner, self.average, self.optimizer)
+
+    def _place(self) -> None:
+        """Puts network, heads of the questions and optimizer on the device, and joins the ranks."""
+        settings, device = self.settings, self.fabric.device
         self.model.to(device, memory_format=torch.channels_last)
         if device.type == "cuda" and self.fabric.world_size > 1:
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
@@ -237,85 +214,69 @@ class Training:
             self.learner.to(device, memory_format=torch.channels_last)
         decayed = [p for p in self.learner.parameters() if p.ndim > 1]
         plain = [p for p in self.learner.parameters() if p.ndim <= 1]
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": decayed, "weight_decay": settings.weight_decay},
-                {"params": plain, "weight_decay": 0.0},
-            ],
-            lr=settings.lr,
-            fused=device.type in ("cpu", "cuda"),
-        )
+        groups = [
+            {"params": decayed, "weight_decay": settings.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=settings.lr, fused=True)
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval() if settings.ema else None
-        counts = np.bincount(self.labels[self.train], minlength=settings.model["num_classes"])
-        weight = (
-            losses.class_balanced_weights(counts, settings.class_weights) if settings.class_weights else None
-        )
-        share = {"mixed": settings.focal_weight, "ce": 0.0, "focal": 1.0}[settings.loss]
-        smoothing = settings.label_smoothing
-        self.loss = losses.MixedLoss(share, settings.gamma, weight, "none", smoothing).to(device)
-        self.weight = np.ones(len(counts)) if weight is None else weight.numpy().astype(np.float64)
+        self.wrapped = self.fabric.setup_module(self.learner)
+        self.stepper = self.fabric.setup_optimizers(self.optimizer)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done."""
+        return self.state["epoch"] == self.settings.epochs
 
     def epoch(self) -> None:
         """Trains one epoch, evaluates, and commits the checkpoint."""
         begin, number = time.perf_counter(), self.state["epoch"]
-        self.wrap("head" if number < self.settings.frozen_epochs else "all")
-        sums, lr = self.learn(number)
-        row = {"epoch": number + 1, "lr": lr, **sums, **self._evaluate()}
+        try:
+            with torch.random.fork_rng(range(torch.cuda.device_count())):
+                row = {"epoch": number + 1, **self.learn(number), **self._evaluate()}
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError) and "memory" not in str(error):
+                raise
+            raise TrainingError(
+                f"{self.title}: out of memory in epoch {number + 1}, with batches of {self.settings.batch_size} "
+                f"images of {self.reader.images.shape[1]} px on {self.fabric.device}. The checkpoint before it is "
+                "kept; start again with a smaller batch_size."
+            ) from error
         if not all(math.isfinite(row[k]) for k in ("train_loss", "val_loss")):
             raise TrainingError(
                 f"{self.title}: the loss is not a finite number in epoch {number + 1} (training "
                 f"{row['train_loss']}, validation {row['val_loss']}). The checkpoint of epoch {number} is "
                 f"kept; start again with a lower lr than {self.settings.lr} or with clip > 0."
             )
-        score = {
-            "auroc": [row["val_auroc"], -row["val_loss"]],
-            "loss": [-row["val_loss"]],
-            "last": [float(row["epoch"])],
-        }[self.settings.monitor]
-        score = [x if math.isfinite(x) else -math.inf for x in score]
-        row["best"] = not self.state["history"] or score > self.state["score"]
-        self._commit(row, score, time.perf_counter() - begin)
+        self._commit(row, time.perf_counter() - begin)
 
-    def wrap(self, phase: str) -> None:
-        """Sets what learns; distributed wrappers must know it beforehand, so they are made per phase."""
-        if phase == self.phase:
-            return
-        self.phase = phase
-        for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(phase == "all" or name.startswith("fc."))
-        module = torch.compile(self.learner) if self.settings.compile else self.learner
-        self.wrapped = self.fabric.setup_module(module)
-        self.stepper = self.fabric.setup_optimizers(self.optimizer)
-
-    def learn(self, epoch: int) -> tuple[dict[str, float], float]:
+    def learn(self, epoch: int) -> dict[str, float]:
+        """One pass over the training part: the last learning rate, and means of the losses while it learnt."""
         settings, fabric = self.settings, self.fabric
-        rows, occurrences = epoch_order(settings, self.labels, self.train, epoch)
-        learning = [p for p in self.learner.parameters() if p.requires_grad]
+        rows = epoch_order(settings.seed, self.train, epoch)
         totals = torch.zeros(3, dtype=torch.float64, device=fabric.device)
         self.wrapped.train()
         for module in self.model.modules():
-            if isinstance(module, nn.BatchNorm2d) and (settings.frozen_batchnorm or self.phase == "head"):
+            if isinstance(module, nn.BatchNorm2d) and settings.frozen_batchnorm:
                 module.eval()
         torch.manual_seed(_number(settings.seed, epoch, fabric.global_rank))  # dropout
         said = begin = time.perf_counter()
-        for step, part in enumerate(np.array_split(np.arange(len(rows)), self.steps)):
+        for step, part in enumerate(np.array_split(rows, self.steps)):
             lr = learning_rate(settings, epoch * self.steps + step, self.steps)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             mine = np.array_split(part, fabric.world_size)[fabric.global_rank]
-            x, y, masks = self.batch(rows[mine], occurrences[mine], epoch)
-            # Ranks' gradients are averaged: a rank's share of the global mean is taken times their number.
-            whole = float(self.weight[self.labels[rows[part]]].sum()) / fabric.world_size
+            x, y, masks = self.batch(mine, epoch)
             logits, *answers = self.wrapped(x) if self.questions else (self.wrapped(x),)
             logits = logits.float()
-            loss = self.loss(logits, y).sum() / whole
+            # Ranks' gradients are averaged: a rank's share of the global mean is taken times their number.
+            loss = self.loss(logits, y).sum() / (len(part) / fabric.world_size)
             objective = loss
             if answers:
-                asked = self.questions.loss(*answers, masks, rows[mine], rows[part])
-                objective = loss + asked * fabric.world_size
+                objective = loss + self.questions.loss(*answers, masks, mine, part) * fabric.world_size
             fabric.backward(objective)
             if settings.clip:
-                nn.utils.clip_grad_norm_(learning, settings.clip, foreach=True)
+                nn.utils.clip_grad_norm_(self.learner.parameters(), settings.clip, foreach=True)
             self.stepper.step()
             self.optimizer.zero_grad(set_to_none=True)
             self._follow(epoch * self.steps + step)
@@ -323,28 +284,22 @@ class Training:
                 ce = cross_entropy(logits, y, reduction="sum")
                 focal = losses.focal_loss(logits, y, settings.gamma, reduction="sum")
                 totals += torch.stack((loss * len(part) / fabric.world_size, ce, focal)).to(totals)
-            if time.perf_counter() - said > _STATUS_EVERY and fabric.is_global_zero:
+            if time.perf_counter() - said > _STATUS_EVERY:
                 said = time.perf_counter()
                 self._say(epoch, step + 1)
         if fabric.world_size > 1:
             totals = fabric.all_reduce(totals, reduce_op="sum")
-        names = ("train_loss", "ce", "focal")
-        sums = dict(zip(names, (totals / len(rows)).tolist()))
         self.state["trained"] += time.perf_counter() - begin
-        return sums, lr
+        return {"lr": lr, **dict(zip(("train_loss", "ce", "focal"), (totals / len(rows)).tolist()))}
 
-    def batch(
-        self, rows: np.ndarray, occurrences: np.ndarray, epoch: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        device = self.fabric.device
-        images, masks = self.reader.tensor(rows, device), None
+    def batch(self, rows: np.ndarray, epoch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """The network's input (n, in_chans, S, S), labels (n,), and masks (n, S, S) where they are asked for."""
+        device, masks = self.fabric.device, None
+        images = self.reader.tensor(rows, device)
         if self.questions and self.questions.masks:
             masks = self.questions.masks.tensor(rows, device)
         if self.augmentation:
-            images = self.augmentation(
-                images, rows, seed=self.settings.seed, epoch=epoch, occurrences=occurrences, masks=masks
-            )
-            images, masks = images if masks is not None else (images, None)
+            images, masks = self.augmentation(images, rows, seed=self.settings.seed, epoch=epoch, masks=masks)
         labels = torch.from_numpy(self.labels[rows]).to(device, non_blocking=True)
         return _input(images, self.model), labels, None if masks is None else masks.float()
 
@@ -362,132 +317,70 @@ class Training:
 
     def _evaluate(self) -> dict[str, float]:
         """Validation metrics of the weights that would be kept; each rank takes its share, none is padded."""
-        fabric, model = self.fabric, self.average or self.model
+        fabric = self.fabric
         mine = np.array_split(self.validation, fabric.world_size)[fabric.global_rank]
         precision = "bf16" if self.state["environment"]["precision"] == "bf16-mixed" else "32"
-        logits = predict(
-            model, self.reader.images, mine, batch_size=2 * self.settings.batch_size, precision=precision
-        )
-        logits = torch.from_numpy(np.concatenate(gathered(fabric, logits)))
+        options = {"batch_size": 2 * self.settings.batch_size, "precision": precision}
+        logits = predict(self.average or self.model, self.reader.images, mine, **options)
+        logits = torch.from_numpy(gathered(fabric, logits))
         y = torch.from_numpy(self.labels[self.validation])
-        each = self.loss.cpu()(logits, y)
-        self.loss.to(fabric.device)
-        probabilities = torch.softmax(logits.double(), 1).numpy()
         return {
-            "val_loss": float(each.double().sum() / self.weight[y.numpy()].sum()),
+            "val_loss": float(self.loss(logits, y).double().sum() / len(y)),
             "val_ce": float(cross_entropy(logits.double(), y)),
             "val_focal": float(losses.focal_loss(logits.double(), y, self.settings.gamma)),
-            "val_auroc": macro_auroc(probabilities, y.numpy()),
+            "val_auroc": macro_auroc(torch.softmax(logits.double(), 1).numpy(), y.numpy()),
             "val_accuracy": float((logits.argmax(1) == y).double().mean()),
         }
 
-    def _commit(self, row: dict, score: list[float], seconds: float) -> None:
+    def _commit(self, row: dict, seconds: float) -> None:
         state = self.state
         state["epoch"] = row["epoch"]
         state["seconds"] += seconds
+        score = [x if math.isfinite(x) else -math.inf for x in (row["val_auroc"], -row["val_loss"])]
+        row["best"] = self.settings.monitor == "last" or not state["history"] or score > state["score"]
         if row["best"]:
             state |= {"score": score, "best_epoch": row["epoch"]}
             for older in state["history"]:
                 older["best"] = False
         state["history"].append(row)
-        waited = row["epoch"] - state["best_epoch"]
-        if row["epoch"] == self.settings.epochs:
-            state["finished"] = "all epochs done"
-        elif self.settings.patience and waited >= self.settings.patience:
-            state["finished"] = f"no better epoch for {waited} epochs"
-        self.finished = bool(state.get("finished"))
         if self.fabric.is_global_zero:
             if row["best"]:
                 kept = (self.average or self.model).state_dict()
                 about = {"model": self.settings.model, "epoch": row["epoch"], "identity": state["identity"]}
                 checkpoint.save_weights(self.folder / checkpoint.BEST, kept, about)
-            checkpoint.save_state(self.folder, {} if self.finished else self._tensors(), state)
+            tensors = checkpoint.tensors_of(self.learner, self.average, self.optimizer)
+            checkpoint.save_state(self.folder, {} if self.finished else tensors, state)
             self._say(row["epoch"], 0)
         if self.fabric.world_size > 1:
             self.fabric.barrier()
 
-    def _tensors(self) -> dict[str, torch.Tensor]:
-        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        if self.questions:
-            heads = self.learner.state_dict().items()
-            tensors |= {f"heads.{name}": value for name, value in heads if not name.startswith("model.")}
-        if self.average is not None:
-            tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
-        for i, slots in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{i}.{name}": value for name, value in slots.items()}
-        return tensors
-
-    def _restore(self) -> None:
-        tensors = checkpoint.load_state_tensors(self.folder, self.state)
-        part = {key: {} for key in ("model", "heads", "average", "optimizer")}
-        for name, value in tensors.items():
-            kind, rest = name.split(".", 1)
-            part[kind][rest] = value
-        self.model.load_state_dict(part["model"])
-        if self.questions:
-            self.learner.load_state_dict(part["heads"], strict=False)
-        if self.average is not None:
-            self.average.load_state_dict(part["average"])
-        saved = self.optimizer.state_dict()
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        for name, value in part["optimizer"].items():
-            i, slot = name.split(".", 1)
-            if value.ndim:  # the fused optimizer walks memory: the state must lie as its parameter does
-                value = torch.empty_like(parameters[int(i)]).copy_(value)
-            saved["state"].setdefault(int(i), {})[slot] = value
-        self.optimizer.load_state_dict(saved)
-
     def _say(self, epoch: int, step: int) -> None:
-        if self.fabric.is_global_zero:
-            done = f"epoch {epoch + (step > 0)} of {self.settings.epochs}"
-            done += f", batch {step} of {self.steps}" if step else ""
-            last = self.state["history"][-1] if self.state["history"] else None
-            loss = (
-                f", loss {last['train_loss']:.3f}, validation AUROC {last['val_auroc']:.3f}" if last else ""
-            )
-            share = (epoch + step / self.steps) / self.settings.epochs
-            status(f"{self.title}: {done}{loss}", share=share)
-
-    def history(self) -> pd.DataFrame:
-        history = pd.DataFrame(self.state["history"])
-        history.attrs["title"] = self.title
-        return history
+        if not self.fabric.is_global_zero:
+            return
+        done = f"epoch {epoch + (step > 0)} of {self.settings.epochs}"
+        done += f", batch {step} of {self.steps}" if step else ""
+        for last in self.state["history"][-1:]:
+            done += f", loss {last['train_loss']:.3f}, validation AUROC {last['val_auroc']:.3f}"
+        status(f"{self.title}: {done}", share=(epoch + step / self.steps) / self.settings.epochs)
 
     def result(self) -> Fit:
-        state = self.state
-        if not (self.folder / checkpoint.BEST).is_file():
+        """The finished training, as its checkpoint tells it."""
+        state, weights = self.state, self.folder / checkpoint.BEST
+        if not weights.is_file():
             raise checkpoint.CheckpointError(
-                f"Expected {self.folder / checkpoint.BEST} beside a finished training; it is gone. Delete "
+                f"Expected {weights} beside a finished training; it is gone. Delete "
                 f"the folder {self.folder} to train again."
             )
-        images = state["epoch"] * len(self.train)
         return Fit(
-            history=self.history(),
+            history=checkpoint.history_of(state, self.title),
             best_epoch=state["best_epoch"],
-            weights=self.folder / checkpoint.BEST,
+            weights=weights,
             seconds=state["seconds"],
-            images_per_second=images / max(state["trained"], 1e-9),
+            images_per_second=state["epoch"] * len(self.train) / max(state["trained"], 1e-9),
             choices=state["choices"],
-            load_report=state.get("load_report", ""),
-            stopped=state["finished"],
+            load_report=state["load_report"],
             settings=self.settings.identity(),
         )
-
-
-@contextlib.contextmanager
-def _enough_memory(training: Training):
-    """Says what to do where memory runs out, on a GPU or on the machine."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "memory" not in str(error):
-            raise
-        images = training.reader.images
-        raise TrainingError(
-            f"{training.title}: out of memory in epoch {training.state['epoch'] + 1}, with batches of "
-            f"{training.settings.batch_size} images of {images.shape[1]} px on {training.fabric.device}. The "
-            "checkpoint before it is kept; start again with a smaller batch_size."
-        ) from error
 
 
 def _input(images: torch.Tensor, model: nn.Module) -> torch.Tensor:
@@ -496,4 +389,4 @@ def _input(images: torch.Tensor, model: nn.Module) -> torch.Tensor:
 
 
 def _number(*keys: int) -> int:
-    return int(uniforms(keys[0], keys[1], np.array([keys[2]]), np.zeros(1, np.int64), 1)[0, 0] * 2**53)
+    return int(uniforms(keys[0], keys[1], np.array([keys[2]]), 1)[0, 0] * 2**53)

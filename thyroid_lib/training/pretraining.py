@@ -1,5 +1,6 @@
 """Pre-training on open data (C8): what it reads, how it starts, and where the fine-tuning finds it."""
 
+import inspect
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,12 @@ import torch
 from thyroid_lib import network
 from thyroid_lib.common.files import read_json, write_json
 from thyroid_lib.data.crops import Crops
-from thyroid_lib.training import checkpoint, loop, ranks
+from thyroid_lib.training import checkpoint, loop
 from thyroid_lib.training.augmentation import Augmentation
 
 TITLE = "pre-training"
 ORIGIN = "initial_weights.json"
+OF_THE_DATA = ("self", "num_classes", "in_chans")  # what the crops decide, not the one who asks for a network
 
 
 def open_data(folder: Path) -> Crops:
@@ -32,11 +34,26 @@ def open_data(folder: Path) -> Crops:
     return crops
 
 
-def model_config(crops: Crops, name: str, width: float, middle_blocks: int, mirror: bool = False) -> dict:
-    """Configuration of a grey-scale network for the classes of the crops, complete, for `network.build`."""
-    short = {"name": name, "num_classes": len(crops.classes), "in_chans": 1, "width": width, "mirror": mirror}
-    with torch.device("meta"):
-        return network.build(short | {"middle_blocks": middle_blocks, "zero_init_residual": True}).config
+def model_config(crops: Crops, switches: dict) -> dict:
+    """Configuration of a grey-scale network for the classes of the crops, complete, for `network.build`.
+
+    Args:
+        crops: what it will see.
+        switches: of `network.Xception`, any of them; "name" is "optimized_xception" (without it) or "xception".
+
+    Raises:
+        ValueError: there is no such switch, or it has no such value.
+    """
+    known = [name for name in inspect.signature(network.Xception).parameters if name not in OF_THE_DATA]
+    if not isinstance(switches, dict) or set(switches) - set(known):
+        raise ValueError(f"network: expected switches among {', '.join(known)}; {switches!r} came")
+    defaults = {"name": "optimized_xception", "zero_init_residual": True}
+    try:
+        with torch.device("meta"):
+            config = defaults | switches | {"num_classes": len(crops.classes), "in_chans": 1}
+            return network.build(config).config
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"network={switches!r}: {error}") from error
 
 
 def fit(
@@ -52,17 +69,8 @@ def fit(
         on_epoch: as `loop.fit`.
     """
     start, origin = imagenet_weights(settings.model, initial) if initial else (None, {})
-    trained = ranks.fit(
-        settings,
-        crops,
-        rows["train"],
-        rows["validation"],
-        folder,
-        initial=start,
-        title=TITLE,
-        on_epoch=on_epoch,
-        set_aside=True,
-    )
+    options = {"initial": start, "title": TITLE, "on_epoch": on_epoch, "set_aside": True}
+    trained = loop.fit(settings, crops, rows["train"], rows["validation"], folder, **options)
     write_json(Path(folder) / ORIGIN, origin)
     return trained
 
@@ -103,7 +111,7 @@ def weights_of(folder: Path) -> Path | None:
     state = checkpoint.read_state(folder)
     if state is None:
         return None
-    if not state.get("finished"):
+    if state["tensors"]:
         raise checkpoint.CheckpointError(
             f"Expected a finished pre-training in {folder}; it stopped after epoch {state['epoch']}. Run notebook 03 "
             "again, it goes on from there."
@@ -120,9 +128,6 @@ def augmented_examples(
         uint8 (count, S, S) and uint8 (count, epochs, S, S).
     """
     chosen = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
-    images = np.array(crops.images[chosen])
-    change = Augmentation().scaled(strength)
-    seen = [
-        change(torch.from_numpy(images), chosen, seed=seed, epoch=epoch).numpy() for epoch in range(epochs)
-    ]
-    return images, np.stack(seen, axis=1)
+    images, change = np.array(crops.images[chosen]), Augmentation().scaled(strength)
+    seen = [change(torch.from_numpy(images), chosen, seed=seed, epoch=epoch)[0] for epoch in range(epochs)]
+    return images, torch.stack(seen, dim=1).numpy()

@@ -7,9 +7,8 @@ Rules that a reader will ask for:
 * `lr` is meant for a global batch of 32; another batch size B uses lr * sqrt(B / 32), the rule for Adam of
   Malladi et al. 2022 (arXiv 2205.10287). It rises linearly over `warmup_epochs`, then falls on a cosine to 0.
 * The best epoch has the highest validation macro AUROC (`monitor="auroc"`), between equals the lower
-  validation loss, then the earlier epoch; `monitor="loss"` takes the lowest validation loss, `monitor="last"` the
-  last epoch whatever it scores: where the validation part is small, its best epoch is mostly luck. With `patience`
-  p > 0, training stops after p epochs in a row without a new best one.
+  validation loss, then the earlier epoch; `monitor="last"` takes the last epoch whatever it scores: where the
+  validation part is small, its best epoch is mostly luck.
 * Weight decay acts on convolution and linear weights, not on biases and BatchNorm.
 """
 
@@ -21,6 +20,14 @@ import numpy as np
 from thyroid_lib.training.hardware import PRECISIONS
 
 REFERENCE_BATCH = 32
+CHOICES = {"loss": ("mixed", "ce", "focal"), "monitor": ("auroc", "last"), "precision": PRECISIONS}
+AT_LEAST = {"epochs": 1, "batch_size": 2, "devices": 1} | dict.fromkeys(
+    ("threads", "warmup_epochs", "clip", "ema", "weight_decay", "mask_weight", "sign_weight", "texture_weight"), 0
+)  # fmt: skip
+
+
+class TrainingError(RuntimeError):
+    """A training that cannot begin or go on; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -34,19 +41,14 @@ class Settings:
         lr: peak learning rate at a global batch of 32.
         weight_decay: AdamW's.
         warmup_epochs: length of the linear rise, may be a fraction.
-        frozen_epochs: first epochs in which only the fully connected layer learns.
         frozen_batchnorm: keep BatchNorm's statistics as they are.
         loss: "mixed", "ce" or "focal".
         focal_weight: share of the focal loss in the mixed loss, 0 to 1.
         gamma: focusing of the focal loss.
-        label_smoothing: 0 to 1.
-        class_weights: beta of the class-balanced weights of Cui et al. 2019; 0 weighs classes equally.
-        sampling: "plain" (each image once per epoch) or "balanced" (classes equally often, with replacement).
         ema: decay of the averaged weights that are evaluated and kept; 0 is none.
         augment: strength of `Augmentation`; 0 is none.
         clip: largest gradient norm; 0 is none.
-        patience: epochs without improvement until training stops; 0 is never.
-        monitor: "auroc" or "loss", of the validation part, or "last".
+        monitor: which epoch is kept: the best "auroc" of the validation part, or the "last".
         mask_weight: of the auxiliary loss that asks where the nodule is; 0 does not ask.
         sign_weight: of the auxiliary loss that asks for the described signs; 0 does not ask.
         texture_weight: of the auxiliary loss that asks for texture and shape under the mask; 0 does not ask.
@@ -54,7 +56,9 @@ class Settings:
         devices: processes that share each batch.
         precision: "auto" (probed), "32" or "bf16".
         threads: CPU threads per process; 0 leaves PyTorch's number. Bits depend on it.
-        compile: compile the network with torch.compile.
+
+    Raises:
+        ValueError: a value that does not exist or is out of range.
     """
 
     model: dict
@@ -63,18 +67,13 @@ class Settings:
     lr: float = 1e-3
     weight_decay: float = 0.05
     warmup_epochs: float = 1.0
-    frozen_epochs: int = 0
     frozen_batchnorm: bool = False
     loss: str = "mixed"
     focal_weight: float = 0.5
     gamma: float = 2.0
-    label_smoothing: float = 0.0
-    class_weights: float = 0.0
-    sampling: str = "plain"
     ema: float = 0.0
     augment: float = 1.0
     clip: float = 1.0
-    patience: int = 0
     monitor: str = "auroc"
     mask_weight: float = 0.0
     sign_weight: float = 0.0
@@ -83,29 +82,12 @@ class Settings:
     devices: int = 1
     precision: str = "auto"
     threads: int = 0
-    compile: bool = False
 
     def __post_init__(self):
-        choices = {
-            "loss": ("mixed", "ce", "focal"),
-            "sampling": ("plain", "balanced"),
-            "monitor": ("auroc", "loss", "last"),
-            "precision": PRECISIONS,
-        }
-        for name, allowed in choices.items():
+        for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: expected one of {allowed}, {getattr(self, name)!r} came")
-        at_least = {
-            "epochs": 1,
-            "batch_size": 2,
-            "devices": 1,
-            "threads": 0,
-            "frozen_epochs": 0,
-            "patience": 0,
-        }
-        at_least |= {"warmup_epochs": 0, "clip": 0, "ema": 0, "weight_decay": 0}
-        at_least |= {"mask_weight": 0, "sign_weight": 0, "texture_weight": 0}
-        for name, least in at_least.items():
+        for name, least in AT_LEAST.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected at least {least}, {getattr(self, name)!r} came")
         if not self.lr > 0 or self.ema >= 1:
@@ -113,32 +95,12 @@ class Settings:
 
     def identity(self) -> dict:
         """What a checkpoint must agree in; what belongs to the machine is left out."""
-        return {k: v for k, v in asdict(self).items() if k not in ("devices", "threads", "compile")}
+        return {name: value for name, value in asdict(self).items() if name not in ("devices", "threads")}
 
 
-def epoch_order(
-    settings: Settings, labels: np.ndarray, train: np.ndarray, epoch: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Which rows an epoch visits, in order, and how often each came before in it.
-
-    Args:
-        settings: `seed` and `sampling`.
-        labels: int64 (N,) of all rows. train: int (n,), rows of the training part. epoch: from 0.
-
-    Returns:
-        Rows, int (n,), and occurrences, int (n,).
-    """
-    random = np.random.Generator(np.random.Philox(key=[settings.seed % 2**64, epoch]))
-    if settings.sampling == "plain":
-        return random.permutation(train), np.zeros(len(train), np.int64)
-    counts = np.bincount(labels[train])
-    chance = 1 / counts[labels[train]]
-    rows = random.choice(train, len(train), p=chance / chance.sum())
-    order = np.argsort(rows, kind="stable")
-    first = np.searchsorted(rows[order], rows[order])
-    occurrences = np.empty(len(rows), np.int64)
-    occurrences[order] = np.arange(len(rows)) - first
-    return rows, occurrences
+def epoch_order(seed: int, train: np.ndarray, epoch: int) -> np.ndarray:
+    """The rows int (n,) of the training part in the order in which an epoch, from 0, visits them."""
+    return np.random.Generator(np.random.Philox(key=[seed % 2**64, epoch])).permutation(train)
 
 
 def learning_rate(settings: Settings, step: int, steps_per_epoch: int) -> float:
@@ -153,15 +115,15 @@ def learning_rate(settings: Settings, step: int, steps_per_epoch: int) -> float:
 
 def check_rows(settings: Settings, labels: np.ndarray, train: np.ndarray, validation: np.ndarray) -> None:
     """Raises ValueError where rows or labels do not fit each other or the settings."""
-    n = len(labels)
+    last, classes = len(labels) - 1, settings.model["num_classes"]
     for name, rows in (("train", train), ("validation", validation)):
-        if not len(rows) or rows.min() < 0 or rows.max() >= n:
-            raise ValueError(f"{name}: expected rows between 0 and {n - 1}, at least one; {len(rows)} came")
-        wrong = rows[(labels[rows] < 0) | (labels[rows] >= settings.model["num_classes"])]
+        if not len(rows) or rows.min() < 0 or rows.max() > last:
+            raise ValueError(f"{name}: expected rows between 0 and {last}, at least one; {len(rows)} came")
+        wrong = rows[(labels[rows] < 0) | (labels[rows] >= classes)]
         if len(wrong):
             raise ValueError(
-                f"{name}: expected labels from 0 to {settings.model['num_classes'] - 1}; row {wrong[0]} has "
-                f"{labels[wrong[0]]}. Leave unlabelled images out, or set num_classes"
+                f"{name}: expected labels from 0 to {classes - 1}; row {wrong[0]} has {labels[wrong[0]]}. "
+                "Leave unlabelled images out, or set num_classes"
             )
     both = np.intersect1d(train, validation)
     if len(both):

@@ -13,6 +13,7 @@ from sklearn.preprocessing import StandardScaler
 
 LEVELS = 8  # grey levels of the co-occurrence matrix
 RIM = 0.08  # thickness of the ring round the nodule, as a fraction of the crop's side
+SHAPE = ("area", "aspect", "roundness", "solidity", "tilt", "centre_x", "centre_y", "roughness")
 
 
 def texture_features(images: np.ndarray, masks: np.ndarray | None) -> pd.DataFrame:
@@ -27,23 +28,14 @@ def texture_features(images: np.ndarray, masks: np.ndarray | None) -> pd.DataFra
         float64, N rows: grey levels as fractions of 255, lengths as fractions of the crop's side. A crop
         whose mask is empty has shape features of 0, texture of the whole crop, and `no_mask` 1.
     """
-    rows = []
-    for i, image in enumerate(np.asarray(images)):
-        mask = (
-            np.zeros(image.shape, np.uint8) if masks is None else (np.asarray(masks[i]) > 0).astype(np.uint8)
-        )
-        rows.append(_describe(image, mask))
-    return pd.DataFrame(rows)
-
-
-def reference_model(seed: int = 0):
-    """Standardized multinomial logistic regression with a little shrinkage (C = 0.3), classes weighted equally."""
-    model = LogisticRegression(C=0.3, max_iter=5000, class_weight="balanced", random_state=seed)
-    return make_pipeline(StandardScaler(), model)
+    images = np.asarray(images)
+    masks = np.zeros_like(images) if masks is None else (np.asarray(masks) > 0).astype(np.uint8)
+    return pd.DataFrame([_describe(image, mask) for image, mask in zip(images, masks)])
 
 
 def fit_reference(features: pd.DataFrame, labels: np.ndarray, classes: int, seed: int = 0):
-    """Fits the reference.
+    """Fits the reference: standardized multinomial logistic regression with a little shrinkage (C = 0.3), classes
+    weighted equally.
 
     Args:
         features: of the training part. labels: int (n,), 0 to classes - 1. classes: C.
@@ -51,12 +43,12 @@ def fit_reference(features: pd.DataFrame, labels: np.ndarray, classes: int, seed
     Returns:
         A function: features -> logits float64 (m, C); a class that was not there to learn from gets the logit -30.
     """
-    model = reference_model(seed).fit(features, labels)
+    regression = LogisticRegression(C=0.3, max_iter=5000, class_weight="balanced", random_state=seed)
+    model = make_pipeline(StandardScaler(), regression).fit(features, labels)
 
     def logits(rows: pd.DataFrame) -> np.ndarray:
-        known = model.predict_log_proba(rows)
         all_of_them = np.full((len(rows), classes), -30.0)
-        all_of_them[:, model.classes_] = known
+        all_of_them[:, model.classes_] = model.predict_log_proba(rows)
         return all_of_them
 
     return logits
@@ -65,12 +57,7 @@ def fit_reference(features: pd.DataFrame, labels: np.ndarray, classes: int, seed
 def _describe(image: np.ndarray, mask: np.ndarray) -> dict[str, float]:
     side, empty = image.shape[0], not mask.any()
     grey = image.astype(np.float64) / 255
-    shape = dict.fromkeys(
-        ("area", "aspect", "roundness", "solidity", "tilt", "centre_x", "centre_y", "roughness"), 0.0
-    )
-    if not empty:
-        shape = _shape(mask, side)
-    inside = grey[mask > 0] if not empty else grey[image > 0]
+    inside = grey[image > 0] if empty else grey[mask > 0]
     inside = inside if inside.size else np.zeros(1)
     ring = cv2.dilate(mask, np.ones((3, 3), np.uint8), iterations=max(1, round(RIM * side))) - mask
     outside = grey[(ring > 0) & (image > 0)]
@@ -78,8 +65,8 @@ def _describe(image: np.ndarray, mask: np.ndarray) -> dict[str, float]:
     low, middle, high = np.percentile(inside, [10, 50, 90])
     gradient = np.hypot(cv2.Sobel(grey, cv2.CV_64F, 1, 0), cv2.Sobel(grey, cv2.CV_64F, 0, 1))
     edge = cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
-    below = _below(grey, mask)
-    texture = {
+    return {
+        **(dict.fromkeys(SHAPE, 0.0) if empty else _shape(mask, side)),
         "mean": inside.mean(),
         "spread": inside.std(),
         "low": low,
@@ -89,14 +76,10 @@ def _describe(image: np.ndarray, mask: np.ndarray) -> dict[str, float]:
         "dark_fraction": (inside < 0.25 * (outside.mean() + 1e-9)).mean(),
         "bright_fraction": (inside > middle + 0.3).mean(),
         "edge_strength": gradient[edge].mean() if edge.any() else 0.0,
-        "below_to_beside": below,
+        "below_to_beside": _below(grey, mask),
+        **_cooccurrence(image, np.ones_like(mask) if empty else mask),
+        "no_mask": float(empty),
     }
-    return (
-        shape
-        | texture
-        | _cooccurrence(image, mask if not empty else np.ones_like(mask))
-        | {"no_mask": float(empty)}
-    )
 
 
 def _shape(mask: np.ndarray, side: int) -> dict[str, float]:
@@ -106,43 +89,38 @@ def _shape(mask: np.ndarray, side: int) -> dict[str, float]:
     _, _, width, height = cv2.boundingRect(contour)
     hull = cv2.convexHull(contour)
     moments = cv2.moments(mask, binaryImage=True)
-    return {
-        "area": area / side**2,
-        "aspect": np.log(height / width),
-        "roundness": min(4 * np.pi * area / length**2, 1.5),
-        "solidity": min(area / max(cv2.contourArea(hull), 1.0), 1.5),
-        "tilt": moments["nu11"],
-        "centre_x": moments["m10"] / moments["m00"] / side,
-        "centre_y": moments["m01"] / moments["m00"] / side,
-        "roughness": length / max(cv2.arcLength(hull, True), 1.0),
-    }
+    values = (
+        area / side**2,
+        np.log(height / width),
+        min(4 * np.pi * area / length**2, 1.5),
+        min(area / max(cv2.contourArea(hull), 1.0), 1.5),
+        moments["nu11"],
+        moments["m10"] / moments["m00"] / side,
+        moments["m01"] / moments["m00"] / side,
+        length / max(cv2.arcLength(hull, True), 1.0),
+    )
+    return dict(zip(SHAPE, values))
 
 
 def _below(grey: np.ndarray, mask: np.ndarray) -> float:
     """Mean grey under the nodule minus beside it, at the same depth: shadow is negative, enhancement positive."""
-    columns = np.flatnonzero(mask.any(0))
-    if not len(columns):
+    under = mask.any(0)
+    if not under.any():
         return 0.0
     bottom = int(np.flatnonzero(mask.any(1)).max()) + 1
     band = grey[bottom : bottom + max(2, grey.shape[0] // 6)]
-    if not band.size:
+    if not band.size or under.all():
         return 0.0
-    under = np.zeros(grey.shape[1], bool)
-    under[columns] = True
-    beside = band[:, ~under]
-    return float(band[:, under].mean() - beside.mean()) if beside.size else 0.0
+    return float(band[:, under].mean() - band[:, ~under].mean())
 
 
 def _cooccurrence(image: np.ndarray, mask: np.ndarray) -> dict[str, float]:
     """Contrast, homogeneity, energy and correlation of neighbouring grey levels (Haralick 1973), two directions."""
     levels = (image.astype(np.int64) * LEVELS) // 256
     table = np.zeros((LEVELS, LEVELS))
-    for a, b in (
-        ((slice(None), slice(0, -1)), (slice(None), slice(1, None))),
-        ((slice(0, -1),), (slice(1, None),)),
-    ):
-        both = (mask[a] > 0) & (mask[b] > 0)
-        np.add.at(table, (levels[a][both], levels[b][both]), 1)
+    for first, second in ((np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:])):
+        both = (mask[first] > 0) & (mask[second] > 0)
+        np.add.at(table, (levels[first][both], levels[second][both]), 1)
     table = (table + table.T) / max(2 * table.sum(), 1)
     i, j = np.indices(table.shape)
     mean = (i * table).sum()
