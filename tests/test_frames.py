@@ -164,11 +164,6 @@ def test_a_file_over_the_size_limit_is_not_read(tmp_path, monkeypatch, gray):
         frames.read(tmp_path / "big.png")
 
 
-def test_masks_are_read_without_content_checks():
-    mask = np.zeros((40, 40), np.uint8)
-    np.testing.assert_array_equal(frames.read(encoded(mask), check=False).gray, mask)
-
-
 def test_the_decoder_needs_neither_torch_nor_pandas_nor_opencv():
     names = "'torch', 'pandas', 'cv2'"
     code = f"import sys, thyroid_lib.frames; print([m for m in ({names}) if m in sys.modules])"

@@ -244,15 +244,6 @@ def test_the_reason_says_what_was_too_large(tmp_path, sees):
     assert str(error.value).startswith(sees)
 
 
-def test_the_header_is_metered_and_what_is_skipped_costs_nothing(tmp_path, monkeypatch):
-    path = save(tmp_path / "a.dcm", make(picture()))
-    monkeypatch.setattr(dicom_limits._Meter, "left", 20_000)  # less than the pixels, more than the header
-    assert dicom_frames.load(path).gray.shape == picture().shape
-    monkeypatch.setattr(dicom_limits._Meter, "left", 600)
-    with pytest.raises(frames.FrameError, match="a header of more than"):
-        dicom_frames.load(path)
-
-
 @pytest.mark.parametrize(
     "data, size",
     [

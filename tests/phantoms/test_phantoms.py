@@ -273,17 +273,3 @@ def test_a_broken_off_simulation_leaves_nothing_behind(cache, monkeypatch):
     table = phantom.read("open", patients=2)
     assert set(table["label"]) <= {"benign", "malignant"}
     assert all(datasets.load_frame(row).any() for row in table.itertuples())
-
-
-@pytest.mark.parametrize(
-    "spec, words",
-    [
-        ("phantom:hospital", "clinic, external, open"),
-        ("phantom:clinic?patients=0", "whole number from 1"),
-        ("phantom:clinic?patients=many", "whole number"),
-        ("phantom:clinic?colour=1", "colour"),
-    ],
-)
-def test_a_wrong_spec_says_what_was_expected(cache, spec, words):
-    with pytest.raises(datasets.DatasetError, match=words):
-        datasets.read(spec)
