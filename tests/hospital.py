@@ -10,7 +10,13 @@ from pathlib import Path
 
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, UltrasoundImageStorage, generate_uid
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
+    ExplicitVRLittleEndian,
+    UltrasoundImageStorage,
+    UltrasoundMultiFrameImageStorage,
+    generate_uid,
+)
 
 from thyroid_lib import datasets, regions
 
@@ -31,10 +37,9 @@ def export(folder: Path, spec: str, *, scanner: str = "Philips", labels: bool = 
     archive.mkdir(parents=True)
     known = {}
     for number, row in enumerate(datasets.read(spec).itertuples()):
-        gray = datasets.load_frame(row.path)
-        file = dataset(gray, row, scanner)
+        file = dataset(datasets.load_frame(row.path), row, scanner)
         known[file.PatientID] = row.label
-        file.save_as(archive / f"Quisling_{number:04d}.dcm", enforce_file_format=True)
+        save(archive / f"Quisling_{number:04d}.dcm", file)
     if labels:
         with open(folder / "labels.csv", "w", newline="", encoding="utf-8") as table:
             writer = csv.writer(table)
@@ -45,17 +50,8 @@ def export(folder: Path, spec: str, *, scanner: str = "Philips", labels: bool = 
 
 def dataset(gray: np.ndarray, row, scanner: str) -> Dataset:
     """One frame as a scanner stores it, with an identity in every place that has one."""
-    x, y, width, height = regions.largest_region(gray).box
-    region = Dataset()
-    region.RegionSpatialFormat, region.RegionDataType, region.RegionFlags = 1, 1, 0
-    region.RegionLocationMinX0, region.RegionLocationMinY0 = x, y
-    region.RegionLocationMaxX1, region.RegionLocationMaxY1 = x + width - 1, y + height - 1
-    region.PhysicalUnitsXDirection = region.PhysicalUnitsYDirection = 3
-    region.PhysicalDeltaX = region.PhysicalDeltaY = 0.01
     return scan(
         gray,
-        StudyInstanceUID=generate_uid(),
-        SeriesInstanceUID=generate_uid(),
         Manufacturer=scanner,
         ManufacturerModelName="EPIQ 7",
         PatientName=f"Quisling^Beatrix {row.patient}",
@@ -67,29 +63,63 @@ def dataset(gray: np.ndarray, row, scanner: str) -> Dataset:
         ReferringPhysicianName="Doctor^Zhivago",
         PatientSex=row.sex,
         PatientAge=f"{int(row.age):03d}Y",
-        SequenceOfUltrasoundRegions=[region],
+        SequenceOfUltrasoundRegions=[region(regions.largest_region(gray).box)],
     )
 
 
-def scan(pixels: np.ndarray | None, **header) -> Dataset:
-    """An ultrasound DICOM dataset of pixels uint8 (H, W), (n, H, W) or (H, W, 3), or without any."""
+def region(box, data_type: int = 1, spatial: int = 1) -> Dataset:
+    """An item of the ultrasound regions: box x, y, width, height in px; tissue in two dimensions unless told."""
+    x, y, width, height = box
+    item = Dataset()
+    item.RegionSpatialFormat, item.RegionDataType, item.RegionFlags = spatial, data_type, 0
+    item.RegionLocationMinX0, item.RegionLocationMinY0 = x, y
+    item.RegionLocationMaxX1, item.RegionLocationMaxY1 = x + width - 1, y + height - 1
+    item.PhysicalUnitsXDirection = item.PhysicalUnitsYDirection = 3
+    item.PhysicalDeltaX = item.PhysicalDeltaY = 0.01
+    return item
+
+
+def scan(
+    pixels: np.ndarray | None, photometric: str = "", syntax=ExplicitVRLittleEndian, **header
+) -> Dataset:
+    """An ultrasound DICOM dataset of pixels (H, W), (n, H, W), (H, W, 3) or (n, H, W, 3), or without any."""
     data = Dataset()
     data.file_meta = FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = UltrasoundImageStorage
-    data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    data.file_meta.TransferSyntaxUID = syntax
+    data.SOPClassUID = UltrasoundImageStorage
     data.Modality = "US"
     if pixels is not None:
-        colour = pixels.shape[2:] == (3,)
-        data.SamplesPerPixel, data.PhotometricInterpretation = (3, "RGB") if colour else (1, "MONOCHROME2")
+        colour = pixels.shape[-1] == 3
+        data.SamplesPerPixel = 3 if colour else 1
+        data.PhotometricInterpretation = photometric or ("RGB" if colour else "MONOCHROME2")
         if colour:
             data.PlanarConfiguration = 0
-        elif pixels.ndim == 3:
-            data.NumberOfFrames = len(pixels)
-        data.Rows, data.Columns = pixels.shape[:2] if colour else pixels.shape[-2:]
-        data.BitsAllocated = data.BitsStored = 8
-        data.HighBit, data.PixelRepresentation = 7, 0
-        data.PixelData = pixels.tobytes() + b"\0" * (pixels.size % 2)
+        if pixels.ndim - colour == 3:
+            data.NumberOfFrames, data.FrameTime = len(pixels), "40"
+            data.SOPClassUID = UltrasoundMultiFrameImageStorage
+        data.Rows, data.Columns = pixels.shape[-3:-1] if colour else pixels.shape[-2:]
+        data.BitsAllocated = data.BitsStored = pixels.dtype.itemsize * 8
+        data.HighBit, data.PixelRepresentation = data.BitsStored - 1, int(pixels.dtype.kind == "i")
+        data.PixelData = pixels.tobytes() + b"\0" * (pixels.nbytes % 2)
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID
+    data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    data.StudyInstanceUID, data.SeriesInstanceUID = generate_uid(), generate_uid()
     for name, value in header.items():
         setattr(data, name, value)
     return data
+
+
+def compressed(data: Dataset, syntax, *parts: bytes) -> Dataset:
+    """The dataset with already encoded frames for its pixels."""
+    data.file_meta.TransferSyntaxUID = syntax
+    data.PixelData = encapsulate(list(parts))
+    data["PixelData"].VR = "OB"
+    data["PixelData"].is_undefined_length = True
+    return data
+
+
+def save(path: Path, data: Dataset) -> Path:
+    """Writes a dataset, and the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data.save_as(path, enforce_file_format=True)
+    return path

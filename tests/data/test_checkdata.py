@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from test_manifest import speckle
+from small_images import speckle
 
 from thyroid_lib import __main__ as command
 from thyroid_lib import datasets, manifest

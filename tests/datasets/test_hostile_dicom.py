@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hardening import goes_wrong
-from pydicom.encaps import encapsulate
+from hospital import compressed, region, save
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
@@ -27,7 +27,8 @@ from pydicom.uid import (
     JPEGLSLossless,
     RLELossless,
 )
-from test_dicom import jpeg_bytes, make, picture, region, save
+from small_dicom import SECTOR, make, picture
+from small_images import encoded
 
 from thyroid_lib import frames
 from thyroid_lib.datasets import dicom, dicom_frames, dicom_limits
@@ -48,31 +49,22 @@ def long_element(group: int, element: int, vr: bytes, length: int) -> bytes:
     return struct.pack("<HH2sHI", group, element, vr, 0, length)
 
 
-def sound(syntax=ExplicitVRLittleEndian, **header):
-    return make(picture(), regions=[region()], syntax=syntax, **header)
+def deflated(element: bytes, block: bytes, times: int):
+    """A deflated file of an element and of so many times a block."""
+
+    def write(path: Path) -> None:
+        deflate = zlib.compressobj(6, zlib.DEFLATED, -zlib.MAX_WBITS)
+        with open(path, "wb") as file:
+            file.write(meta(DeflatedExplicitVRLittleEndian))
+            for part in (element, *[block] * times):
+                file.write(deflate.compress(part))
+            file.write(deflate.flush())
+
+    return write
 
 
-def deflated_zeros(path: Path, size: int = 256 * MIB) -> None:
-    """256 MiB of zeros in a quarter of one."""
-    deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
-    with open(path, "wb") as file:
-        file.write(meta(DeflatedExplicitVRLittleEndian))
-        file.write(deflate.compress(long_element(0x0009, 0x1010, b"OB", size)))
-        block = bytes(MIB)
-        for _ in range(size // MIB):
-            file.write(deflate.compress(block))
-        file.write(deflate.flush())
-
-
-def deflated_elements(path: Path) -> None:
-    """Four million elements of no content, deflated: parsed, each would take hundreds of bytes."""
-    deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
-    block = struct.pack("<HH2sH", 0x0009, 0x1010, b"LO", 0) * 2**17
-    with open(path, "wb") as file:
-        file.write(meta(DeflatedExplicitVRLittleEndian))
-        for _ in range(32):
-            file.write(deflate.compress(block))
-        file.write(deflate.flush())
+ZEROS = deflated(long_element(0x0009, 0x1010, b"OB", 256 * MIB), bytes(MIB), 256)
+EMPTY = deflated(b"", struct.pack("<HH2sH", 0x0009, 0x1010, b"LO", 0) * 2**17, 32)
 
 
 def many_elements(path: Path) -> None:
@@ -96,55 +88,33 @@ def deep(path: Path) -> None:
     path.write_bytes(meta(ExplicitVRLittleEndian) + one * 100_000)
 
 
-def wide_element(path: Path) -> None:
-    """A number of rows that is 1 GiB long (the file has a hole there)."""
-    data = sound(ImplicitVRLittleEndian)
-    del data.Rows
-    save(path, data)
-    with open(path, "ab") as file:
-        file.write(struct.pack("<HHI", 0x0028, 0x0010, 1024 * MIB))
-        file.truncate(file.tell() + 1024 * MIB)
+def longer(data, size: int, *head, without: str = ""):
+    """A sound file that ends in a hole of so many bytes, behind an element's head (group, element)."""
 
+    def write(path: Path) -> None:
+        if without:
+            del data[without]
+        save(path, data)
+        with open(path, "ab") as file:
+            file.write(struct.pack("<HHI", *head, size))
+            file.truncate(file.tell() + size)
 
-def long_private(path: Path) -> None:
-    """A sound file that ends in 1 GiB of private data, as some scanners write: no reason to refuse it."""
-    save(path, sound(ImplicitVRLittleEndian))
-    with open(path, "ab") as file:
-        file.write(struct.pack("<HHI", 0x7FE1, 0x1010, 1024 * MIB))
-        file.truncate(file.tell() + 1024 * MIB)
+    return write
 
 
 def no_preamble(path: Path) -> None:
     """Not DICOM by its mark, and 2 GiB long."""
-    save(path, sound(ImplicitVRLittleEndian))
+    save(path, old())
     path.write_bytes(path.read_bytes()[132:])
     with open(path, "ab") as file:
         file.truncate(2048 * MIB)
 
 
-def compressed(syntax, data: bytes, **header):
-    def write(path: Path) -> None:
-        dataset = sound(**header)
-        dataset.file_meta.TransferSyntaxUID = syntax
-        dataset.PixelData = encapsulate([data])
-        dataset["PixelData"].VR = "OB"
-        dataset["PixelData"].is_undefined_length = True
-        save(path, dataset)
-
-    return write
-
-
 def jpeg_of(height: int, width: int, mark: int = 0xC0) -> bytes:
     """A JPEG whose start of frame states a size and whose scan is missing."""
     frame = struct.pack(">BBHBHHB", 0xFF, mark, 11, 8, height, width, 1) + b"\x01\x11\x00"
-    return (
-        b"\xff\xd8"
-        + b"\xff\xe0\x00\x04ab"
-        + frame
-        + b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00"
-        + bytes(99)
-        + b"\xff\xd9"
-    )
+    start, scan = b"\xff\xd8\xff\xe0\x00\x04ab", b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00"
+    return start + frame + scan + bytes(99) + b"\xff\xd9"
 
 
 def jpeg2000_of(width: int, height: int) -> bytes:
@@ -157,25 +127,26 @@ def rle_of(bytes_out: int) -> bytes:
     return struct.pack("<16I", 1, 64, *[0] * 14) + b"\x81\x00" * (bytes_out // 128)
 
 
+def old():
+    return make(picture(), syntax=ImplicitVRLittleEndian)
+
+
 def changed(**header):
-    return lambda path: save(path, sound(**header))
+    return lambda path: save(path, make(picture(), **header))
 
 
-def regions_of(count: int):
-    def write(path: Path) -> None:
-        save(path, sound(SequenceOfUltrasoundRegions=[region()] * count))
-
-    return write
+def stream(syntax, data: bytes):
+    return lambda path: save(path, compressed(make(picture()), syntax, data))
 
 
 HOSTILE = {
-    "256 MiB of zeros, deflated": (deflated_zeros, "too_large"),
-    "4 million elements, deflated": (deflated_elements, "too_large"),
+    "256 MiB of zeros, deflated": (ZEROS, "too_large"),
+    "4 million elements, deflated": (EMPTY, "too_large"),
     "a million elements": (many_elements, "too_large"),
     "a million empty regions": (many_regions, "too_large"),
-    "4,000 regions of defined length": (regions_of(4_000), None),
+    "4,000 regions of defined length": (changed(regions=[region(SECTOR)] * 4_000), None),
     "sequences 100,000 deep": (deep, "truncated too_large"),
-    "a number of rows of 1 GiB": (wide_element, "too_large"),
+    "a number of rows of 1 GiB": (longer(old(), 1024 * MIB, 0x0028, 0x0010, without="Rows"), "too_large"),
     "2 GiB without DICOM's mark": (no_preamble, "not_an_image too_large truncated"),
     "60,000 x 60,000 pixels claimed": (changed(Rows=60_000, Columns=60_000), "too_large"),
     "65,535 samples a pixel": (changed(SamplesPerPixel=65_535), "pixels"),
@@ -185,22 +156,22 @@ HOSTILE = {
     "no rows": (changed(Rows=0, Columns=0), "truncated too_small"),
     "bits stored: 0": (changed(BitsStored=0), "truncated"),
     "a window of no width": (changed(BitsStored=6, WindowWidth="0", WindowCenter="nan"), None),
-    "a JPEG of 65,535 x 65,535": (compressed(JPEGBaseline8Bit, jpeg_of(65_535, 65_535)), "truncated"),
-    "a lossless JPEG of 65,535 x 65,535": (
-        compressed(JPEGLosslessSV1, jpeg_of(65_535, 65_535, 0xC3)),
-        "truncated",
-    ),
-    "a JPEG-LS of 65,535 x 65,535": (compressed(JPEGLSLossless, jpeg_of(65_535, 65_535, 0xF7)), "truncated"),
+    "a JPEG of 65,535 x 65,535": (stream(JPEGBaseline8Bit, jpeg_of(65_535, 65_535)), "truncated"),
+    "a lossless JPEG of that size": (stream(JPEGLosslessSV1, jpeg_of(65_535, 65_535, 0xC3)), "truncated"),
+    "a JPEG-LS of that size": (stream(JPEGLSLossless, jpeg_of(65_535, 65_535, 0xF7)), "truncated"),
     "a JPEG 2000 of 4 x 10^9 a side": (
-        compressed(JPEG2000Lossless, jpeg2000_of(4 * 10**9, 4 * 10**9)),
+        stream(JPEG2000Lossless, jpeg2000_of(4 * 10**9, 4 * 10**9)),
         "truncated",
     ),
-    "a JPEG without a size": (compressed(JPEGBaseline8Bit, b"\xff\xd8" + bytes(200)), "truncated"),
-    "a compressed frame of 80 MiB": (compressed(JPEGBaseline8Bit, bytes(80 * MIB)), "too_large"),
-    "runs that stand for 1.5 GiB": (compressed(RLELossless, rle_of(1536 * MIB)), "too_large"),
-    "runs of another length": (compressed(RLELossless, rle_of(64 * MIB)), None),
-    "a codestream that is no JPEG": (compressed(JPEGBaseline8Bit, b"MZ" * 500), "truncated"),
-    "1 GiB of private data behind the pixels": (long_private, None),
+    "a JPEG without a size": (stream(JPEGBaseline8Bit, b"\xff\xd8" + bytes(200)), "truncated"),
+    "a compressed frame of 80 MiB": (stream(JPEGBaseline8Bit, bytes(80 * MIB)), "too_large"),
+    "runs that stand for 1.5 GiB": (stream(RLELossless, rle_of(1536 * MIB)), "too_large"),
+    "runs of another length": (stream(RLELossless, rle_of(64 * MIB)), None),
+    "a codestream that is no JPEG": (stream(JPEGBaseline8Bit, b"MZ" * 500), "truncated"),
+    "1 GiB of private data at the end, as some scanners write": (
+        longer(old(), 1024 * MIB, 0x7FE1, 0x1010),
+        None,
+    ),
 }  # name -> (what writes it, kinds of refusal that are right; None where it may also be read)
 
 
@@ -219,8 +190,10 @@ def looked_at(path: Path) -> str:
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory):
     """Kind of each hostile file's refusal, and the MiB by which they raised a process's peak memory together."""
+    if sys.platform != "linux":
+        pytest.skip("memory is measured as Linux reports it")
     folder = tmp_path_factory.mktemp("hostile")
-    save(folder / "sound.dcm", sound())
+    save(folder / "sound.dcm", make(picture()))
     for number, (write, _) in enumerate(HOSTILE.values()):
         write(folder / f"{number}.dcm")
     code = (
@@ -246,7 +219,6 @@ def outcome(tmp_path_factory):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux reports it")
 @pytest.mark.parametrize("name", list(HOSTILE))
 def test_a_file_that_asks_for_much_is_refused_with_a_reason(outcome, name, count):
     kind, _ = outcome[name]
@@ -255,7 +227,6 @@ def test_a_file_that_asks_for_much_is_refused_with_a_reason(outcome, name, count
     count(inputs=1)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux reports it")
 def test_all_of_them_together_stay_within_the_stated_memory(outcome):
     grown = {name: round(mib) for name, (_, mib) in outcome.items() if mib > 1}
     assert sum(grown.values()) < BOUND, grown
@@ -267,27 +238,10 @@ def test_all_of_them_together_stay_within_the_stated_memory(outcome):
     do="The file is left out and named. If it is genuine, export it uncompressed or frame by frame.",
 )
 def test_the_reason_says_what_was_too_large(tmp_path, sees):
-    deflated_zeros(tmp_path / "a.dcm")
+    ZEROS(tmp_path / "a.dcm")
     with pytest.raises(frames.FrameError, match="deflated data of more than 128 MiB") as error:
         dicom_frames.header(tmp_path / "a.dcm")
     assert str(error.value).startswith(sees)
-
-
-def test_a_deflated_file_within_the_limits_is_read_as_the_plain_one(tmp_path):
-    plain, deflated = (
-        save(tmp_path / f"{i}.dcm", sound(syntax))
-        for i, syntax in enumerate((ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian))
-    )
-    assert np.array_equal(dicom_frames.load(plain).gray, dicom_frames.load(deflated).gray)
-
-
-def test_the_header_is_metered_and_what_is_skipped_costs_nothing(tmp_path, monkeypatch):
-    path = save(tmp_path / "a.dcm", sound())
-    monkeypatch.setattr(dicom_limits._Meter, "left", 20_000)  # less than the pixels, more than the header
-    assert dicom_frames.load(path).gray.shape == picture().shape
-    monkeypatch.setattr(dicom_limits._Meter, "left", 600)
-    with pytest.raises(frames.FrameError, match="a header of more than"):
-        dicom_frames.load(path)
 
 
 @pytest.mark.parametrize(
@@ -302,12 +256,8 @@ def test_the_header_is_metered_and_what_is_skipped_costs_nothing(tmp_path, monke
         (b"\xff\xd8\xff\xc4\x00\x00" + b"\xff\xc4\x00\x02" * 900, None),
         (b"\xff\xd8", None),
         (b"", None),
+        *((encoded(picture(), kind), (240, 160)) for kind in ("JPEG", "JPEG2000")),
     ],
 )
 def test_the_size_in_a_codestream_is_read_without_decoding(data, size):
     assert dicom_limits.picture_size(data) == size
-
-
-@pytest.mark.parametrize("kind", ["JPEG", "JPEG2000"])
-def test_the_size_that_pillow_writes_is_found(kind):
-    assert dicom_limits.picture_size(jpeg_bytes(picture(), format=kind)) == picture().shape[::-1]

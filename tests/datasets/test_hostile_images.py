@@ -5,12 +5,12 @@ memory is limited. With --slow a coverage-guided fuzzer (atheris) looks for what
 """
 
 import hashlib
-import importlib.util
 import io
 import json
 import random
 import re
 import resource
+import struct
 import subprocess
 import sys
 import tempfile
@@ -19,10 +19,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hardening import goes_wrong
+from hospital import compressed
 from PIL import Image
-from pydicom.encaps import encapsulate
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGBaseline8Bit, RLELossless
-from test_dicom import jpeg_bytes, make, picture, region
+from small_dicom import make, picture
+from small_images import encoded
 
 from thyroid_lib import frames
 from thyroid_lib.datasets import dicom_frames
@@ -32,19 +33,8 @@ BOUND = 384  # MiB by which all of them may raise a process's peak memory; the l
 MUTATIONS = 150  # of each sound file; with --slow ten to forty times as many
 
 
-def encoded(image: Image.Image, kind: str, **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def dicom_bytes(syntax=ExplicitVRLittleEndian, data: bytes = b"", **header) -> bytes:
-    dataset = make(picture(), regions=[region()], **header)
-    dataset.file_meta.TransferSyntaxUID = syntax
-    if data:
-        dataset.PixelData = encapsulate([data])
-        dataset["PixelData"].VR = "OB"
-        dataset["PixelData"].is_undefined_length = True
+def dicom_bytes(syntax=ExplicitVRLittleEndian, data: bytes = b"") -> bytes:
+    dataset = compressed(make(picture()), syntax, data) if data else make(picture(), syntax=syntax)
     buffer = io.BytesIO()
     dataset.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()
@@ -72,7 +62,7 @@ def sound_files() -> dict[str, bytes]:
         "pgm": encoded(gray, "PPM"),
         "dicom": dicom_bytes(),
         "dicom implicit": dicom_bytes(ImplicitVRLittleEndian),
-        "dicom jpeg": dicom_bytes(JPEGBaseline8Bit, jpeg_bytes(picture(), format="JPEG", quality=90)),
+        "dicom jpeg": dicom_bytes(JPEGBaseline8Bit, encoded(picture(), "JPEG", quality=90)),
         "dicom runs": dicom_bytes(RLELossless, bytes([1, 0, 0, 0, 64]) + bytes(59) + b"\x81\x05" * 300),
     }
 
@@ -93,10 +83,8 @@ def mutated(data: bytes, chance: random.Random) -> bytes:
             data[at] = chance.choice((0, 1, 127, 128, 254, 255))
         elif kind == 2:
             size = chance.choice((2, 4))
-            value = (
-                chance.choice((0, 1, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, len(data))) % 256**size
-            )
-            data[at : at + size] = value.to_bytes(size, chance.choice(("little", "big")))
+            value = chance.choice((0, 1, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, len(data)))
+            data[at : at + size] = (value % 256**size).to_bytes(size, chance.choice(("little", "big")))
         elif kind == 3:
             del data[at : at + size]
         elif kind == 4:
@@ -139,27 +127,19 @@ def try_many(name: str, mutations: int, start: int = 0) -> dict[str, int]:
             try:
                 kind = decoded(mutated(data, random.Random(seed + number)), path)
             except BaseException as error:
-                raise AssertionError(
-                    f"mutation {number} of {name}: {type(error).__name__}: {error}"
-                ) from error
+                raise AssertionError(f"mutation {number} of {name}: {error!r}") from error
             kinds[kind] = kinds.get(kind, 0) + 1
     return kinds
 
 
-def in_a_process(names: list[str], mutations: int, start: int = 0) -> dict:
-    """The same in a process of limited memory; also by how many MiB its peak rose."""
-    code = (
-        f"import json, resource, sys; sys.path[:0] = {[str(HERE.parent), str(HERE)]!r}\n"
-        "import test_hostile_images as t\n"
-        "for name in t.sound_files():\n    t.try_many(name, 0)\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        f"found = {{name: t.try_many(name, {mutations}, {start}) for name in {names!r}}}\n"
-        "grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024\n"
-        "print(json.dumps({'found': found, 'grown': grown}))"
-    )
+def run_limited(code: str, *arguments) -> str:
+    """Runs code in a process of 12 GiB at most; gives what it printed last."""
+    if sys.platform != "linux":
+        pytest.skip("memory is limited and measured as Linux does")
+    paths = f"import sys; sys.path[:0] = {[str(HERE.parent), str(HERE)]!r}\n"
     limit = 12 * 2**30
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
+        [sys.executable, "-W", "ignore", "-c", paths + PEAK + code, *arguments],
         capture_output=True,
         text=True,
         cwd=HERE.parent,
@@ -167,27 +147,40 @@ def in_a_process(names: list[str], mutations: int, start: int = 0) -> dict:
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
     )
     assert done.returncode == 0, done.stderr[-2500:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return done.stdout.splitlines()[-1]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited and measured as Linux does")
+PEAK = """
+import json, resource
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+"""
+MANY = """
+import test_hostile_images as t
+names, mutations, start = json.loads(sys.argv[1])
+for name in t.sound_files():
+    t.try_many(name, 0)
+before = peak()
+found = {name: t.try_many(name, mutations, start) for name in names}
+print(json.dumps([found, peak() - before]))
+"""
+
+
 @pytest.mark.parametrize("part", ["images", "dicom"])
 def test_mutated_files_give_a_frame_or_a_reason_within_the_stated_memory(part, count):
     names = [name for name in sound_files() if name.startswith("dicom") == (part == "dicom")]
-    result = in_a_process(names, MUTATIONS)
-    assert result["grown"] < BOUND
-    kinds = {kind for found in result["found"].values() for kind in found}
-    assert {"read", "truncated"} <= kinds
-    count(inputs=sum(sum(found.values()) for found in result["found"].values()))
+    found, grown = json.loads(run_limited(MANY, json.dumps([names, MUTATIONS, 0])))
+    assert grown < BOUND
+    assert {"read", "truncated"} <= {kind for kinds in found.values() for kind in kinds}
+    count(inputs=sum(sum(kinds.values()) for kinds in found.values()))
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited and measured as Linux does")
 @pytest.mark.parametrize("name", list(sound_files()))
 def test_many_more_mutations_of_each_format(name, count):
     mutations = MUTATIONS * (10 if name.startswith("dicom") else 40)
-    result = in_a_process([name], mutations, start=MUTATIONS)
-    assert result["grown"] < BOUND
+    _, grown = json.loads(run_limited(MANY, json.dumps([[name], mutations, MUTATIONS])))
+    assert grown < BOUND
     count(inputs=mutations)
 
 
@@ -198,9 +191,8 @@ def test_many_more_mutations_of_each_format(name, count):
 )
 def test_a_damaged_image_is_told(sees):
     data = sound_files()["png"]
-    with pytest.raises(frames.FrameError) as error:
+    with pytest.raises(frames.FrameError, match=sees):
         frames.read(data[: len(data) // 2])
-    assert sees in str(error.value)
 
 
 @goes_wrong(
@@ -230,41 +222,26 @@ def test_a_size_that_is_only_claimed_is_refused_before_decoding(kind, sees, coun
 
 def sound_tiff_of(width: int, height: int) -> bytes:
     """A small TIFF whose directory claims a size."""
-    tags = [
-        (256, 4, width),
-        (257, 4, height),
-        (258, 3, 8),
-        (259, 3, 1),
-        (262, 3, 1),
-        (273, 4, 8),
-        (278, 4, height),
-    ]
-    entries = b"".join(
-        tag.to_bytes(2, "little")
-        + kind.to_bytes(2, "little")
-        + (1).to_bytes(4, "little")
-        + value.to_bytes(4, "little")
-        for tag, kind, value in [*tags, (279, 4, 100)]
-    )
-    return b"II*\0\x10\0\0\0" + bytes(8) + (8).to_bytes(2, "little") + entries + bytes(4)
+    tags = {256: width, 257: height, 258: 8, 259: 1, 262: 1, 273: 8, 278: height, 279: 100}
+    short = (258, 259, 262)
+    entries = [struct.pack("<HHII", tag, 3 if tag in short else 4, 1, value) for tag, value in tags.items()]
+    return b"II*\0\x10\0\0\0" + bytes(8) + struct.pack("<H", len(tags)) + b"".join(entries) + bytes(4)
 
 
-def test_the_largest_frame_allowed_stays_within_the_stated_memory():
-    code = (
-        f"import io, resource, sys; sys.path[:0] = {[str(HERE.parent)]!r}\n"
-        "from PIL import Image; from thyroid_lib import frames\n"
-        "frames.read(open(sys.argv[1], 'rb').read(), check=False)\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "frames.read(open(sys.argv[2], 'rb').read(), check=False)\n"
-        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)"
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        small, large = Path(folder, "small.png"), Path(folder, "large.png")
-        Image.new("RGBA", (64, 64)).save(small)
-        Image.new("RGBA", (6000, 4000), (90, 90, 90, 200)).save(large, compress_level=1)
-        done = subprocess.run([sys.executable, "-c", code, small, large], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 3 * BOUND
+LARGE = """
+from thyroid_lib import frames
+frames.read(sys.argv[1], check=False)
+before = peak()
+frames.read(sys.argv[2], check=False)
+print(peak() - before)
+"""
+
+
+def test_the_largest_frame_allowed_stays_within_the_stated_memory(tmp_path):
+    small, large = tmp_path / "small.png", tmp_path / "large.png"
+    Image.new("RGBA", (64, 64)).save(small)
+    Image.new("RGBA", (6000, 4000), (90, 90, 90, 200)).save(large, compress_level=1)
+    assert float(run_limited(LARGE, small, large)) < 3 * BOUND
 
 
 FUZZ = """
@@ -284,25 +261,16 @@ atheris.Fuzz()
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not importlib.util.find_spec("atheris"), reason="atheris is not installed (Linux on x86-64 only)"
-)
 @pytest.mark.parametrize("part, runs", [("images", 30_000), ("dicom", 6_000)])
 def test_a_coverage_guided_fuzzer_finds_no_crash(tmp_path, part, runs, count):
+    pytest.importorskip("atheris", reason="atheris is not installed (Linux on x86-64 only)")
     corpus, scratch = tmp_path / "corpus", tmp_path / "scratch"
     corpus.mkdir(), scratch.mkdir()
     for name, data in sound_files().items():
         if name.startswith("dicom") == (part == "dicom"):
             (corpus / name.replace(" ", "_")).write_bytes(data)
     code = FUZZ.format(root=str(HERE.parent), here=str(HERE), scratch=str(scratch))
-    options = [
-        f"-runs={runs}",
-        "-seed=1",
-        "-rss_limit_mb=4096",
-        "-max_len=60000",
-        "-timeout=200",
-        "-verbosity=1",
-    ]
+    options = f"-runs={runs} -seed=1 -rss_limit_mb=4096 -max_len=60000 -timeout=200 -verbosity=1".split()
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, *options, f"-artifact_prefix={tmp_path}/", str(corpus)],
         capture_output=True,

@@ -8,10 +8,11 @@ import subprocess
 
 import cv2
 import known_images
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from known_images import Known
-from PIL import Image
+from small_images import encoded
 
 from thyroid_lib import datasets, regions
 from thyroid_lib.common.files import PROJECT
@@ -60,23 +61,12 @@ def test_the_hashes_are_hashes_and_nothing_else():
         assert len(stored["phash"]) > 4000, "the frames of three sets"
 
 
-def encoded(picture, kind, **options) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
 def figure(frames, outlined=False) -> bytes:
     """A figure of crops as notebook 01 draws it, PNG."""
-    import matplotlib.pyplot as plt
-
     use_style()
     crops = np.stack([regions.extract(frame, 96)[0] for frame in frames])
-    masks = None
-    if outlined:
-        masks = np.zeros_like(crops)
-        for mask in masks:
-            cv2.ellipse(mask, (48, 48), (18, 12), 0, 0, 360, 1, -1)
+    ellipse = cv2.ellipse(np.zeros((96, 96), np.uint8), (48, 48), (18, 12), 0, 0, 360, 1, -1)
+    masks = np.stack([ellipse] * len(crops)) if outlined else None
     fig = data_plots.gallery(crops, masks, ["100% inside"] * len(crops), columns=4)
     buffer = io.BytesIO()
     fig.savefig(buffer, format="png")
@@ -115,9 +105,7 @@ def test_a_planted_picture_is_found_inside_reports_notebooks_and_drawings(known,
     for frame, hit in ((patients[0], True), (patients[1], False)):
         text = base64.b64encode(figure([frame] * 2)).decode()
         webp = base64.b64encode(encoded(small(frame), "WEBP", lossless=True)).decode()
-        wrapped = base64.encodebytes(
-            encoded(small(frame), "PNG")
-        ).decode()  # 76 letters a line, as in old notebooks
+        wrapped = base64.encodebytes(encoded(small(frame))).decode()  # 76 letters a line, as in old notebooks
         for page in (
             f'<figure><img alt="x" src="data:image/png;base64,{text}"></figure>',
             f'<svg><image href="data:image/webp;base64,{webp}"/></svg>',
@@ -144,13 +132,8 @@ def test_what_cannot_be_looked_into_is_refused(known):
 
 def test_real_frames_and_figures_of_them_are_found(real_data, known, tmp_path):
     rng = np.random.default_rng(3)
-    sets = [real_data / "ddti", real_data / "busi"]
-    files = [
-        path
-        for folder in sets
-        for path in sorted(folder.rglob("*"))
-        if path.suffix in (".jpg", ".png") and "_mask" not in path.name
-    ]
+    found = [path for name in ("ddti", "busi") for path in sorted((real_data / name).rglob("*"))]
+    files = [path for path in found if path.suffix in (".jpg", ".png") and "_mask" not in path.name]
     for path in [files[k] for k in rng.choice(len(files), 12, replace=False)]:
         assert known_images.search(path.read_bytes(), known) == ["the very bytes of a known file"]
         frame = datasets.load_frame(path)
