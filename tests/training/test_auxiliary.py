@@ -1,6 +1,5 @@
 """Auxiliary tasks: the masks move with the images, only what is known is asked, nothing of them is kept."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,71 +7,55 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_workers import largest_difference
+from small_training import MODEL, interrupted, largest_difference, trained
 
-from thyroid_lib import datasets, manifest, network
-from thyroid_lib.data.crops import build
-from thyroid_lib.training import auxiliary, loop
+from thyroid_lib import network
+from thyroid_lib.training import auxiliary
 from thyroid_lib.training.augmentation import Augmentation
 
-MODEL = {"name": "optimized_xception", "num_classes": 2, "in_chans": 1, "width": 0.0625, "middle_blocks": 1}
-TRAIN, VALIDATION = np.arange(24), np.arange(24, 32)
-
-
-@pytest.fixture(scope="module")
-def crops(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("crops")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("THYROID_CACHE", str(folder / "cache"))
-        frames = manifest.split(datasets.read("phantom:open?patients=16"), folds=2)
-        return build(frames.head(32), folder / "data", size=32)
-
-
-def asked(**changes) -> loop.Settings:
-    plain = {"epochs": 2, "batch_size": 8, "lr": 2e-3, "precision": "32", "threads": 1}
-    plain |= {"mask_weight": 1.0, "sign_weight": 0.5}
-    return loop.Settings(model=MODEL, **plain | changes)
+ROWS = TRAIN, _ = np.arange(24), np.arange(24, 32)
+PLAIN = {"model": MODEL | {"num_classes": 2}, "batch_size": 8}
+ASKED = PLAIN | {"mask_weight": 1.0, "sign_weight": 0.5, "texture_weight": 0.5}
 
 
 def described(**columns) -> pd.DataFrame:
     return pd.DataFrame({"image": np.arange(20).astype(str)} | {f"sign_{k}": v for k, v in columns.items()})
 
 
-def questions_of(masks, index, *, mask=1.0, signs=0.0, texture=0.0) -> auxiliary.Questions:
+def questions_of(masks, index, *, signs=0.0, texture=0.0) -> auxiliary.Questions:
     images = np.random.default_rng(0).integers(0, 255, (len(index), 8, 8), dtype=np.uint8)
     crops = SimpleNamespace(images=images, masks=masks, index=index)
-    return auxiliary.Questions(crops, np.arange(len(index)), mask, signs, texture)
+    return auxiliary.Questions(crops, np.arange(len(index)), 1.0, signs, texture)
 
 
-def test_masks_are_moved_as_the_images_are():
+def test_masks_are_moved_as_the_images_are_and_change_none():
     masks = np.zeros((6, 40, 40), np.uint8)
     masks[:, 8:20, 12:30] = 1
     geometry = Augmentation(gain=0, gamma=0, speckle=0, shadow=0, shift=0.2, scale=0.3)
-    images, moved = geometry(
-        torch.from_numpy(255 * masks), np.arange(6), seed=1, epoch=3, masks=torch.from_numpy(masks)
-    )
+    options = {"samples": np.arange(6), "seed": 1, "epoch": 3}
+    images, moved = geometry(torch.from_numpy(255 * masks), masks=torch.from_numpy(masks), **options)
     assert np.abs(images.float().numpy() / 255 - moved.numpy()).max() <= 0.5 / 255 + 1e-6
     assert not np.array_equal(moved.numpy() > 0.5, masks > 0)
+    assert torch.equal(geometry(torch.from_numpy(255 * masks), **options)[0], images)
 
 
-def test_asking_for_masks_changes_no_image():
-    images = torch.from_numpy(np.random.default_rng(0).integers(0, 255, (5, 32, 32), dtype=np.uint8))
-    plain, _ = Augmentation()(images, np.arange(5), seed=2, epoch=1)
-    with_masks, _ = Augmentation()(images, np.arange(5), seed=2, epoch=1, masks=torch.zeros_like(images))
-    assert torch.equal(plain, with_masks)
-
-
-def test_signs_become_codes_and_what_the_training_part_hardly_shows_is_unknown():
-    margins = ["smooth"] * 8 + ["spiculated"] * 7 + ["lobulated"] * 2 + [""] + [np.nan, "smooth"]
-    values, codes = auxiliary.described_signs(described(margins=margins, same=["solid"] * 20), np.arange(20))
-    assert values == {"margins": ["smooth", "spiculated"]}  # a sign with one value asks nothing
-    assert codes[:, 0].tolist() == [0] * 8 + [1] * 7 + [-1] * 4 + [0]
-
-
-def test_a_value_that_only_test_images_show_is_not_learnt_from():
-    index = described(margins=["a"] * 6 + ["b"] * 6 + ["c"] * 8)
-    values, codes = auxiliary.described_signs(index, np.arange(12))
-    assert values == {"margins": ["a", "b"]} and set(codes[12:, 0]) == {-1}
+@pytest.mark.parametrize(
+    ("margins", "train", "values", "codes"),
+    [
+        (
+            ["smooth"] * 8 + ["spiculated"] * 7 + ["lobulated"] * 2 + ["", np.nan, "smooth"],
+            np.arange(20),
+            ["smooth", "spiculated"],
+            [0] * 8 + [1] * 7 + [-1] * 4 + [0],
+        ),
+        (["a"] * 6 + ["b"] * 6 + ["c"] * 8, np.arange(12), ["a", "b"], [0] * 6 + [1] * 6 + [-1] * 8),
+    ],
+    ids=["rare", "not in training"],
+)
+def test_signs_become_codes_and_what_the_training_part_hardly_shows_is_unknown(margins, train, values, codes):
+    found = auxiliary.described_signs(described(margins=margins, same=["solid"] * 20), train)
+    assert found[0] == {"margins": values}  # a sign with one value asks nothing
+    assert found[1][:, 0].tolist() == codes
 
 
 def test_texture_is_measured_in_the_training_parts_own_spread():
@@ -83,32 +66,34 @@ def test_texture_is_measured_in_the_training_parts_own_spread():
     for mask in masks[:11]:
         mask[2 : random.integers(8, 14), 3 : random.integers(8, 14)] = 1
     crops = SimpleNamespace(images=images, masks=masks)
-    outlined = masks.any((1, 2))
-    texture = auxiliary.measured_texture(crops, np.arange(10), outlined)
+    texture = auxiliary.measured_texture(crops, np.arange(10), masks.any((1, 2)))
     names = auxiliary.texture_features(images[:10], masks[:10])
     varied = names.columns[names.std() > 1e-6]
     assert texture.shape == (12, len(varied)) and texture.dtype == np.float32
     np.testing.assert_allclose(texture[:10].mean(0), 0, atol=0.2)  # clipping moves a mean a little
     assert np.abs(texture).max() <= 3 and (texture[11] == 0).all()
     assert texture[10, list(varied).index("mean")] == 3
-    assert not outlined[11]
 
 
-def test_texture_is_learnt_from_the_image(crops, tmp_path, monkeypatch):
-    pupils = []
-    make = auxiliary.Questions.pupil
+@pytest.mark.parametrize("question", ["mask", "texture"])
+def test_what_is_asked_for_is_learnt_from_the_image(crops, tmp_path, monkeypatch, question):
+    pupils, make = [], auxiliary.Questions.pupil
     monkeypatch.setattr(
         auxiliary.Questions, "pupil", lambda self, model: pupils.append(make(self, model)) or pupils[-1]
     )
-    settings = asked(epochs=25, lr=4e-3, augment=0, sign_weight=0, mask_weight=0, texture_weight=3.0)
-    loop.fit(settings, crops, TRAIN, VALIDATION, tmp_path)
+    trained(tmp_path, crops, *ROWS, epochs=25, lr=4e-3, augment=0, **PLAIN, **{f"{question}_weight": 3.0})
     outlined = crops.index["mask_inside"].notna().to_numpy()
     rows = TRAIN[outlined[TRAIN]]
     with torch.inference_mode():
         answers = pupils[0].eval()(network.normalize(torch.from_numpy(np.array(crops.images[rows]))))
-    assert answers[1] is None and answers[2] == []
-    truth = auxiliary.measured_texture(crops, TRAIN, outlined)[rows]
-    assert np.corrcoef(answers[3].numpy().ravel(), truth.ravel())[0, 1] > 0.5
+    if question == "mask":
+        masks = torch.from_numpy(np.array(crops.masks[rows])).float()
+        truth = torch.nn.functional.adaptive_avg_pool2d(masks, answers[1].shape[1:]).numpy()
+        answer = torch.sigmoid(answers[1]).numpy()
+    else:
+        assert answers[1] is None and answers[2] == []
+        truth, answer = auxiliary.measured_texture(crops, TRAIN, outlined)[rows], answers[3].numpy()
+    assert np.corrcoef(answer.ravel(), truth.ravel())[0, 1] > 0.5
 
 
 def test_a_right_mask_costs_nothing_and_a_wrong_one_much():
@@ -125,17 +110,16 @@ def test_a_right_mask_costs_nothing_and_a_wrong_one_much():
 def test_frames_without_outline_are_asked_only_where_the_label_says_normal():
     masks = np.zeros((20, 8, 8), np.uint8)
     masks[:4, 2:6, 2:6] = 1
-    index = described().assign(label="benign", mask_inside=np.nan)
-    index.loc[:3, "mask_inside"] = 1.0
+    index = described().assign(label="benign", mask_inside=np.where(masks.any((1, 2)), 1.0, np.nan))
     index.loc[4, "label"] = "normal"
-    questions = questions_of(masks, index)
     rows = np.array([3, 4, 5])
     mask = torch.tensor([[[3.0]], [[-2.0]], [[1.0]]], requires_grad=True)
-    questions.loss(mask, [], None, torch.from_numpy(masks[rows]).float(), rows, rows).backward()
+    targets = torch.from_numpy(masks[rows]).float()
+    questions_of(masks, index).loss(mask, [], None, targets, rows, rows).backward()
     assert (mask.grad.flatten() != 0).tolist() == [True, True, False]
 
 
-def test_the_shares_of_two_ranks_add_up_to_the_whole():
+def test_the_shares_of_two_ranks_add_up_to_the_whole_as_by_hand():
     masks = np.zeros((20, 8, 8), np.uint8)
     masks[:13, 1:5, 2:6] = 1
     index = described(margins=["a", "b", "", "b"] * 5, form=["x"] * 11 + ["y"] * 9)
@@ -147,108 +131,52 @@ def test_the_shares_of_two_ranks_add_up_to_the_whole():
     signs = [torch.randn(17, 2, generator=random), torch.randn(17, 2, generator=random)]
     targets = torch.from_numpy(masks[rows]).float()
     texture = torch.randn(17, questions.texture.shape[1], generator=random)
-    whole = questions.loss(mask, signs, texture, targets, rows, rows)
+    whole = float(questions.loss(mask, signs, texture, targets, rows, rows))
     shares = [
         questions.loss(mask[part], [s[part] for s in signs], texture[part], targets[part], rows[part], rows)
         for part in (slice(0, 6), slice(6, 17))
     ]
-    assert float(sum(shares)) == pytest.approx(float(whole), rel=1e-6)
-    known = (questions.codes[rows] >= 0).sum()
-    by_hand = sum(
-        torch.nn.functional.cross_entropy(s, torch.from_numpy(questions.codes[rows, k]), ignore_index=-1)
-        * (questions.codes[rows, k] >= 0).sum()
-        for k, s in enumerate(signs)
-    )
-    assert float(whole - questions.loss(mask, [], texture, targets, rows, rows)) == pytest.approx(
-        0.7 * float(by_hand / known), rel=1e-5
-    )
-    outlined = masks[rows].any((1, 2))
-    apart = np.abs(texture.numpy() - questions.texture[rows])[outlined]
-    by_hand = np.where(apart < 1, apart**2 / 2, apart - 0.5).mean()
-    assert float(whole - questions.loss(mask, signs, None, targets, rows, rows)) == pytest.approx(
-        0.3 * by_hand, rel=1e-4
-    )
+    assert float(sum(shares)) == pytest.approx(whole, rel=1e-6)
+    codes = torch.from_numpy(questions.codes[rows])
+    of_signs = [
+        torch.nn.functional.cross_entropy(s, code, ignore_index=-1, reduction="sum")
+        for s, code in zip(signs, codes.T)
+    ]
+    without = float(questions.loss(mask, [], texture, targets, rows, rows))
+    assert whole - without == pytest.approx(0.7 * float(sum(of_signs) / (codes >= 0).sum()), rel=1e-5)
+    apart = np.abs(texture.numpy() - questions.texture[rows])[masks[rows].any((1, 2))]
+    of_texture = np.where(apart < 1, apart**2 / 2, apart - 0.5).mean()
+    without = float(questions.loss(mask, signs, None, targets, rows, rows))
+    assert whole - without == pytest.approx(0.3 * of_texture, rel=1e-4)
 
 
 def test_what_is_kept_is_the_network_alone_and_learnt_from_the_questions(crops, tmp_path):
-    with_questions = loop.fit(asked(), crops, TRAIN, VALIDATION, tmp_path / "asked")
-    plain = loop.fit(asked(mask_weight=0, sign_weight=0), crops, TRAIN, VALIDATION, tmp_path / "plain")
-    kept = load_file(with_questions.weights)
-    assert kept.keys() == network.build(MODEL).state_dict().keys()
-    assert largest_difference(with_questions.weights, plain.weights) > 1e-4
+    plain, fit = (
+        trained(tmp_path / "plain", crops, *ROWS, **PLAIN),
+        trained(tmp_path / "x", crops, *ROWS, **ASKED),
+    )
+    assert load_file(fit.weights).keys() == network.build(PLAIN["model"]).state_dict().keys()
+    assert largest_difference(fit.weights, plain.weights) > 1e-4
     # the loss that is reported is the class's own, comparable between both
-    first = [fit.history.train_loss.iloc[0] for fit in (with_questions, plain)]
-    assert first[0] == pytest.approx(first[1], rel=0.2)
-
-
-def test_the_mask_is_found_after_training(crops, tmp_path, monkeypatch):
-    pupils = []
-    make = auxiliary.Questions.pupil
-    monkeypatch.setattr(
-        auxiliary.Questions, "pupil", lambda self, model: pupils.append(make(self, model)) or pupils[-1]
-    )
-    settings = asked(epochs=25, lr=4e-3, augment=0, sign_weight=0, mask_weight=3.0)
-    loop.fit(settings, crops, TRAIN, VALIDATION, tmp_path)
-    x = network.normalize(torch.from_numpy(np.array(crops.images[TRAIN])))
-    with torch.inference_mode():
-        mask = pupils[0].eval()(x)[1]
-    truth = torch.nn.functional.adaptive_avg_pool2d(
-        torch.from_numpy(np.array(crops.masks[TRAIN])).float()[:, None], mask.shape[1:]
-    )[:, 0]
-    agreement = np.corrcoef(torch.sigmoid(mask).numpy().ravel(), truth.numpy().ravel())[0, 1]
-    assert agreement > 0.6
-
-
-def test_interrupted_with_questions_it_ends_with_the_same_bits(crops, tmp_path):
-    settings = asked(epochs=3, ema=0.9, monitor="last", texture_weight=0.5)
-    undisturbed = loop.fit(settings, crops, TRAIN, VALIDATION, tmp_path / "undisturbed")
-
-    def stop(history):
-        raise KeyboardInterrupt
-
-    for _ in range(3):
-        with pytest.raises(KeyboardInterrupt):
-            loop.fit(settings, crops, TRAIN, VALIDATION, tmp_path / "again", on_epoch=stop)
-    again = loop.fit(settings, crops, TRAIN, VALIDATION, tmp_path / "again")
-    assert largest_difference(undisturbed.weights, again.weights) == 0
-    pd.testing.assert_frame_equal(undisturbed.history, again.history, check_exact=True)
-
-
-def test_two_ranks_ask_the_same_questions_as_one(crops, tmp_path):
-    settings = asked(frozen_batchnorm=True, ema=0.9, epochs=1, texture_weight=0.5)
-    one = loop.fit(settings, crops, TRAIN, VALIDATION, tmp_path / "one")
-    two = loop.fit(
-        loop.Settings(**{**vars(settings), "devices": 2}), crops, TRAIN, VALIDATION, tmp_path / "two"
-    )
-    assert largest_difference(one.weights, two.weights) < 1e-5
-
-
-def test_the_last_epoch_is_kept_whatever_it_scores(crops, tmp_path):
-    fit = loop.fit(asked(monitor="last", epochs=3), crops, TRAIN, VALIDATION, tmp_path)
-    assert fit.best_epoch == 3 and fit.history.best.tolist() == [False, False, True]
+    assert fit.history.train_loss[0] == pytest.approx(plain.history.train_loss[0], rel=0.2)
+    again, _ = interrupted(tmp_path / "again", crops, *ROWS, **ASKED)
+    assert largest_difference(fit.weights, again.weights) == 0
+    pd.testing.assert_frame_equal(fit.history, again.history, check_exact=True)
 
 
 @pytest.mark.parametrize(
-    "changes, said",
+    "weight, said",
     [
-        ({"mask_weight": 1.0, "sign_weight": 0.0}, "expected crops with nodule masks"),
-        ({"mask_weight": 0.0, "sign_weight": 1.0}, r"columns sign_\*"),
-        (
-            {"mask_weight": 0.0, "sign_weight": 0.0, "texture_weight": 1.0},
-            "at least two of the training part",
-        ),
+        ("mask_weight", "expected crops with nodule masks"),
+        ("sign_weight", r"columns sign_\*"),
+        ("texture_weight", "at least two of the training part"),
     ],
 )
-def test_questions_that_the_data_cannot_answer_are_refused(crops, tmp_path, changes, said):
-    bare = SimpleNamespace(
-        images=crops.images,
-        labels=crops.labels,
-        masks=None,
-        hash="bare",
-        index=crops.index.drop(columns=[c for c in crops.index if c.startswith("sign_")]),
-    )
+def test_questions_that_the_data_cannot_answer_are_refused(crops, tmp_path, weight, said):
+    index = crops.index.drop(columns=[c for c in crops.index if c.startswith("sign_")])
+    bare = SimpleNamespace(images=crops.images, labels=crops.labels, masks=None, hash="bare", index=index)
     with pytest.raises(ValueError, match=said):
-        loop.fit(asked(**changes), bare, TRAIN, VALIDATION, Path(tmp_path))
+        trained(tmp_path, bare, *ROWS, **PLAIN, **{weight: 1.0})
 
 
 def test_a_network_without_a_middle_flow_cannot_be_asked():

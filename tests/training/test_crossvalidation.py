@@ -1,6 +1,9 @@
 """Folds: nothing of the held-out patients is used before they are predicted."""
 
 import hashlib
+import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -8,6 +11,7 @@ import pytest
 from scipy.special import softmax
 
 from thyroid_lib import datasets, manifest
+from thyroid_lib.classifier import Classifier
 from thyroid_lib.classifier.determination import determine
 from thyroid_lib.data.crops import build
 from thyroid_lib.evaluation.calibration import fit_temperature, operating_points
@@ -31,8 +35,13 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def settings(data):
-    crops, _ = folds.open_crops(data)
+def opened(data):
+    return folds.open_crops(data)
+
+
+@pytest.fixture(scope="module")
+def settings(opened):
+    crops, _ = opened
     config = pretraining.model_config(crops, {"width": 0.0625, "middle_blocks": 1})
     return loop.Settings(model=config, **SHORT)
 
@@ -42,8 +51,8 @@ def results(data, settings):
     return folds.run(settings, data, data.parent / "checkpoints", folds=2, initial=None, scratch=False)
 
 
-def test_no_group_is_in_two_parts_and_every_labelled_image_in_one(data):
-    crops, _ = folds.open_crops(data)
+def test_no_group_is_in_two_parts_and_every_labelled_image_in_one(opened):
+    crops, _ = opened
     for fold in (0, 1):
         rows = folds.parts(crops, fold, 0.2, 0)
         groups = [set(crops.index["group"].iloc[chosen]) for chosen in rows.values()]
@@ -52,19 +61,18 @@ def test_no_group_is_in_two_parts_and_every_labelled_image_in_one(data):
         assert (crops.index["fold"].iloc[rows["test"]] == fold).all()
 
 
-def test_each_image_is_tested_once_by_the_network_that_never_saw_its_patient(data, results):
-    crops, _ = folds.open_crops(data)
+def test_each_image_is_tested_once_by_the_network_that_never_saw_its_patient(opened, results):
+    crops, _ = opened
     internal = pd.concat([result.tables["internal"] for result in results])
     assert sorted(internal["image"]) == sorted(crops.index["image"][crops.labels >= 0])
     for result in results:
-        learnt = set(
-            crops.index["patient"].iloc[np.concatenate([result.rows["train"], result.rows["validation"]])]
-        )
-        assert not learnt & set(result.tables["internal"]["patient"])
+        learnt = np.concatenate([result.rows["train"], result.rows["validation"]])
+        patients = set(crops.index["patient"].iloc[learnt])
+        assert not patients & set(result.tables["internal"]["patient"])
 
 
-def test_temperature_and_operating_points_come_from_the_validation_part_alone(data, results):
-    crops, _ = folds.open_crops(data)
+def test_temperature_and_operating_points_come_from_the_validation_part_alone(opened, results):
+    crops, _ = opened
     first = results[0]
     rows = first.rows["validation"]
     logits = loop.predict(first.fit.model(), crops.images, rows)
@@ -84,6 +92,8 @@ def test_the_tables_make_a_predictions_file_with_the_mean_of_the_folds_outside(d
     assert not read.duplicated(["model", "set", "image"]).any()
     outside = read[(read["model"] == "finetuned") & (read["set"] == "external")].set_index("image")
     each = [result.tables["external"].set_index("image").loc[outside.index] for result in results]
+    for ours, theirs in zip(results, folds.run_reference(data, 2)):
+        assert ours.tables["internal"]["image"].equals(theirs.tables["internal"]["image"])
     key = read.attrs["classes"][0]
     np.testing.assert_allclose(outside[f"p_{key}"], np.mean([t[f"p_{key}"] for t in each], axis=0), rtol=1e-8)
     assert set(read["model"]) == {"finetuned", "reference_signs"}
@@ -96,45 +106,16 @@ def test_a_second_call_reads_the_finished_folds(data, settings, results, monkeyp
         pd.testing.assert_frame_equal(a.tables["internal"], b.tables["internal"])
 
 
-def test_other_settings_set_the_old_checkpoint_aside_and_say_so(data, settings, tmp_path):
-    from dataclasses import replace
-
-    crops, _ = folds.open_crops(data)
-    rows = folds.parts(crops, 0, 0.2, 0)
-    first = pretraining.fit(settings, crops, rows, tmp_path / "fit")
-    second = pretraining.fit(replace(settings, lr=5e-4), crops, rows, tmp_path / "fit")
-    assert "settings.lr: 0.001 there, 0.0005 asked for" in second.choices["set_aside"]
-    assert (tmp_path / "fit.before" / "best.safetensors").is_file()
-    assert "set_aside" not in first.choices
-
-
-def test_the_reference_stands_on_the_same_parts(data, results):
-    reference = folds.run_reference(data, 2)
-    for ours, theirs in zip(results, reference):
-        assert ours.tables["internal"]["image"].equals(theirs.tables["internal"]["image"])
-
-
-def test_the_folds_become_a_classifier_that_gives_the_same_probabilities(data, results, tmp_path):
-    from thyroid_lib.classifier import Classifier
-
-    crops, _ = folds.open_crops(data)
-    folder = determine(results, data, tmp_path / "classifier", None)
-    loaded = Classifier.load(folder, backend="torch")
+def test_the_folds_become_a_classifier_that_gives_the_same_probabilities(data, opened, results, tmp_path):
+    crops, outside = opened
+    loaded = Classifier.load(determine(results, data, tmp_path / "classifier", None), backend="torch")
     assert loaded.classes == crops.classes
-    external = results[0].tables["external"].sort_values("image")
-    mean = np.mean(
-        [r.tables["external"].sort_values("image")[f"p_{crops.classes[0]}"] for r in results], axis=0
-    )
-    outside = folds.open_crops(data)[1]
-    order = np.argsort(outside.index["image"].to_numpy())
-    assert len(external) == len(order)
-    np.testing.assert_allclose(loaded.probabilities(outside.images[order])[:, 0], mean, atol=1e-5)
+    each = [result.tables["external"].set_index("image")[f"p_{crops.classes[0]}"] for result in results]
+    mean = np.mean([column.loc[outside.index["image"]] for column in each], axis=0)
+    np.testing.assert_allclose(loaded.probabilities(outside.images)[:, 0], mean, atol=1e-5)
 
 
 def test_an_external_set_with_other_classes_is_refused(data, tmp_path):
-    import json
-    import shutil
-
     shutil.copytree(data, tmp_path / "data")
     about = json.loads((tmp_path / "data/external/crops.json").read_text())
     about["classes"] = about["classes"][:2]
@@ -143,13 +124,17 @@ def test_an_external_set_with_other_classes_is_refused(data, tmp_path):
         folds.open_crops(tmp_path / "data")
 
 
-def test_the_origin_of_initial_weights_is_kept_with_their_hash(data, settings, tmp_path):
-    crops, _ = folds.open_crops(data)
-    rows = folds.parts(crops, 0, 0.2, 0)
-    pretraining.fit(settings, crops, rows, tmp_path / "random")
-    assert pretraining.provenance(tmp_path / "random") == {}
-    start = tmp_path / "random" / "best.safetensors"
-    pretraining.fit(settings, crops, rows, tmp_path / "started", str(start))
-    origin = pretraining.provenance(tmp_path / "started")
+def test_other_settings_set_a_pretraining_aside_and_the_origin_of_its_weights_is_kept(
+    opened, settings, tmp_path
+):
+    folder, rows = tmp_path / "fit", folds.parts(opened[0], 0, 0.2, 0)
+    first = pretraining.fit(settings, opened[0], rows, folder)
+    assert pretraining.provenance(folder) == {} and "set_aside" not in first.choices
+    start = tmp_path / "start.safetensors"
+    shutil.copy(first.weights, start)
+    second = pretraining.fit(replace(settings, lr=5e-4), opened[0], rows, folder, str(start))
+    assert "settings.lr: 0.001 there, 0.0005 asked for" in second.choices["set_aside"]
+    assert (tmp_path / "fit.before" / "best.safetensors").is_file()
+    origin = pretraining.provenance(folder)
     assert origin["sha256"] == hashlib.sha256(start.read_bytes()).hexdigest()
-    assert origin["source"] == "best.safetensors" and origin["licence"]
+    assert origin["source"] == "start.safetensors" and origin["licence"]

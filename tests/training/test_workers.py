@@ -2,99 +2,64 @@
 
 import math
 import os
+import signal
 import socket
 import subprocess
 import sys
-from dataclasses import replace
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hardening import goes_wrong
 from safetensors.torch import load_file
+from small_training import MODEL, largest_difference, spots, trained
 
-from thyroid_lib import datasets, manifest
 from thyroid_lib.common import fingerprint
 from thyroid_lib.common.files import PROJECT
 from thyroid_lib.common.jobs import run_jobs
-from thyroid_lib.data.crops import Crops, build
+from thyroid_lib.data.crops import Crops
 from thyroid_lib.training import checkpoint, loop
+from thyroid_lib.training.command import main
 
-MODEL = {"name": "optimized_xception", "num_classes": 2, "in_chans": 1, "width": 0.0625, "middle_blocks": 1}
-SMALL = "{width: 0.0625, middle_blocks: 1}"
-TRAIN, VALIDATION = np.arange(23), np.arange(23, 32)  # neither can be dealt evenly to two
-
-
-@pytest.fixture(scope="module")
-def crops(tmp_path_factory) -> Crops:
-    """A small crops folder, as notebook 01 leaves it."""
-    folder = tmp_path_factory.mktemp("crops")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("THYROID_CACHE", str(folder / "cache"))
-        frames = manifest.split(datasets.read("phantom:open?patients=16"), folds=2)
-        made = build(frames.head(32), folder / "data", size=32)
-    assert len(made) == 32 and (made.labels >= 0).all()
-    return made
-
-
-def asked(**changes) -> loop.Settings:
-    plain = {"epochs": 2, "batch_size": 8, "lr": 2e-3, "precision": "32", "threads": 1}
-    return loop.Settings(model=MODEL, **plain | changes)
-
-
-def largest_difference(a: Path, b: Path) -> float:
-    first, second = load_file(a), load_file(b)
-    assert first.keys() == second.keys()
-    return max(float((first[name].double() - second[name].double()).abs().max()) for name in first)
+ROWS = np.arange(23), np.arange(23, 32)  # neither can be dealt evenly to two
+SMALL = {"model": MODEL | {"num_classes": 2}, "batch_size": 8}
+OPTIONS = "--fold 0 --set epochs=1 --set precision=32 --set batch_size=8 --set threads=1 --network".split()
+OPTIONS.append("{width: 0.0625, middle_blocks: 1}")
 
 
 def test_two_ranks_with_frozen_batchnorm_give_one_ranks_result(crops, tmp_path):
-    settings = asked(frozen_batchnorm=True, ema=0.9)
-    one = loop.fit(settings, crops, TRAIN, VALIDATION, tmp_path / "one")
+    same = SMALL | {"frozen_batchnorm": True, "ema": 0.9}
+    same |= {
+        "mask_weight": 1.0,
+        "sign_weight": 0.5,
+        "texture_weight": 0.5,
+    }  # the questions are shared out too
     epochs = []
-    two = loop.fit(
-        replace(settings, devices=2),
-        crops,
-        TRAIN,
-        VALIDATION,
-        tmp_path / "two",
-        on_epoch=lambda h: epochs.append(len(h)),
-    )
+    one = trained(tmp_path / "one", crops, *ROWS, **same)
+    follow = {"on_epoch": lambda history: epochs.append(len(history))}
+    two = trained(tmp_path / "two", crops, *ROWS, devices=2, options=follow, **same)
     assert two.choices["processes"] == 2
     assert largest_difference(one.weights, two.weights) < 1e-5
     for column in ("lr", "train_loss", "ce", "focal", "val_loss", "val_auroc"):
         np.testing.assert_allclose(two.history[column], one.history[column], atol=1e-5)
     assert epochs == sorted(epochs)
-    assert loop.fit(settings, crops, TRAIN, VALIDATION, tmp_path / "two").best_epoch == two.best_epoch
+    assert trained(tmp_path / "two", crops, *ROWS, **same).best_epoch == two.best_epoch
 
 
 @pytest.mark.slow
 def test_a_worker_that_fails_is_reported_with_its_last_lines(crops, tmp_path):
-    settings = asked(devices=2, lr=1e30, clip=0, warmup_epochs=0)
     with pytest.raises(loop.TrainingError, match=r"2 worker processes .* start again with a lower lr"):
-        loop.fit(settings, crops, TRAIN, VALIDATION, tmp_path)
+        trained(tmp_path, crops, *ROWS, **SMALL, devices=2, lr=1e30, clip=0, warmup_epochs=0)
 
 
 def test_arrays_in_memory_cannot_go_to_other_processes(tmp_path):
-    class Bare:
-        images, labels, hash = np.zeros((32, 32, 32), np.uint8), np.arange(32) % 2, "bare"
-
     with pytest.raises(ValueError, match="lie in a folder"):
-        loop.fit(asked(devices=2), Bare(), TRAIN, VALIDATION, tmp_path)
+        trained(tmp_path, spots(), devices=2)
 
 
 def test_the_train_command_trains_and_goes_on(crops, tmp_path, capsys):
-    from thyroid_lib.training.command import main
-
-    command = [
-        "--crops",
-        str(crops.folder),
-        "--folder",
-        str(tmp_path / "out"),
-        "--fold",
-        "0",
-    ]
-    command += ["--network", SMALL, "--set", "epochs=1", "--set", "precision=32", "--set", "batch_size=8"]
+    command = ["--crops", str(crops.folder), "--folder", str(tmp_path / "out"), *OPTIONS]
     assert main(command) == 0
     said = capsys.readouterr().out
     assert "best epoch 1 of 1" in said
@@ -111,27 +76,11 @@ def test_two_nodes_meet_and_train(crops, tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+    command = [sys.executable, *"-m torch.distributed.run --nnodes 2 --nproc-per-node 1".split()]
     command += ["--rdzv-backend", "c10d", "--rdzv-id", "test", "--rdzv-endpoint", f"127.0.0.1:{port}"]
-    command += ["-m", "thyroid_lib", "train", "--crops", str(crops.folder), "--folder", str(tmp_path / "out")]
-    command += [
-        "--fold",
-        "0",
-        "--network",
-        SMALL,
-        "--set",
-        "epochs=1",
-        "--set",
-        "batch_size=8",
-    ]
-    command += ["--set", "precision=32", "--set", "threads=1"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    nodes = [
-        subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        for _ in range(2)
-    ]
+    command += ["-m", "thyroid_lib", "train", "--crops", crops.folder, "--folder", tmp_path / "out", *OPTIONS]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    nodes = [subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, **pipes) for _ in range(2)]
     said = [node.communicate(timeout=900)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], "\n".join(said)
     assert sum("best epoch 1 of 1" in text for text in said) == 1
@@ -144,18 +93,16 @@ def test_jobs_on_several_workers_give_the_results_of_one(crops, tmp_path, where)
     if "cluster" in where:
         pytest.importorskip("distributed")
     jobs = [
-        {"folder": str(crops.folder), "out": str(tmp_path / f"{'-'.join(where)}-{seed}"), "seed": seed}
-        for seed in (0, 1, 2)
+        {"folder": str(crops.folder), "out": str(tmp_path / f"{seed}"), "seed": seed} for seed in range(3)
     ]
     found = run_jobs(one_job, jobs, **where)
-    alone = [one_job(**job | {"out": job["out"] + "-alone"}) for job in jobs]
-    assert found == alone
+    assert found == [one_job(**job | {"out": job["out"] + "-alone"}) for job in jobs]
     assert len(set(found)) == 3
 
 
 def one_job(folder, out, seed) -> str:
     """Trains one seed and gives the hash of its weights; at module level, so that workers can import it."""
-    fit = loop.fit(asked(epochs=1, seed=seed), Crops.open(folder), TRAIN, VALIDATION, out)
+    fit = trained(out, Crops.open(folder), *ROWS, **SMALL, epochs=1, seed=seed)
     return fingerprint.digest(load_file(fit.weights))
 
 
@@ -169,16 +116,10 @@ def power(a, b):
 
 
 def test_workers_end_with_the_process_that_started_them(tmp_path):
-    import signal
-    import time
-
     jobs = [{"folder": str(tmp_path), "name": str(n)} for n in range(2)]
     code = f"import test_workers as t; t.run_jobs(t.sleeper, {jobs!r}, parallel=2)"
-    parent = subprocess.Popen(
-        [sys.executable, "-c", code],
-        env=os.environ
-        | {"PYTHONPATH": os.pathsep.join([str(PROJECT / "tests"), str(Path(__file__).parent), *sys.path])},
-    )
+    path = os.pathsep.join([str(PROJECT / "tests"), str(Path(__file__).parent), *sys.path])
+    parent = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path})
     try:
         until = time.monotonic() + 600
         while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < until and parent.poll() is None:
@@ -196,8 +137,6 @@ def test_workers_end_with_the_process_that_started_them(tmp_path):
 
 def sleeper(folder, name):
     """Says who it is and sleeps longer than the test waits."""
-    import time
-
     part = Path(folder).with_name(f"part{name}")
     part.write_text(str(os.getpid()))
     part.rename(Path(folder) / name)

@@ -140,7 +140,8 @@ def _load(model, source, strangers, whole=False) -> LoadReport:
         shown = "; ".join(problems[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
         raise ValueError(
             f"these weights do not fit this network ({len(loaded)} of {len(target)} entries would load). "
-            f"{shown}. Nothing was loaded: take weights of the same architecture, width and switches"
+            f"{shown}. Nothing was loaded: take weights of the same architecture, width and switches; in a run, "
+            "give the switches of `network` to all notebooks (profile: under common; or --set network=...)"
         )
     model.load_state_dict(loaded, strict=False)
     return LoadReport(list(loaded), converted, kept, unused)

@@ -38,7 +38,7 @@ def described_signs(index: pd.DataFrame, train: np.ndarray) -> tuple[dict[str, l
         if len(kept) < 2:
             continue
         values[column.removeprefix(PREFIX)] = kept
-        codes.append(pd.Categorical(index[column].astype(str), kept).codes.astype(np.int64)[:, None])
+        codes.append(pd.Index(kept).get_indexer(index[column].astype(str))[:, None])
     return values, np.concatenate(codes, 1)
 
 

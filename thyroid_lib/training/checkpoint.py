@@ -34,8 +34,8 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-BEST, STATE = "best.safetensors", "state.json"
-FORMAT = 2
+BEST, STATE, ABOUT = "best.safetensors", "state.json", "about"
+FORMAT = 3
 CODE = (
     "network.py",
     "losses.py",
@@ -65,18 +65,17 @@ def save_weights(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapp
     Args:
         path: the file; replaced atomically if it is there.
         tensors: name -> tensor, of any device and memory format.
-        metadata: plain JSON values, kept in the header under their own names, sorted: equal weights and
-            metadata make equal files.
+        metadata: plain JSON values, kept in the header as one sorted text: equal weights and metadata make
+            equal files, which safetensors does not promise of several entries.
 
     Raises:
         CheckpointError: the disk is full or the folder cannot be written; the old file is untouched.
     """
     plain = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
-    text = {name: json.dumps(value, sort_keys=True) for name, value in metadata.items()}
+    text = {ABOUT: json.dumps(metadata, sort_keys=True)} if metadata else {}
     size = sum(tensor.nbytes for tensor in plain.values())
     with _explained(path, size), written_whole(path) as part:
         save_file(plain, part, metadata=text)
-        _sort_metadata(part)
 
 
 def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -90,7 +89,7 @@ def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
+            metadata = json.loads((file.metadata() or {}).get(ABOUT, "{}"))
         return load_file(path), metadata
     except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(
@@ -307,18 +306,6 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     for name, inner in value.items():
         flat |= _flat(inner, f"{prefix}.{name}" if prefix else str(name))
     return flat
-
-
-def _sort_metadata(path: Path) -> None:
-    """Puts the metadata of a safetensors file in order: the library writes them in another one each time."""
-    with open(path, "rb+") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
-        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-        if len(header["__metadata__"]) > 1 and len(text) <= length:
-            file.seek(8)
-            file.write(text.ljust(length))
 
 
 @contextlib.contextmanager

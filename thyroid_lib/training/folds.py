@@ -108,11 +108,8 @@ def run_fold(settings, data, folder, model, fold, initial, validation, title, on
 def run_reference(data: Path, folds: int, *, validation: float = 0.15, seed: int = 0) -> list[FoldResult]:
     """Logistic regression on texture and shape under the true mask, on the same parts as the networks."""
     crops, external = open_crops(data)
-    features = {
-        id(source): texture.texture_features(source.images, source.masks)
-        for source in (crops, external)
-        if source is not None
-    }
+    there = [source for source in (crops, external) if source is not None]
+    features = {id(source): texture.texture_features(source.images, source.masks) for source in there}
     results = []
     for fold in range(folds):
         rows = parts(crops, fold, validation, seed)

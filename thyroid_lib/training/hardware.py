@@ -148,20 +148,19 @@ def choose_precision(
     """
     if asked not in PRECISIONS:
         raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}; {asked!r} came")
-    if asked == "32":
-        return "32-true", "float32 was asked for"
-    if asked == "bf16":
-        return "bf16-mixed", "bfloat16 autocast was asked for"
-    if device.type == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return "bf16-mixed", f"{torch.cuda.get_device_name(device)} has bfloat16 units"
-        return "32-true", f"{torch.cuda.get_device_name(device)} has no bfloat16 units"
-    times = _probed(model, size)
-    gain = times["float32"] / times["bfloat16"]
-    words = f"this network, probed on one thread, learns {gain:.2f} times as fast in bfloat16 as in float32"
-    if gain >= GAIN:
-        return "bf16-mixed", words
-    return "32-true", f"{words}; {GAIN} times is asked for"
+    if asked != "auto":
+        fast = asked == "bf16"
+        why = "bfloat16 autocast was asked for" if fast else "float32 was asked for"
+    elif device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        why = f"{torch.cuda.get_device_name(device)} has {'' if fast else 'no '}bfloat16 units"
+    else:
+        times = _probed(model, size)
+        gain = times["float32"] / times["bfloat16"]
+        fast = gain >= GAIN
+        why = f"this network, probed on one thread, learns {gain:.2f} times as fast in bfloat16 as in float32"
+        why += "" if fast else f"; {GAIN} times is asked for"
+    return "bf16-mixed" if fast else "32-true", why
 
 
 def probe(model: nn.Module, size: int, rounds: int = _ROUNDS) -> dict[str, float]:

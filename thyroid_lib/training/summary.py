@@ -23,13 +23,12 @@ def part_table(crops, rows: Mapping[str, np.ndarray]) -> pd.DataFrame:
         crops: `crops.Crops`. rows: part -> int (n,); an empty part gets no column.
     """
     table = {}
-    for name, chosen in rows.items():
-        index = crops.index.iloc[chosen]
+    for name in (name for name, chosen in rows.items() if len(chosen)):
+        index = crops.index.iloc[rows[name]]
         groups = [index[index["label"] == key] for key in crops.classes] + [index]
         table[name] = [f"{len(of)} / {of['patient'].nunique()}" for of in groups]
     names = [crops.names[key][0] for key in crops.classes]
-    table = pd.DataFrame(table, index=pd.Index([*names, "all"], name="images / patients"))
-    return table[[name for name, chosen in rows.items() if len(chosen)]]
+    return pd.DataFrame(table, index=pd.Index([*names, "all"], name="images / patients"))
 
 
 def carry_over(fit: Fit, run) -> tuple[network.LoadReport, pd.DataFrame]:
