@@ -203,7 +203,7 @@ def test_a_read_only_place_is_told_before_anything_runs(project, disk, monkeypat
     place = disk("1m")
     subprocess.run(["mount", "-o", "remount,ro", place], check=True)
     monkeypatch.setenv("THYROID_REPORTS", str(place / "reports"))
-    refused(capsys, sees, "Nothing was started")
+    refused(capsys, sees, "Nothing was started", status=2)
     count(faults=1)
 
 

@@ -147,20 +147,11 @@ def test_the_cache_of_a_user_without_a_home_is_private(monkeypatch, tmp_path):
     assert other != folder and stat.S_IMODE(other.stat().st_mode) == 0o700
 
 
-def test_the_cache_lies_where_each_system_keeps_caches(monkeypatch, tmp_path):
+def test_the_cache_lies_where_a_user_keeps_caches(monkeypatch, tmp_path):
     monkeypatch.delenv("THYROID_CACHE", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    for system, variables, expected in (
-        ("linux", {}, ".cache/thyroid_lib"),
-        ("linux", {"XDG_CACHE_HOME": str(tmp_path / "x")}, "x/thyroid_lib"),
-        ("darwin", {}, "Library/Caches/thyroid_lib"),
-        ("win32", {"LOCALAPPDATA": str(tmp_path / "local")}, "local/thyroid_lib"),
-    ):
-        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-        for name, value in variables.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setattr(sys, "platform", system)
-        assert cache_folder() == tmp_path / expected and (tmp_path / expected).is_dir()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
+    assert cache_folder().is_relative_to(tmp_path) and cache_folder().name == "thyroid_lib"
     monkeypatch.setenv("THYROID_CACHE", "~/mine")
     assert cache_folder() == tmp_path / "mine"
 

@@ -21,7 +21,7 @@ import re
 import shutil
 import sys
 import tempfile
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import pandas as pd
@@ -62,18 +62,15 @@ class Reference:
         self.run, self.facts = Path(run), read_json(Path(run) / "run.json")
         self.profile = profile or Path(self.facts.get("profile", "")).stem
         self.stages = sorted(self.facts.get("stages", {}))
-        files = ("metrics.json", "predictions.csv", "run.json")
-        missing = [name for name in files if not (self.run / name).is_file()]
-        if missing or not self.profile:
+        files = ["metrics.json", "predictions.csv", "run.json", "05_evaluate.ipynb"]
+        files += [f"{name}.ipynb" for name in self.stages]
+        missing = [name for name in files if not (self.run / name).is_file()] + ["its profile"] * (
+            not self.profile
+        )
+        if missing:
             raise NotPublishable(
-                f"{self.run}: expected a finished run, missing: {', '.join(missing) or 'its profile'}; "
-                "run the notebooks first, then name the folder under reports/"
-            )
-        stale = [name for name in self.stages if not (self.run / f"{name}.ipynb").is_file()]
-        if stale or "05_evaluate" not in self.stages:
-            raise NotPublishable(
-                f"{self.run}: expected the executed notebooks up to 05_evaluate, missing: "
-                f"{', '.join(stale) or '05_evaluate'}; run ./run_all.sh again"
+                f"{self.run}: expected a finished run, missing: {', '.join(missing)}; run ./run_all.sh first, "
+                "then name the folder under reports/"
             )
 
     @cached_property
@@ -97,12 +94,8 @@ class Reference:
         """Every name of a real image, used or not, and the pseudonym that stands for it in texts."""
         real = [self.run / "data" / role for role, simulated in self.roles.items() if not simulated]
         paths = [folder / f"{name}.csv" for folder in real for name in ("index", "excluded", "problems")]
-        tables = [
-            pd.read_csv(path, dtype=str, keep_default_na=False, usecols=["image"])
-            for path in paths
-            if path.is_file()
-        ]
-        found = {name for table in tables for name in table["image"]} - {""}
+        read = partial(pd.read_csv, dtype=str, keep_default_na=False, usecols=["image"])
+        found = {name for path in paths if path.is_file() for name in read(path)["image"]} - {""}
         return {name: f"image {self._pseudonym('image', name)}" for name in sorted(found)}
 
     def _pseudonym(self, kind: str, value: str) -> str:
@@ -130,12 +123,12 @@ class Reference:
                 f"{folder}: expected no folder or a reference to replace, found something else"
             )
         with tempfile.TemporaryDirectory(prefix=".reference.", dir=folder.parent) as room:
-            partial = Path(room) / folder.name
-            partial.mkdir()
-            about = self._fill(partial)
-            report.write_index(Run(partial))
-            self._refuse(partial)
-            about["bytes"] = sum(path.stat().st_size for path in partial.iterdir())
+            made = Path(room) / folder.name
+            made.mkdir()
+            about = self._fill(made)
+            report.write_index(Run(made))
+            self._refuse(made)
+            about["bytes"] = sum(path.stat().st_size for path in made.iterdir())
             if about["bytes"] > MOST:
                 raise NotPublishable(
                     f"{folder}: {about['bytes'] / 2**20:.1f} MiB, at most {MOST / 2**20:.0f} MiB are meant to be "
@@ -143,7 +136,7 @@ class Reference:
                 )
             if folder.exists():
                 shutil.rmtree(folder)
-            partial.rename(folder)
+            made.rename(folder)
         report.write_list(folder.parent)
         return about
 
@@ -229,12 +222,10 @@ class Reference:
         """Parameters of the run that name a path, the longest first, and what is published of each."""
         stages = self.facts.get("parameters", {}).values()
         pairs = [pair for values in stages for pair in values.items() if isinstance(pair[1], str)]
-        changed = [
-            (value, public)
-            for name, value in pairs
-            if (public := profiles.public_value(name, value)) != value
-        ]
-        return dict(sorted(changed, key=lambda pair: len(pair[0]), reverse=True))
+        known = {value: profiles.public_value(name, value) for name, value in pairs}
+        return {
+            value: known[value] for value in sorted(known, key=len, reverse=True) if known[value] != value
+        }
 
     def _without_layout(self, text: str) -> str:
         for value, short in self._private.items():
@@ -291,10 +282,8 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         0 when the reference was written, 2 when the run cannot be published.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m thyroid_lib reference",
-        description="Turn a finished run into reports/reference/<profile>: no image and no name of a patient.",
-    )
+    words = "Turn a finished run into reports/reference/<profile>: no image and no name of a patient."
+    parser = argparse.ArgumentParser("python -m thyroid_lib reference", description=words)
     parser.add_argument("run", type=Path, help="a folder of reports/")
     parser.add_argument("--profile", default="", help="name of the reference (the run's profile)")
     options = parser.parse_args(argv)
