@@ -11,8 +11,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
-from unittest.mock import Mock
 
 import numpy as np
 import psutil
@@ -27,7 +25,6 @@ from thyroid_lib.common.jobs import run_jobs
 from thyroid_lib.data import crops
 from thyroid_lib.study import profiles
 from thyroid_lib.study import runner as study
-from thyroid_lib.training import loop
 
 
 def refused(capsys, *words: str, status: int = 1, options=()) -> None:
@@ -372,12 +369,3 @@ def test_killed_in_every_real_stage_the_study_ends_with_the_same_numbers(tmp_pat
     for name in ("metrics.json", "predictions.csv"):
         assert (a / name).read_bytes() == (b / name).read_bytes()
     count(faults=len(names))
-
-
-def test_a_training_error_is_no_other_runtime_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop.Training, "learn", Mock(side_effect=RuntimeError("unrelated")))
-    crops = SimpleNamespace(images=np.zeros((8, 32, 32), np.uint8), labels=np.arange(8) % 2, hash="x")
-    settings = loop.Settings(model=MODEL, batch_size=4, precision="32")
-    with pytest.raises(RuntimeError, match="unrelated") as error:
-        loop.fit(settings, crops, np.arange(4), np.arange(4, 8), tmp_path / "fit")
-    assert not isinstance(error.value, loop.TrainingError)

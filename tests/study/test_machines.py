@@ -19,7 +19,6 @@ from packaging.requirements import Requirement
 from PIL import Image
 from small_study import child, make, whole
 
-from thyroid_lib import network
 from thyroid_lib.common.files import PROJECT, cache_folder, read_json
 from thyroid_lib.study import runner
 from thyroid_lib.training import hardware
@@ -156,15 +155,6 @@ def test_the_cache_lies_where_a_user_keeps_caches(monkeypatch, tmp_path):
     assert cache_folder() == tmp_path / "mine"
 
 
-@pytest.mark.parametrize("gain, expected", [(0.3, "32-true"), (1.0, "32-true"), (4.0, "bf16-mixed")])
-def test_a_processor_slow_at_bfloat16_trains_in_float32(monkeypatch, tmp_path, gain, expected):
-    monkeypatch.setenv("THYROID_CACHE", str(tmp_path))
-    monkeypatch.setattr(hardware, "probe", lambda model, size: {"float32": gain, "bfloat16": 1.0})
-    model = network.xception(2, 1, width=0.0625, middle_blocks=1)
-    chosen, why = hardware.choose_precision("auto", torch.device("cpu"), model, 32)
-    assert chosen == expected and f"{gain:.2f} times as fast" in why
-
-
 @pytest.mark.parametrize("flags, units", [("fpu sse2", ""), ("avx2", "avx2"), ("avx2 amx_bf16", "amx_bf16")])
 def test_what_a_processor_has_is_read_from_its_flags(monkeypatch, flags, units):
     text = f"model name\t: Old CPU\nflags\t\t: {flags}\n"
@@ -189,9 +179,3 @@ def test_a_gpu_is_used_with_the_precision_it_has_units_for(monkeypatch, bfloat16
 def test_a_stage_without_its_inputs_is_told(project, capsys, sees):
     assert runner.main(["--only", "02"]) == 2
     assert sees in capsys.readouterr().err
-
-
-def test_the_page_about_machines_speaks_of_each_system():
-    text = (PROJECT / "docs" / "machines.md").read_text(encoding="utf-8")
-    words = "Linux macOS Windows WSL 3.11 3.13 CUDA bfloat16 THYROID_CACHE offline"
-    assert [word for word in words.split() if word not in text] == []

@@ -95,7 +95,7 @@ def describe(folder, *, simulated):
 
 
 def published(run, tmp_path):
-    return reference.write(run, tmp_path / "reference" / "open_data")
+    return reference.Reference(run).write(tmp_path / "reference" / "open_data")
 
 
 def page(folder, name="01_preprocess"):
@@ -180,7 +180,7 @@ def test_a_folder_that_is_no_finished_run_or_no_reference_is_refused(run, tmp_pa
     target.mkdir(parents=True)
     (target / "mine.txt").write_text("keep me")
     with pytest.raises(reference.NotPublishable, match="something else"):
-        reference.write(run, target)
+        reference.Reference(run).write(target)
     assert (target / "mine.txt").exists()
     (run / "05_evaluate.ipynb").unlink()
     with pytest.raises(reference.NotPublishable, match="05_evaluate"):

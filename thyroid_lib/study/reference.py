@@ -103,20 +103,21 @@ class Reference:
 
         return pseudonym("reference", self.profile, kind, value)
 
-    def write(self, folder: Path) -> dict:
+    def write(self, folder: Path | None = None) -> tuple[Path, dict]:
         """Writes the reference folder, whole or not at all.
 
         Args:
-            folder: replaced where it is a reference already.
+            folder: replaced where it is a reference already; ``reports/reference/<profile>`` when not given.
 
         Returns:
-            ``{"figures": kept, "left_out": names of figures, "bytes": size of the folder}``.
+            The folder, and ``{"figures": kept, "left_out": names of figures, "bytes": size of the folder}``.
 
         Raises:
             NotPublishable: a text of it names a path of this machine or a real image, or it is too large.
         """
         from thyroid_lib.study import report
 
+        folder = FOLDER / self.profile if folder is None else Path(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         if folder.exists() and not (folder / "run.json").is_file():
             raise NotPublishable(
@@ -138,7 +139,7 @@ class Reference:
                 shutil.rmtree(folder)
             made.rename(folder)
         report.write_list(folder.parent)
-        return about
+        return folder, about
 
     def _fill(self, folder: Path) -> dict:
         pages = [self._page(stage, folder / f"{stage}.html") for stage in self.stages]
@@ -261,21 +262,6 @@ class Reference:
                 )
 
 
-def write(run: Path, folder: Path | None = None, profile: str = "") -> tuple[Path, dict]:
-    """Publishes a run.
-
-    Args:
-        run: the run's folder;  folder: where to; ``reports/reference/<profile>`` when not given;  profile: as
-            ``run.json`` says when not given.
-
-    Returns:
-        The folder, and what :meth:`Reference.write` says of it.
-    """
-    reference = Reference(run, profile)
-    folder = Path(folder) if folder else FOLDER / reference.profile
-    return folder, reference.write(folder)
-
-
 def main(argv: list[str] | None = None) -> int:
     """``python -m thyroid_lib reference RUN``.
 
@@ -288,7 +274,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--profile", default="", help="name of the reference (the run's profile)")
     options = parser.parse_args(argv)
     try:
-        folder, about = write(options.run, profile=options.profile)
+        folder, about = Reference(options.run, options.profile).write()
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
