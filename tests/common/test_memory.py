@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from thyroid_lib.common import memory
+
 CODE = """
 import resource, sys
 from thyroid_lib.common import memory
@@ -37,8 +39,6 @@ def test_memory_that_is_used_again_is_not_asked_of_the_kernel_again(size, times)
 
 
 def test_elsewhere_nothing_is_done(monkeypatch):
-    from thyroid_lib.common import memory
-
     monkeypatch.setattr(memory.sys, "platform", "darwin")
     assert memory.keep_memory() is False
 

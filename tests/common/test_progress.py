@@ -1,12 +1,13 @@
 """Progress: one line for the runner, a bar for a person, nothing left behind."""
 
+from types import SimpleNamespace
+
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
 from thyroid_lib import plots
 from thyroid_lib.common import progress
-from thyroid_lib.training import loop
 
 
 @pytest.fixture
@@ -38,45 +39,26 @@ def test_a_status_with_a_share_is_a_bar_and_one_without_is_words(person, capsys)
     assert " 25% " in (said := capsys.readouterr().err) and "epoch 2 of 4" in said
     progress.status("writing")
     assert "%" not in (said := capsys.readouterr().err.split("\r")[-1]) and "writing" in said
-    progress.status("")
-    assert progress._line is None
 
 
 def test_the_line_goes_with_the_cell_that_it_stood_under(person, monkeypatch):
-    registered = []
-
-    class Events:
-        def register(self, event, function):
-            registered.append((event, function))
-
-        def unregister(self, event, function):
-            registered.remove((event, function))
-
-    class Shell:
-        events = Events()
-
-    monkeypatch.setattr(progress, "_shell", Shell)
+    ends = {}
+    events = SimpleNamespace(register=ends.__setitem__, unregister=lambda event, _: ends.pop(event))
+    monkeypatch.setattr("IPython.get_ipython", lambda: SimpleNamespace(events=events))
     progress.status("training", share=0.5)
     progress.status("training", share=0.6)
-    ((event, end),) = registered
-    assert event == "post_run_cell" and progress._line.n == 0.6
-    end(None)
-    assert progress._line is None and registered == []
+    assert [*ends] == ["post_run_cell"]
+    ends["post_run_cell"](None)
+    assert ends == {}
 
 
 def test_the_live_curve_keeps_every_training_of_the_cell(monkeypatch):
     drawn = []
     plt.close(plt.figure())  # pyplot looks for a shell once, and the one below is none
-
-    class Kernel:
-        kernel = True
-
-    class Handle:
-        update = drawn.append
-
+    handle = SimpleNamespace(update=drawn.append)
     monkeypatch.delenv("THYROID_STATUS")
-    monkeypatch.setattr("IPython.get_ipython", Kernel)
-    monkeypatch.setattr("IPython.display.display", lambda figure, display_id: drawn.append(figure) or Handle)
+    monkeypatch.setattr("IPython.get_ipython", lambda: SimpleNamespace(kernel=True))
+    monkeypatch.setattr("IPython.display.display", lambda figure, display_id: drawn.append(figure) or handle)
     row = {"epoch": 1, "train_loss": 1.0, "val_loss": 1.1, "val_auroc": 0.6, "best": True}
     draw = plots.live_curve("training", "cross-entropy")
     for title in ("finetuned, fold 1 of 1", "scratch, fold 1 of 1"):

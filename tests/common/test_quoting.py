@@ -27,15 +27,11 @@ def test_a_quoted_value_is_short_and_printable(value):
 
 
 def test_short_values_are_quoted_in_full_and_long_ones_with_both_ends():
-    assert (quoted("old"), quoted(430.0), quoted(None), quoted([1, "a"])) == (
-        "'old'",
-        "430.0",
-        "None",
-        "[1, 'a']",
-    )
+    assert [quoted(value) for value in ("old", 430.0, None)] == ["'old'", "430.0", "None"]
     text = quoted("begin" + LONG + "end")
     assert text.startswith("'begin") and text.endswith("end'")
     assert len(quoted(LONG, MORE)) > MOST
+    assert named("age") == "age" and named("age\x1b[2J\n") == r"'age\x1b[2J\n'"
 
 
 def test_a_value_nested_without_end_is_cut_before_it_is_written_out():
@@ -45,11 +41,6 @@ def test_a_value_nested_without_end_is_cut_before_it_is_written_out():
     assert len(quoted(value)) <= MOST + 2
 
 
-def test_a_name_that_could_move_the_cursor_is_escaped():
-    assert named("age") == "age"
-    assert named("age\x1b[2J\n") == r"'age\x1b[2J\n'"
-
-
 def test_a_long_list_names_its_first_and_its_length():
     assert listed(["a", "b"]) == "a, b" and listed([]) == ""
     many = listed(f"c{n}" for n in range(1000))
@@ -57,31 +48,18 @@ def test_a_long_list_names_its_first_and_its_length():
 
 
 def test_messages_about_foreign_files_stay_short(tmp_path):
-    said = []
     sound = {"format": definition.FORMAT, "format_version": definition.VERSION}
-    for forged in (
-        sound | {"format_version": LONG},
-        sound | {LONG: 1},
-        sound | {"files": {LONG: {LONG: LONG}}},
-    ):
-        with pytest.raises(definition.ClassifierError) as error:
-            definition.check(forged, "classifier.json")
-        said.append(error)
-    with pytest.raises(profiles.ProfileError) as error:
-        profiles.resolve({LONG: {LONG: 1}, "common": {"finetune_data": LONG, "epochs": LONG}}, [], {})
-    said.append(error)
+    foreign = {"format_version": LONG}, {LONG: 1}, {"files": {LONG: {LONG: LONG}}}
+    calls = [lambda change=change: definition.check(sound | change, "classifier.json") for change in foreign]
+    settings = {LONG: {LONG: 1}, "common": {"finetune_data": LONG, "epochs": LONG}}
+    calls += [lambda: profiles.resolve(settings, [], {}), lambda: datasets.read(f"manifest:{tmp_path}")]
+    calls += [lambda: checkpoint.read_state(tmp_path)]
     (tmp_path / "manifest.csv").write_text(",".join([LONG, *(f"{LONG[:90]}{n}" for n in range(500))]) + "\n")
-    with pytest.raises(datasets.DatasetError) as error:
-        datasets.read(f"manifest:{tmp_path}")
-    said.append(error)
-    for state in ({"format": LONG}, [LONG]):
-        (tmp_path / checkpoint.STATE).write_text(json.dumps(state))
-        with pytest.raises(checkpoint.CheckpointError) as error:
-            checkpoint.read_state(tmp_path)
-        said.append(error)
+    (tmp_path / checkpoint.STATE).write_text(json.dumps({"format": LONG}))
+    for call in calls:
+        with pytest.raises((ValueError, checkpoint.CheckpointError)) as error:
+            call()
+        assert len(str(error.value)) < 2500, str(error.value)[:300]
     with pytest.raises(checkpoint.CheckpointError) as error:
         checkpoint.refuse_another(tmp_path, {LONG + str(n): LONG for n in range(900)}, {"lr": 1})
-    said.append(error)
-    for error in said[:-1]:
-        assert len(str(error.value)) < 2500, str(error.value)[:300]
-    assert len(str(said[-1].value)) < (NAMES + 1) * (MOST + MORE)
+    assert len(str(error.value)) < (NAMES + 1) * (MOST + MORE)

@@ -139,7 +139,7 @@ def test_the_whole_walk_from_dicom_to_a_publishable_report(place, tmp_path):
     assert answers.returncode == 0, answers.stderr
     assert all("lesion_type" in json.loads(line) for line in answers.stdout.splitlines())
 
-    published, about = reference.write(folder, tmp_path / "published")
+    published, about = reference.Reference(folder).write(tmp_path / "published")
     assert "05_maps" in about["left_out"] and "01_examples" in about["left_out"]
     assert all(quiet(path.read_text(encoding="utf-8")) for path in published.iterdir())
     names = set(pd.read_csv(folder / "predictions.csv", dtype=str)["image"])

@@ -66,10 +66,7 @@ def ready(tmp_path_factory) -> Path:
 
 
 def start(script: Path, run: Path) -> subprocess.Popen:
-    """Starts it, and returns when everything is imported and the run is about to be opened.
-
-    Unfinished work of a killed one is swept out before, as the runner does.
-    """
+    """Starts it, what a killed one left unfinished swept out; returns when everything is imported."""
     runner._sweep(run)
     command = [sys.executable, "-c", CHILD, str(script), str(run)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
@@ -103,50 +100,35 @@ def spent(process: psutil.Process) -> float:
     return math.inf
 
 
-def undisturbed(script: Path, run: Path) -> tuple[float, dict[int, float]]:
-    """Runs it once.
+def course(script: Path, run: Path, until: float = math.inf) -> tuple[bool, dict[int, float]]:
+    """Runs it, and kills it in the middle of whatever it does when it has computed for so many seconds.
 
     Returns:
-        Its processor time in seconds, and of epochs done -> the processor time at which they were; 0 epochs: 0 s.
+        Whether it was killed: it may have ended before. Of epochs done -> the processor time at which they were, in
+        seconds; 0 epochs: 0 s; -1: when it was last seen.
     """
     process = start(script, run)
     watched = psutil.Process(process.pid)
-    begin = seconds = spent(watched)
-    reached = {0: 0.0}
-    while (now := spent(watched)) < math.inf:
-        seconds = now - begin
-        reached.setdefault(epochs_done(run), seconds)
-        time.sleep(0.005)
-    _, said = process.communicate()
-    assert process.returncode == 0, said
-    return seconds, reached
-
-
-def killed(script: Path, run: Path, after: float) -> bool:
-    """Starts it and kills it when it has computed for so many seconds, in the middle of whatever it does.
-
-    Returns:
-        Whether it was killed: it may have ended before.
-    """
-    process = start(script, run)
-    watched = psutil.Process(process.pid)
-    begin = spent(watched)
-    while spent(watched) - begin < after:
-        time.sleep(0.002)
+    begin, reached = spent(watched), {0: 0.0, -1: 0.0}
+    while (seconds := spent(watched) - begin) < until:
+        reached[-1] = seconds
+        if until == math.inf:
+            reached.setdefault(epochs_done(run), seconds)
+        time.sleep(0.004)
     process.send_signal(signal.SIGKILL)
     _, said = process.communicate()
-    assert process.returncode in (0, -signal.SIGKILL), said
-    return process.returncode != 0
+    killed = process.returncode == -signal.SIGKILL
+    assert process.returncode == 0 or (killed and until < math.inf), said
+    return killed, reached
 
 
 def files(run: Path) -> dict[str, bytes]:
     """Path in the run -> content of every file that a fine-tuning writes, without the times that it took."""
-    found = {path.relative_to(run).as_posix(): path for path in run.rglob("*") if path.is_file()}
-    content = {name: path.read_bytes() for name, path in found.items() if name != "run.json"}
+    paths = (path for path in run.rglob("*") if path.is_file() and path.name != "run.json")
+    content = {path.relative_to(run).as_posix(): path.read_bytes() for path in paths}
     for name in [name for name in content if name.endswith("state.json")]:
-        state = json.loads(content[name])
-        kept = {key: value for key, value in state.items() if key not in ("seconds", "trained")}
-        content[name] = json.dumps(kept, sort_keys=True).encode()
+        state = json.loads(content[name]) | {"seconds": 0, "trained": 0}
+        content[name] = json.dumps(state, sort_keys=True).encode()
     return content
 
 
@@ -155,19 +137,16 @@ def test_a_fine_tuning_killed_at_random_moments_ends_with_the_same_bits(
     script, ready, tmp_path, times, count
 ):
     whole, broken = copy(ready, tmp_path / "whole"), copy(ready, tmp_path / "broken")
-    seconds, reached = undisturbed(script, whole)
-    random, log = np.random.default_rng(times), []
+    _, reached = course(script, whole)
+    seconds = reached.pop(-1)
+    random = np.random.default_rng(times)
     for number in range(times):  # one in each equal part of the undisturbed course
         moment = seconds * (number + random.random()) / times
         kept = max(at for epochs, at in reached.items() if epochs <= epochs_done(broken))
         after = max(0.0, moment - kept)  # it goes on from there
-        while not killed(script, broken, after):
+        while not course(script, broken, after)[0]:
             after *= 0.8  # this time it was faster than the undisturbed one
-        log.append(f"{moment:.2f} s ({epochs_done(broken)} epochs kept)")
-    print(f"{seconds:.2f} s of processor time undisturbed; killed at {', '.join(log)}")
-    process = start(script, broken)
-    _, said = process.communicate()
-    assert process.returncode == 0, said
+    assert course(script, broken)[0] is False
     a, b = files(whole), files(broken)
     weights = {f"checkpoints/{name}/best.safetensors" for name in FITS}
     assert {*a} == {*b} > {"predictions.csv", "metrics.json", *weights}

@@ -21,6 +21,9 @@ CLASSES = ["2-3", "4a"]
 NAMES = [f"{case}_{n}.jpg" for case in (7, 12, 30, 41) for n in (1, 2)]
 
 
+FIGURES = {"steps": True, "audit": False, "old": None}  # whether it shows patients; None: it does not say
+
+
 def picture(seed=0):
     """A PNG with its base64 text, as a notebook holds it."""
     buffer = io.BytesIO()
@@ -47,25 +50,21 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setenv("THYROID_HASH_KEY", "a key of sixteen and more")
     folder = tmp_path / "reports" / "mine"
     spec = "ddti:../../somewhere/private/ddti?labels=groups"
+    text = nbformat.v4.new_output("display_data", {"text/html": "<p>12_1.jpg = 30_2.jpg, 112_1.jpg</p>"})
     pages = {
         "01_preprocess": [
             nbformat.v4.new_markdown_cell("# 01 Preprocess\n\nWhich frames?\n\n## Frames"),
             code(f'finetune_data = "{spec}"'),
-            code("steps", figure("01_steps", True, 1)),
-            code("audit", figure("01_audit", False, 2)),
-            code("old", figure("01_old", None, 3)),
-            code(
-                "table",
-                nbformat.v4.new_output(
-                    "display_data", {"text/html": "<p>12_1.jpg = 30_2.jpg, 112_1.jpg</p>"}
-                ),
-                nbformat.v4.new_output("stream", text="worst: 7_1.jpg\n"),
+            *(
+                code(kind, figure(f"01_{kind}", patient, seed))
+                for seed, (kind, patient) in enumerate(FIGURES.items())
             ),
+            code("table", text, nbformat.v4.new_output("stream", text="worst: 7_1.jpg\n")),
         ],
         "05_evaluate": [nbformat.v4.new_markdown_cell("# 05 Evaluate\n\nHow good?\n\n## Found")],
     }
+    folder.mkdir(parents=True)
     for name, cells in pages.items():
-        folder.mkdir(parents=True, exist_ok=True)
         nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / f"{name}.ipynb")
     describe(folder, simulated=False)
     index = pd.DataFrame({
@@ -81,23 +80,11 @@ def run(tmp_path, monkeypatch):
     write_predictions([table], folder / "predictions.csv")
     value = {"value": 0.8, "low": 0.7, "high": 0.9, "n_images": 8, "n_patients": 4}
     write_json(folder / "metrics.json", {"05_evaluate": {"auroc": value}, "01_preprocess": {}})
-    write_json(
-        folder / "run.json",
-        {
-            "run": "mine",
-            "profile": "open_data",
-            "parameters": {"01_preprocess": {"finetune_data": spec, "folds": 5}},
-            "environment": {"python": "3.12.1", "packages": {"torch": "2.9"}},
-            "stages": {
-                name: {
-                    "seconds": 3.0,
-                    "finished": "2026-01-02T03:04:05+00:00",
-                    "outputs": {"figures/x.png": 3},
-                }
-                for name in pages
-            },
-        },
-    )
+    stage = {"seconds": 3.0, "finished": "2026-01-02T03:04:05+00:00", "outputs": {"figures/x.png": 3}}
+    facts = {"run": "mine", "profile": "open_data", "stages": dict.fromkeys(pages, stage)}
+    facts["parameters"] = {"01_preprocess": {"finetune_data": spec, "folds": 5}}
+    facts["environment"] = {"python": "3.12.1", "packages": {"torch": "2.9"}}
+    write_json(folder / "run.json", facts)
     return folder
 
 
@@ -108,7 +95,7 @@ def describe(folder, *, simulated):
 
 
 def published(run, tmp_path):
-    return reference.write(run, tmp_path / "reference" / "open_data")
+    return reference.Reference(run).write(tmp_path / "reference" / "open_data")
 
 
 def page(folder, name="01_preprocess"):
@@ -131,7 +118,7 @@ def test_the_figures_that_stay_keep_every_pixel(run, tmp_path):
     folder, _ = published(run, tmp_path)
     source = page(folder).select_one("main img")["src"]
     kept = Image.open(io.BytesIO(base64.b64decode(source.partition("base64,")[2])))
-    original = Image.open(io.BytesIO(base64.b64decode(picture(2))))
+    original = Image.open(io.BytesIO(base64.b64decode(picture(1))))
     assert np.array_equal(np.asarray(kept.convert("L")), np.asarray(original))
 
 
@@ -150,11 +137,9 @@ def test_no_file_names_an_image_a_patient_or_a_place(run, tmp_path):
         assert not re.search(rf"(?<!\d){re.escape(name)}", text)
     assert "112_1.jpg" in text, "what only ends like a name of an image is left alone"
     assert "somewhere" not in text and 'finetune_data = "ddti:ddti?labels=groups"' in page(folder).get_text()
-    assert (
-        read_json(folder / "run.json")["parameters"]["01_preprocess"]["finetune_data"]
-        == "ddti:ddti?labels=groups"
-    )
-    assert "outputs" not in read_json(folder / "run.json")["stages"]["01_preprocess"]
+    facts = read_json(folder / "run.json")
+    assert facts["parameters"]["01_preprocess"]["finetune_data"] == "ddti:ddti?labels=groups"
+    assert "outputs" not in facts["stages"]["01_preprocess"]
 
 
 def test_predictions_keep_their_numbers_under_keyed_names(run, tmp_path, monkeypatch):
@@ -182,9 +167,7 @@ def test_a_path_or_a_name_that_slipped_through_stops_the_publication(run, tmp_pa
     (run / "STUDY_CARD.md").write_text("weights in /home/somebody/weights.safetensors\n")
     with pytest.raises(reference.NotPublishable, match=r"STUDY_CARD.md.*/home/somebody"):
         published(run, tmp_path)
-    assert not (tmp_path / "reference" / "open_data").exists() and not list(
-        (tmp_path / "reference").iterdir()
-    )
+    assert not list((tmp_path / "reference").iterdir())
     (run / "STUDY_CARD.md").unlink()
     metrics = read_json(run / "metrics.json")
     write_json(run / "metrics.json", metrics | {"worst": "30_2.jpg"})
@@ -197,7 +180,7 @@ def test_a_folder_that_is_no_finished_run_or_no_reference_is_refused(run, tmp_pa
     target.mkdir(parents=True)
     (target / "mine.txt").write_text("keep me")
     with pytest.raises(reference.NotPublishable, match="something else"):
-        reference.write(run, target)
+        reference.Reference(run).write(target)
     assert (target / "mine.txt").exists()
     (run / "05_evaluate.ipynb").unlink()
     with pytest.raises(reference.NotPublishable, match="05_evaluate"):
@@ -205,22 +188,22 @@ def test_a_folder_that_is_no_finished_run_or_no_reference_is_refused(run, tmp_pa
     assert reference.main([str(tmp_path)]) == 2 and "expected a finished run" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "public"),
-    [
-        ("finetune_data", "ddti:../../data/ddti?labels=two", "ddti:ddti?labels=two"),
-        (
-            "finetune_data",
-            "dicom:/srv/pacs/study?labels=/srv/x/labels.csv&frames=1",
-            "dicom:study?labels=labels.csv&frames=1",
-        ),
-        ("finetune_data", "phantom:clinic?patients=9", "phantom:clinic?patients=9"),
-        ("external_data", "", ""),
-        ("initial_weights", "/srv/weights/w.safetensors", "w.safetensors"),
-        ("monitor", "auroc", "auroc"),
-        ("folds", 5, 5),
-    ],
-)
+PUBLIC = [
+    ("finetune_data", "ddti:../../data/ddti?labels=two", "ddti:ddti?labels=two"),
+    (
+        "finetune_data",
+        "dicom:/srv/pacs/x?labels=/srv/x/labels.csv&frames=1",
+        "dicom:x?labels=labels.csv&frames=1",
+    ),
+    ("finetune_data", "phantom:clinic?patients=9", "phantom:clinic?patients=9"),
+    ("external_data", "", ""),
+    ("initial_weights", "/srv/weights/w.safetensors", "w.safetensors"),
+    ("monitor", "auroc", "auroc"),
+    ("folds", 5, 5),
+]
+
+
+@pytest.mark.parametrize("name, value, public", PUBLIC)
 def test_of_a_path_the_last_part_is_published(name, value, public):
     assert profiles.public_value(name, value) == public
 
@@ -236,13 +219,17 @@ def shown(tmp_path, monkeypatch, **words):
     return seen[0]["metadata"]["image/png"]
 
 
+SHOWN = [
+    ({}, True),
+    ({"side": 4}, False),  # a matrix is no picture
+    ({"simulated": True}, False),
+    ({"simulated": True, "patient": True}, True),  # one real frame is enough
+    ({"patient": False}, False),
+]
+
+
+@pytest.mark.parametrize("words, patient", SHOWN)
 def test_a_figure_declares_whether_it_shows_patients_and_a_picture_does_where_it_is_silent(
-    tmp_path, monkeypatch
+    tmp_path, monkeypatch, words, patient
 ):
-    assert shown(tmp_path, monkeypatch)["patient"] is True
-    assert shown(tmp_path, monkeypatch, side=4)["patient"] is False, "a matrix is no picture"
-    assert shown(tmp_path, monkeypatch, simulated=True)["patient"] is False
-    assert shown(tmp_path, monkeypatch, simulated=True, patient=True)["patient"] is True, (
-        "one real frame is enough"
-    )
-    assert shown(tmp_path, monkeypatch, patient=False)["patient"] is False
+    assert shown(tmp_path, monkeypatch, **words)["patient"] is patient

@@ -73,9 +73,8 @@ def test_a_figure_without_words_fails_the_build(tmp_path, monkeypatch, capsys):
 
 
 def test_everything_wrong_with_the_parameters_is_said_at_once_and_nothing_is_started(project, capsys):
-    wrong = ["--set", "02_second.facter=1", "--set", "01_first.factor=many"]
-    wrong += ["--finetune-data", "ddti:/not/here"]
-    assert runner.main([*wrong, "--set", "03_third.x=1"]) == 2
+    wrong = ["--set", "02_second.facter=1", "--set", "01_first.factor=many", "--set", "03_third.x=1"]
+    assert runner.main([*wrong, "--finetune-data", "ddti:/not/here"]) == 2
     told = capsys.readouterr().err
     assert "02_second has no parameter 'facter'; did you mean 'factor'?" in told
     assert "'factor' expects int, came 'many'" in told
@@ -131,13 +130,11 @@ def test_metrics_keep_numbers_as_json_and_merge(tmp_path):
 def test_a_table_keeps_intervals_whole_lets_long_names_break_and_escapes(tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr("IPython.display.display", lambda html: shown.append(html.data))
-    rows = pd.DataFrame(
-        {
-            "what": ["<b>", "optimized_xception-4e7c949559f3", "not done"],
-            "AUROC": ["0.81 (0.70 to 0.89)", "-0.02 (-0.03 to -0.01)", "–"],
-            "values": ["30,814", "41", "1,028"],
-        }
-    )
+    rows = pd.DataFrame({
+        "what": ["<b>", "optimized_xception-4e7c949559f3", "not done"],
+        "AUROC": ["0.81 (0.70 to 0.89)", "-0.02 (-0.03 to -0.01)", "–"],
+        "values": ["30,814", "41", "1,028"],
+    })  # fmt: skip
     open_run(tmp_path).table(rows, caption="A & B.")
     (html,) = shown
     soup = BeautifulSoup(html, "html.parser")

@@ -186,3 +186,12 @@ def test_macro_auroc_is_scikit_learns():
     expected = roc_auc_score(labels, scores, multi_class="ovr", average="macro")
     assert calibration.macro_auroc(scores, labels) == pytest.approx(expected)
     assert math.isnan(calibration.macro_auroc(scores[:3], np.zeros(3, int)))
+
+
+def test_a_training_says_its_title_with_its_history(tmp_path):
+    said = []
+    loop.fit(
+        asked(epochs=1), spots(), TRAIN, VALIDATION, tmp_path, title="scratch",
+        on_epoch=lambda history: said.append(history.attrs["title"]),
+    )  # fmt: skip
+    assert said == ["scratch"]

@@ -5,13 +5,13 @@ import math
 import os
 import re
 import stat
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import platformdirs
 
 PROJECT = Path(__file__).resolve().parents[2]
 LIBRARY = PROJECT / "thyroid_lib"
@@ -120,20 +120,12 @@ def cache_folder() -> Path:
     if os.environ.get("THYROID_CACHE"):
         return Path(os.environ["THYROID_CACHE"]).expanduser()
     try:
-        folder = _system() / "thyroid_lib"
+        folder = platformdirs.user_cache_path("thyroid_lib", False, opinion=False).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except (OSError, RuntimeError):  # RuntimeError: a user without a home
         return _temporary()
-
-
-def _system() -> Path:
-    if sys.platform == "win32" and os.environ.get("LOCALAPPDATA"):
-        return Path(os.environ["LOCALAPPDATA"])
-    if os.environ.get("XDG_CACHE_HOME"):
-        return Path(os.environ["XDG_CACHE_HOME"])
-    return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
 
 
 def _temporary() -> Path:

@@ -77,20 +77,12 @@ def backend(cluster: str) -> Iterator[int]:
     try:
         from dask.distributed import Client, LocalCluster
     except ImportError as error:
-        raise ImportError(
-            f"cluster={cluster!r} needs Dask, which is not installed: install the extra `dask` or leave it "
-            "empty"
-        ) from error
-    local = None
-    if cluster.startswith("local:"):
-        count = int(cluster.partition(":")[2])
-        quiet = logging.ERROR  # that a worker took seconds to end is no news for a report
-        local = LocalCluster(
-            n_workers=count, threads_per_worker=1, dashboard_address=None, silence_logs=quiet
-        )
-    try:
-        with Client(local or cluster, timeout=60) as client, joblib.parallel_config(backend="dask"):
-            yield len(client.scheduler_info(n_workers=-1)["workers"])
-    finally:
-        if local is not None:
-            local.close()
+        words = f"cluster={cluster!r} needs Dask, which is not installed: install the extra `dask` or leave it empty"
+        raise ImportError(words) from error
+    kind, _, count = cluster.partition(":")
+    place = contextlib.nullcontext(cluster)
+    if kind == "local":  # quiet: that a worker took seconds to end is no news for a report
+        quiet = {"dashboard_address": None, "silence_logs": logging.ERROR}
+        place = LocalCluster(n_workers=int(count), threads_per_worker=1, **quiet)
+    with place as at, Client(at, timeout=60) as client, joblib.parallel_config(backend="dask"):
+        yield len(client.scheduler_info(n_workers=-1)["workers"])

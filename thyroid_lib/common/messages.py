@@ -56,9 +56,8 @@ def number(metric: object, digits: int = 3) -> str:
         value, low, high = (metric.get(name) for name in ("value", "low", "high"))
         if low is None or high is None:
             return number(value, digits)
-        return (
-            f"{number(float(value), digits)} ({number(float(low), digits)} to {number(float(high), digits)})"
-        )
+        value, low, high = (number(float(one), digits) for one in (value, low, high))
+        return f"{value} ({low} to {high})"
     if isinstance(metric, float):
         return f"{round(metric, digits) + 0.0:.{digits}f}"  # + 0.0: never -0.00
     return "–" if metric is None else str(metric)

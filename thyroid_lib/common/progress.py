@@ -5,6 +5,7 @@ environment variable ``THYROID_STATUS`` to a file, one line of text is kept in t
 runner shows it, and the report stays silent.
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -60,10 +61,8 @@ def status(text: str, now: bool = False, share: float | None = None) -> None:
     if target is not None:
         if now or time.monotonic() - _written > _EVERY:
             _written = time.monotonic()
-            try:
+            with contextlib.suppress(OSError):  # a status line is never worth a failed run
                 Path(target).write_text(text.replace("\n", " "), encoding="utf-8")
-            except OSError:
-                pass  # a status line is never worth a failed run
         return
     if not text:
         _take_away()

@@ -6,6 +6,7 @@ from thyroid_lib.common.files import LIBRARY
 from thyroid_lib.common.messages import english, named, number, printable, say
 
 TEMPLATES = LIBRARY / "templates"
+_MARKUP = str.maketrans({"<": "&lt;", ">": "&gt;"} | {sign: "\\" + sign for sign in "\\`*_[]|"})
 
 
 @cache
@@ -23,8 +24,7 @@ def environment():
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"say": say, "number": number, "english": english, "named": named, "cell": cell}
-    environment.filters["printable"] = printable
+    environment.filters |= {word.__name__: word for word in (say, number, english, named, printable, cell)}
     return environment
 
 
@@ -44,7 +44,4 @@ def render(name: str, /, **values) -> str:
 def cell(value) -> str:
     """A value as one cell of a Markdown table: one line, nothing that Markdown or HTML would act on."""
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    text = " ".join(text.split())
-    for sign in "\\`*_[]<>|":
-        text = text.replace(sign, "\\" + sign if sign not in "<>" else {"<": "&lt;", ">": "&gt;"}[sign])
-    return text
+    return " ".join(text.split()).translate(_MARKUP)

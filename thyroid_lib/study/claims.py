@@ -37,11 +37,8 @@ def _blocks(project: Path) -> list[dict]:
     for block in blocks:
         metrics = block["metrics"] = reference_of(block["profile"], project)
         block["rows"] = [row | {"metric": (metrics or {}).get(row["key"])} for row in block["rows"]]
-        block["drawn"] = [
-            row
-            for row in block["rows"]
-            if row.get("drawn") and isinstance(row["metric"], Mapping) and row["metric"]["value"] is not None
-        ]
+        known = [row for row in block["rows"] if isinstance(row["metric"], Mapping) and row.get("drawn")]
+        block["drawn"] = [row for row in known if row["metric"]["value"] is not None]
     return blocks
 
 
@@ -93,10 +90,8 @@ def write(project: Path = PROJECT, check: bool = False) -> list[str]:
         if text == (path.read_text(encoding="utf-8") if path.is_file() else None):
             continue
         stale.append(name)
-        if not check and text is None:
-            path.unlink()
-        elif not check:
-            write_text(path, text)
+        if not check:
+            path.unlink() if text is None else write_text(path, text)
     return stale
 
 
@@ -106,10 +101,8 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         0 when everything is (now) up to date, 1 when --check found something stale, 2 when a marker is missing.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m thyroid_lib claims",
-        description="Put the numbers of reports/reference into the READMEs.",
-    )
+    words = "Put the numbers of reports/reference into the READMEs."
+    parser = argparse.ArgumentParser("python -m thyroid_lib claims", description=words)
     parser.add_argument("--check", action="store_true", help="only say what is out of date")
     options = parser.parse_args(argv)
     try:

@@ -8,6 +8,7 @@ their intervals, and what follows a single training without having one is shown 
 import argparse
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,12 +79,9 @@ class Comparison:
     def verdict(self) -> str:
         """One sentence with the counts, and one on what differs around."""
         parts = [f"{part} ({len(lines)})" for part, lines in self.around.items() if lines]
+        counts = self.table["verdict"].value_counts().to_dict()
         return render(
-            "study/verdict.txt.j2",
-            agrees=self.agrees,
-            total=len(self.table),
-            counts=self.table["verdict"].value_counts().to_dict(),
-            parts=parts,
+            "study/verdict.txt.j2", agrees=self.agrees, total=len(self.table), counts=counts, parts=parts
         )
 
     def report(self, everything: bool = False) -> str:
@@ -114,22 +112,21 @@ def compare(run: Path, reference: Path) -> Comparison:
                 f"{folder}: expected a run with metrics.json, found none; name a folder of reports/"
             )
     ours, theirs = (dict(leaves(read_json(Path(folder) / "metrics.json"))) for folder in (run, reference))
-    stages = {key.partition("/")[0] for key in theirs}
-    beyond = pd.Series(
-        [key.partition("/")[0] for key in ours if key.partition("/")[0] not in stages], dtype=str
-    )
-    rows = [
-        _judged(key, ours, theirs)
-        for key in sorted(ours.keys() | theirs.keys())
-        if key.partition("/")[0] not in set(beyond)
-    ]
+    counts = Counter(_stage(key) for key in ours)
+    for key in theirs:
+        counts.pop(_stage(key), None)  # leaves the stages that only the run has
+    keys = sorted(key for key in ours.keys() | theirs.keys() if _stage(key) not in counts)
+    rows = [_judged(key, ours, theirs) for key in keys]
     table = pd.DataFrame(rows, columns=["key", "verdict", "line", "interval"])
     outside = table["verdict"] == "outside"
     if outside.sum() > OUTSIDE * table["interval"].sum():
         table.loc[outside, "verdict"] = "different"
-    counts = beyond.value_counts(sort=False).items()
-    around = {"stages": [f"{named(stage)}: {count} numbers, not in the reference" for stage, count in counts]}
+    around = {"stages": [f"{named(stage)}: {n} numbers, not in the reference" for stage, n in counts.items()]}
     return Comparison(table, around | _around(ours, theirs, run, reference))
+
+
+def _stage(key: str) -> str:
+    return key.partition("/")[0]
 
 
 def _judged(key: str, ours: dict, theirs: dict) -> tuple[str, str, str, bool]:
@@ -165,9 +162,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         0 when all numbers agree, 1 when some do not, 2 when a folder is no run.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m thyroid_lib compare", description=RULE.replace("%", "%%")
-    )
+    parser = argparse.ArgumentParser("python -m thyroid_lib compare", description=RULE.replace("%", "%%"))
     parser.add_argument("run", type=Path, help="a folder of reports/")
     parser.add_argument("reference", type=Path, help="another one, such as reports/reference/quick")
     parser.add_argument("--all", action="store_true", help="list the keys that agree too")

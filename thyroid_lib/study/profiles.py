@@ -32,18 +32,14 @@ class Stage:
     default: bool = True
 
 
-STAGES = tuple(
-    stage
-    for stage in (
-        Stage("01_preprocess"),
-        Stage("02_architecture"),
-        Stage("03_pretrain", ("01_preprocess",)),
-        Stage("04_finetune", ("01_preprocess", "03_pretrain")),
-        Stage("05_evaluate", ("04_finetune",)),
-        Stage("06_ablation", ("01_preprocess",), default=False),
-        Stage("07_explore", ("04_finetune",), default=False),  # for JupyterLab; --only 07 makes a static page
-    )
-    if (NOTEBOOKS / f"{stage.name}.ipynb").exists()
+STAGES = (
+    Stage("01_preprocess"),
+    Stage("02_architecture"),
+    Stage("03_pretrain", ("01_preprocess",)),
+    Stage("04_finetune", ("01_preprocess", "03_pretrain")),
+    Stage("05_evaluate", ("04_finetune",)),
+    Stage("06_ablation", ("01_preprocess",), default=False),
+    Stage("07_explore", ("04_finetune",), default=False),  # for JupyterLab; --only 07 makes a static page
 )
 
 
@@ -81,9 +77,8 @@ def declared(notebook: Path) -> dict[str, Parameter]:
         try:
             name, kind, default = line.target.id, ast.unparse(line.annotation), ast.literal_eval(line.value)
         except (AttributeError, ValueError, TypeError):
-            raise ProfileError(
-                [f"{notebook.name}: expected 'name: type = literal', came '{ast.unparse(line)}'"]
-            ) from None
+            said = f"{notebook.name}: expected 'name: type = literal', came '{ast.unparse(line)}'"
+            raise ProfileError([said]) from None
         found[name] = Parameter(name, kind.split("[")[0], default)
     return found
 
@@ -223,7 +218,7 @@ def public_value(name: str, value: object) -> object:
 def public(parameters: dict[str, dict]) -> dict[str, dict]:
     """``public_value`` over notebook -> name -> value."""
     return {
-        book: {name: public_value(name, value) for name, value in values.items()}
+        book: {name: public_value(name, values[name]) for name in values}
         for book, values in parameters.items()
     }
 
@@ -252,15 +247,12 @@ def spec_problem(spec: str) -> str:
 
 def _typed(value: object, parameter: Parameter) -> object:
     """``value`` as the parameter's type; YAML reads 1e-3 as a text, which is meant as a number."""
-    wanted, said = _TYPES.get(parameter.kind, str), not isinstance(value, bool)
-    if wanted is float and isinstance(value, (int, str)) and said:
-        with contextlib.suppress(ValueError):
-            return float(value)
-    if wanted is str and isinstance(value, (int, float)) and said:
-        return str(value)
-    if wanted is str and value is None:
-        return ""
-    if not isinstance(value, wanted) or (wanted is int and not said):
+    wanted, given = _TYPES.get(parameter.kind, str), type(value)
+    if wanted is str and (value is None or given in (int, float)):
+        return "" if value is None else str(value)
+    with contextlib.suppress(ValueError, OverflowError):
+        value = float(value) if wanted is float and given in (int, str) else value
+    if type(value) is not wanted:
         raise ValueError(f"'{parameter.name}' expects {parameter.kind}, came {quoted(value)}")
     return value
 

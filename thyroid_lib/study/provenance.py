@@ -22,11 +22,9 @@ _VERSIONS = (
 
 def library_hash() -> str:
     """Fingerprint of the code and the texts of ``thyroid_lib`` that notebooks run."""
-    files = {
-        path.relative_to(LIBRARY).as_posix(): path for path in LIBRARY.rglob("*") if path.suffix in _CODE
-    }
+    names = [path.relative_to(LIBRARY).as_posix() for path in LIBRARY.rglob("*") if path.suffix in _CODE]
     return digest(
-        *(part for name in sorted(files) if not _AROUND.match(name) for part in (name, files[name]))
+        *(part for name in sorted(names) if not _AROUND.match(name) for part in (name, LIBRARY / name))
     )
 
 

@@ -21,7 +21,7 @@ import re
 import shutil
 import sys
 import tempfile
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import pandas as pd
@@ -62,18 +62,15 @@ class Reference:
         self.run, self.facts = Path(run), read_json(Path(run) / "run.json")
         self.profile = profile or Path(self.facts.get("profile", "")).stem
         self.stages = sorted(self.facts.get("stages", {}))
-        files = ("metrics.json", "predictions.csv", "run.json")
-        missing = [name for name in files if not (self.run / name).is_file()]
-        if missing or not self.profile:
+        files = ["metrics.json", "predictions.csv", "run.json", "05_evaluate.ipynb"]
+        files += [f"{name}.ipynb" for name in self.stages]
+        missing = [name for name in files if not (self.run / name).is_file()] + ["its profile"] * (
+            not self.profile
+        )
+        if missing:
             raise NotPublishable(
-                f"{self.run}: expected a finished run, missing: {', '.join(missing) or 'its profile'}; "
-                "run the notebooks first, then name the folder under reports/"
-            )
-        stale = [name for name in self.stages if not (self.run / f"{name}.ipynb").is_file()]
-        if stale or "05_evaluate" not in self.stages:
-            raise NotPublishable(
-                f"{self.run}: expected the executed notebooks up to 05_evaluate, missing: "
-                f"{', '.join(stale) or '05_evaluate'}; run ./run_all.sh again"
+                f"{self.run}: expected a finished run, missing: {', '.join(missing)}; run ./run_all.sh first, "
+                "then name the folder under reports/"
             )
 
     @cached_property
@@ -97,12 +94,8 @@ class Reference:
         """Every name of a real image, used or not, and the pseudonym that stands for it in texts."""
         real = [self.run / "data" / role for role, simulated in self.roles.items() if not simulated]
         paths = [folder / f"{name}.csv" for folder in real for name in ("index", "excluded", "problems")]
-        tables = [
-            pd.read_csv(path, dtype=str, keep_default_na=False, usecols=["image"])
-            for path in paths
-            if path.is_file()
-        ]
-        found = {name for table in tables for name in table["image"]} - {""}
+        read = partial(pd.read_csv, dtype=str, keep_default_na=False, usecols=["image"])
+        found = {name for path in paths if path.is_file() for name in read(path)["image"]} - {""}
         return {name: f"image {self._pseudonym('image', name)}" for name in sorted(found)}
 
     def _pseudonym(self, kind: str, value: str) -> str:
@@ -110,32 +103,33 @@ class Reference:
 
         return pseudonym("reference", self.profile, kind, value)
 
-    def write(self, folder: Path) -> dict:
+    def write(self, folder: Path | None = None) -> tuple[Path, dict]:
         """Writes the reference folder, whole or not at all.
 
         Args:
-            folder: replaced where it is a reference already.
+            folder: replaced where it is a reference already; ``reports/reference/<profile>`` when not given.
 
         Returns:
-            ``{"figures": kept, "left_out": names of figures, "bytes": size of the folder}``.
+            The folder, and ``{"figures": kept, "left_out": names of figures, "bytes": size of the folder}``.
 
         Raises:
             NotPublishable: a text of it names a path of this machine or a real image, or it is too large.
         """
         from thyroid_lib.study import report
 
+        folder = FOLDER / self.profile if folder is None else Path(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         if folder.exists() and not (folder / "run.json").is_file():
             raise NotPublishable(
                 f"{folder}: expected no folder or a reference to replace, found something else"
             )
         with tempfile.TemporaryDirectory(prefix=".reference.", dir=folder.parent) as room:
-            partial = Path(room) / folder.name
-            partial.mkdir()
-            about = self._fill(partial)
-            report.write_index(Run(partial))
-            self._refuse(partial)
-            about["bytes"] = sum(path.stat().st_size for path in partial.iterdir())
+            made = Path(room) / folder.name
+            made.mkdir()
+            about = self._fill(made)
+            report.write_index(Run(made))
+            self._refuse(made)
+            about["bytes"] = sum(path.stat().st_size for path in made.iterdir())
             if about["bytes"] > MOST:
                 raise NotPublishable(
                     f"{folder}: {about['bytes'] / 2**20:.1f} MiB, at most {MOST / 2**20:.0f} MiB are meant to be "
@@ -143,9 +137,9 @@ class Reference:
                 )
             if folder.exists():
                 shutil.rmtree(folder)
-            partial.rename(folder)
+            made.rename(folder)
         report.write_list(folder.parent)
-        return about
+        return folder, about
 
     def _fill(self, folder: Path) -> dict:
         pages = [self._page(stage, folder / f"{stage}.html") for stage in self.stages]
@@ -229,12 +223,10 @@ class Reference:
         """Parameters of the run that name a path, the longest first, and what is published of each."""
         stages = self.facts.get("parameters", {}).values()
         pairs = [pair for values in stages for pair in values.items() if isinstance(pair[1], str)]
-        changed = [
-            (value, public)
-            for name, value in pairs
-            if (public := profiles.public_value(name, value)) != value
-        ]
-        return dict(sorted(changed, key=lambda pair: len(pair[0]), reverse=True))
+        known = {value: profiles.public_value(name, value) for name, value in pairs}
+        return {
+            value: known[value] for value in sorted(known, key=len, reverse=True) if known[value] != value
+        }
 
     def _without_layout(self, text: str) -> str:
         for value, short in self._private.items():
@@ -270,36 +262,19 @@ class Reference:
                 )
 
 
-def write(run: Path, folder: Path | None = None, profile: str = "") -> tuple[Path, dict]:
-    """Publishes a run.
-
-    Args:
-        run: the run's folder;  folder: where to; ``reports/reference/<profile>`` when not given;  profile: as
-            ``run.json`` says when not given.
-
-    Returns:
-        The folder, and what :meth:`Reference.write` says of it.
-    """
-    reference = Reference(run, profile)
-    folder = Path(folder) if folder else FOLDER / reference.profile
-    return folder, reference.write(folder)
-
-
 def main(argv: list[str] | None = None) -> int:
     """``python -m thyroid_lib reference RUN``.
 
     Returns:
         0 when the reference was written, 2 when the run cannot be published.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m thyroid_lib reference",
-        description="Turn a finished run into reports/reference/<profile>: no image and no name of a patient.",
-    )
+    words = "Turn a finished run into reports/reference/<profile>: no image and no name of a patient."
+    parser = argparse.ArgumentParser("python -m thyroid_lib reference", description=words)
     parser.add_argument("run", type=Path, help="a folder of reports/")
     parser.add_argument("--profile", default="", help="name of the reference (the run's profile)")
     options = parser.parse_args(argv)
     try:
-        folder, about = write(options.run, profile=options.profile)
+        folder, about = Reference(options.run, options.profile).write()
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2

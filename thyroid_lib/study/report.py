@@ -56,12 +56,9 @@ def to_html(notebook, name: str) -> str:
 
     _check(notebook, name)
     exporter = HTMLExporter(
-        template_name="report",
-        extra_template_basedirs=[str(TEMPLATES)],
-        embed_images=False,
-        exclude_input_prompt=True,
-        exclude_output_prompt=True,
-    )
+        template_name="report", extra_template_basedirs=[str(TEMPLATES)], embed_images=False,
+        exclude_input_prompt=True, exclude_output_prompt=True,
+    )  # fmt: skip
     html, _ = exporter.from_notebook_node(notebook, {"report_css": _css(), "metadata": {"name": name}})
     return str(_dressed(BeautifulSoup(html, "html.parser"), name))
 
@@ -137,25 +134,16 @@ def write_index(run: Run) -> Path:
         The path of the run's index.
     """
     facts, metrics = run.facts, run.metrics
-    stages = [
-        _card(run.dir / f"{stage.name}.html") | facts.get("stages", {}).get(stage.name, {})
-        for stage in profiles.STAGES
-        if (run.dir / f"{stage.name}.html").exists()
-    ]
+    pages = [page for stage in profiles.STAGES if (page := run.dir / f"{stage.name}.html").exists()]
+    stages = [_card(page) | facts.get("stages", {}).get(page.stem, {}) for page in pages]
     sources = metrics.get("01_preprocess", {}).items()
     files = ("metrics.json", "predictions.csv", "run.json")
     page = fill(
-        "index/run.html.j2",
-        run=facts,
-        name=run.dir.name,
-        stages=stages,
-        headline=headline(metrics),
-        data={role: about for role, about in sources if "title" in about},
-        simulated=is_simulated(facts),
-        environment=facts.get("environment", {}),
+        "index/run.html.j2", run=facts, name=run.dir.name, stages=stages, headline=headline(metrics),
+        data={role: about for role, about in sources if "title" in about}, simulated=is_simulated(facts),
+        environment=facts.get("environment", {}), css=_css(),
         files=[name for name in files if (run.dir / name).exists()],
-        css=_css(),
-    )
+    )  # fmt: skip
     write_text(run.dir / "index.html", page)
     write_list(run.dir.parent)
     return run.dir / "index.html"
@@ -198,15 +186,10 @@ def write_list(reports: Path) -> None:
             continue
         if (path.parent / "index.html").exists():
             times = [stage.get("finished", "") for stage in facts.get("stages", {}).values()]
-            runs.append(
-                {
-                    "name": path.parent.name,
-                    "profile": facts.get("profile", ""),
-                    "finished": max(times, default=""),
-                    "simulated": is_simulated(facts),
-                    "headline": headline(metrics)[:1],
-                }
-            )
+            runs.append({
+                "name": path.parent.name, "profile": facts.get("profile", ""), "finished": max(times, default=""),
+                "simulated": is_simulated(facts), "headline": headline(metrics)[:1],
+            })  # fmt: skip
     write_text(reports / "index.html", fill("index/runs.html.j2", runs=runs, css=_css()))
 
 

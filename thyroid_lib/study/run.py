@@ -149,13 +149,7 @@ class Run:
         from IPython.display import HTML, display
 
         frame = frame if frame.index.name is None else frame.reset_index()
-        body = frame.to_html(
-            index=False,
-            escape=True,
-            border=0,
-            na_rep="–",
-            float_format=lambda value: f"{value:.{digits}f}",
-        )
+        body = frame.to_html(index=False, border=0, na_rep="–", float_format=f"{{:.{digits}f}}".format)
         numeric = cycle([_is_number(frame.iloc[:, k]) for k in range(frame.shape[1])])
         left, right = ' style="text-align: left"', ' class="number"'  # JupyterLab would set all to the right
         body = re.sub(r"<t[dh](?=>)", lambda cell: cell[0] + (right if next(numeric) else left), body)
@@ -199,7 +193,7 @@ def open_run(run_dir: str | os.PathLike = "") -> Run:
     except OSError as error:
         raise OSError(
             f"run folder {folder}: expected a folder that can be written to, came {error.strerror}; "
-            "choose another with --run or run_dir"
+            "choose another with --run or run_dir, or another place with THYROID_REPORTS"
         ) from None
     use_style()
     return Run(folder)

@@ -6,12 +6,13 @@ the old one's place only when it has succeeded.
 """
 
 import argparse
+import fcntl
 import logging
 import os
 import re
 import shutil
 import sys
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -52,31 +53,33 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"--run {name}: expected a plain folder name, such as quick")
         folder = Path(os.environ.get("THYROID_REPORTS") or REPORTS).resolve() / name
         stages = _chosen(options, Run(folder).facts.get("stages", {}))
-    except ValueError as error:
-        print(f"Nothing was started.\n{error}", file=sys.stderr)
-        return 2
-    try:
-        with _locked(folder):
-            return _run(folder, options, stages, resolved)
-    except KeyboardInterrupt:
-        print("\nStopped. What had finished is kept; the same command goes on from here.", file=sys.stderr)
-        return 130
+        run = open_run(folder)
+        lock = open(folder / ".lock", "w")  # the system lets go of it on any exit
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         print(f"Nothing was started: another run is writing to {_shown(folder)}.", file=sys.stderr)
         return 2
+    except (ValueError, OSError) as error:
+        print(f"Nothing was started.\n{error}", file=sys.stderr)
+        return 2
+    try:
+        with lock:
+            return _run(run, options, stages, resolved)
+    except KeyboardInterrupt:
+        print("\nStopped. What had finished is kept; the same command goes on from here.", file=sys.stderr)
+        return 130
     except (StageFailed, DamagedFile, OSError) as error:
         print(error, file=sys.stderr)
         return 1
 
 
-def _run(folder: Path, options: argparse.Namespace, stages: list[profiles.Stage], resolved: dict) -> int:
+def _run(run: Run, options: argparse.Namespace, stages: list[profiles.Stage], resolved: dict) -> int:
     from thyroid_lib.study import report
 
-    run = open_run(folder)
     _sweep(run.dir)
     (run.dir / ".work").mkdir()
     run.tell({
-        "run": folder.name, "profile": options.profile, "environment": provenance.environment(),
+        "run": run.dir.name, "profile": options.profile, "environment": provenance.environment(),
         "parameters": {stage.name: _parameters(stage, resolved) for stage in profiles.STAGES},
     })  # fmt: skip
     prints, renderer = _fingerprints(resolved), provenance.renderer_hash()
@@ -93,7 +96,7 @@ def _run(folder: Path, options: argparse.Namespace, stages: list[profiles.Stage]
     report.write_index(run)
     _sweep(run.dir)
     print(f"\nReports: {_shown(run.dir / 'index.html')}")
-    if (found := against_reference(run.dir, options.profile)) is not None:
+    if found := against_reference(run.dir, options.profile):
         print(f"{found.verdict}\nKey by key: {_shown(run.dir / 'comparison.txt')}")
     else:
         print(f"No reference results of the profile {Path(options.profile).stem} to compare with.")
@@ -124,14 +127,10 @@ def _execute(run: Run, stage: profiles.Stage, parameters: dict, fingerprint: str
     try:
         with Watch(stage.name, work / "status", 60 * minutes) as watch:
             notebook = papermill.execute_notebook(
-                str(profiles.NOTEBOOKS / f"{stage.name}.ipynb"),
-                str(work / f"{stage.name}.ipynb"),
-                {"run_dir": run_dir, **parameters},
-                kernel_name="python3",
-                progress_bar=False,
-                cwd=str(profiles.NOTEBOOKS),
-                extra_arguments=["--IPKernelApp.log_level=50"],  # its notices are no news
-            )
+                str(profiles.NOTEBOOKS / f"{stage.name}.ipynb"), str(work / f"{stage.name}.ipynb"),
+                {"run_dir": run_dir, **parameters}, cwd=str(profiles.NOTEBOOKS), kernel_name="python3",
+                progress_bar=False, extra_arguments=["--IPKernelApp.log_level=50"],  # its notices are no news
+            )  # fmt: skip
             for key in ("input_path", "output_path"):
                 notebook.metadata.papermill[key] = f"{stage.name}.ipynb"
             page = report.to_html(notebook, stage.name)
@@ -174,13 +173,8 @@ def _fingerprints(resolved: dict[str, dict]) -> dict[str, str]:
     for stage in profiles.STAGES:
         given = sorted(resolved[stage.name].items())
         data = [profiles.spec_path(value) for name, value in given if name.endswith("_data")]
-        prints[stage.name] = digest(
-            profiles.NOTEBOOKS / f"{stage.name}.ipynb",
-            repr(given),
-            *common,
-            *map(provenance.data_fingerprint, data),
-            *(prints[need] for need in stage.needs),
-        )
+        before = (*map(provenance.data_fingerprint, data), *(prints[need] for need in stage.needs))
+        prints[stage.name] = digest(profiles.NOTEBOOKS / f"{stage.name}.ipynb", repr(given), *common, *before)
     return prints
 
 
@@ -192,13 +186,13 @@ def _parameters(stage: profiles.Stage, resolved: dict) -> dict:
 
 def _chosen(options: argparse.Namespace, done: dict) -> list[profiles.Stage]:
     """The stages asked for, in order; their inputs are there, or come before them."""
-    known = [stage.name for stage in profiles.STAGES]
 
     def find(number: str, option: str) -> int:
-        names = [name for name in known if number == name or number.zfill(2) == name.partition("_")[0]]
-        if not names:
-            raise ValueError(f"{option} {number}: expected one of {', '.join(known)}, or its number")
-        return known.index(names[0])
+        for place, stage in enumerate(profiles.STAGES):
+            if number == stage.name or number.zfill(2) == stage.name.partition("_")[0]:
+                return place
+        known = ", ".join(stage.name for stage in profiles.STAGES)
+        raise ValueError(f"{option} {number}: expected one of {known}, or its number")
 
     if options.only:
         stages = [profiles.STAGES[place] for place in sorted({find(one, "--only") for one in options.only})]
@@ -207,14 +201,12 @@ def _chosen(options: argparse.Namespace, done: dict) -> list[profiles.Stage]:
         asked = "06_ablation" if options.with_ablation else ""
         stages = [stage for stage in rest if stage.default or stage.name == asked]
     there = {stage.name for stage in stages} | set(done)
-    missing = [(stage.name, need) for stage in stages for need in stage.needs if need not in there]
+    words = "--from/--only: {} reads the files of {}, which this run does not have yet"
+    missing = [
+        words.format(stage.name, need) for stage in stages for need in stage.needs if need not in there
+    ]
     if missing:
-        raise profiles.ProfileError(
-            [
-                f"--from/--only: {a} reads the files of {b}, which this run does not have yet"
-                for a, b in missing
-            ]
-        )
+        raise profiles.ProfileError(missing)
     return stages
 
 
@@ -228,21 +220,16 @@ def _complete(run: Run, stage: profiles.Stage, done: dict) -> bool:
 
 def _snapshot(folder: Path) -> dict[str, tuple[int, int]]:
     """Size and time of every result in a run, by name; a report is drawn from its notebook, and may be again."""
-    shared = {"run.json", "metrics.json", "comparison.txt"}
-    return {
-        path.relative_to(folder).as_posix(): (path.stat().st_size, path.stat().st_mtime_ns)
-        for path in folder.rglob("*")
-        if path.is_file()
-        and not path.relative_to(folder).parts[0].startswith(".")
-        and path.name not in shared
-        and path.suffix not in (".tmp", ".html")
-    }
+    shared, files = {"run.json", "metrics.json", "comparison.txt"}, {}
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if not name.startswith(".") and path.name not in shared and path.suffix != ".html" and path.is_file():
+            files[name] = (path.stat().st_size, path.stat().st_mtime_ns)
+    return files
 
 
 def _sweep(folder: Path) -> None:
     """Removes what a run that was killed left behind: in a run, a name that begins with a dot is unfinished work."""
-    import fcntl
-
     for path in sorted(folder.rglob(".*")):
         if path.name in NOT_OURS or not path.exists():
             continue
@@ -256,33 +243,14 @@ def _sweep(folder: Path) -> None:
             path.unlink()
 
 
-@contextmanager
-def _locked(folder: Path):
-    """Hold a run's folder; a second run into it gets ``BlockingIOError``. The system lets go on any exit."""
-    import fcntl
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / ".lock", "w")
-    except OSError as error:
-        raise OSError(
-            f"Nothing was started: run folder {_shown(folder)}: expected a folder that can be written to, came "
-            f"{error.strerror}; choose another with --run, or another place with THYROID_REPORTS"
-        ) from None
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-
-
 def _shown(path: Path) -> str:
     """A path as short as a reader of a terminal can use it."""
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="./run_all.sh", description="Run the study's notebooks into a folder of HTML reports."
-    )
+    words = "Run the study's notebooks into a folder of HTML reports."
+    parser = argparse.ArgumentParser("./run_all.sh", description=words)
     add = parser.add_argument
     add("--profile", default="quick", help="notebooks/profiles/NAME.yaml, or a path (quick)")
     add("--run", help="name of the folder under reports/ (the profile's name)")
