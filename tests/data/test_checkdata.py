@@ -36,9 +36,8 @@ def doppler():
 def sound(root):
     """Two classes of eight patients with two frames each."""
     for number in range(32):
-        path = (
-            root / ("benign", "malignant")[number % 2] / f"p{number // 4}{'ab'[number % 2]}" / f"{number}.png"
-        )
+        label, letter = (("benign", "a"), ("malignant", "b"))[number % 2]
+        path = root / label / f"p{number // 4}{letter}" / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(speckle(number)).save(path)
     return root
@@ -124,20 +123,16 @@ def test_every_kind_of_damage_is_named_and_unusual_files_are_used(damaged):
     )
 
 
-def test_the_command_prints_each_file_and_would_run_with_what_is_left(damaged, capsys):
-    assert command.main(["check-data", f"folder:{damaged}", "--folds", "4", "--jobs", "1"]) == 0
+@pytest.mark.parametrize("folds, status", [(4, 0), (30, 1)])
+def test_the_command_prints_each_file_and_whether_a_study_would_run(damaged, capsys, folds, status):
+    arguments = ["check-data", f"folder:{damaged}", "--folds", str(folds), "--jobs", "1"]
+    assert command.main(arguments) == status
     out = capsys.readouterr().out
-    for name in [*DAMAGE, "gone.png", "loose.png"]:
-        assert name in out, name
-    assert "would run; SHA-256 of the split" in out and str(damaged) not in out
+    assert all(name in out for name in [*DAMAGE, "gone.png", "loose.png"]) and str(damaged) not in out
     flow = [line.split() for line in out.splitlines() if "left out)" in line]
     assert int(flow[0][0]) + int(flow[0][-3].strip("(")) == 32 + len(USABLE) + len(DAMAGE) + 3
-
-
-def test_the_command_says_when_a_study_would_not_run(damaged, capsys):
-    assert check_data.main([f"folder:{damaged}", "--folds", "30", "--jobs", "1"]) == 1
-    out = capsys.readouterr().out
-    assert "would not run:" in out and "class malignant: 8 independent groups (patients), 30 folds" in out
+    assert ("would run; SHA-256 of the split" in out) == (status == 0)
+    assert ("class malignant: 8 independent groups (patients), 30 folds" in out) == (status == 1)
 
 
 @pytest.mark.parametrize(
@@ -155,40 +150,29 @@ def test_what_is_no_data_set_exits_1_with_a_reason(damaged, capsys, spec, words)
 
 
 @pytest.mark.parametrize(
-    "files, words",
-    [
-        (
-            [encoded(speckle(number), format="PNG") for number in range(6)],
-            "at least two classes are needed; came: benign",
-        ),
-        ([b"x"], "no usable labelled frame is left"),
-    ],
+    "count, words",
+    [(6, "at least two classes are needed; came: benign"), (0, "no usable labelled frame is left")],
 )
-def test_too_little_would_not_run(tmp_path, capsys, files, words):
-    for number, content in enumerate(files):
-        (tmp_path / "benign" / f"p{number}").mkdir(parents=True)
-        (tmp_path / "benign" / f"p{number}" / "a.png").write_bytes(content)
+def test_too_little_would_not_run(tmp_path, capsys, count, words):
+    (tmp_path / "benign").mkdir()
+    (tmp_path / "benign" / "bad.png").write_bytes(b"x")
+    for number in range(count):
+        Image.fromarray(speckle(number)).save(tmp_path / "benign" / f"{number}.png")
     assert check_data.main([f"folder:{tmp_path}", "--jobs", "1"]) == 1
     assert words in capsys.readouterr().out
 
 
-def test_frames_that_show_the_same_are_shown_in_pairs(tmp_path, capsys):
+def test_frames_that_show_the_same_are_shown_in_pairs_and_names_cannot_write_to_the_terminal(tmp_path, capsys):
     root = sound(tmp_path)
     Image.fromarray(speckle(0)).save(root / "benign" / "stranger.png")
     larger = cv2.resize(speckle(1), None, fx=1.5, fy=1.5, interpolation=cv2.INTER_CUBIC)
     Image.fromarray(larger).save(root / "benign" / "contradicts.png")
+    (root / "benign" / "evil\x1b[2J\n\u202e.png").write_bytes(b"x")
     assert check_data.main([f"folder:{root}", "--folds", "2", "--jobs", "1"]) == 0
     out = capsys.readouterr().out
     assert "1 identical pairs, 1 near-duplicate pairs; 2 across groups, now joined" in out
     assert "benign/p0a/0.png = benign/stranger.png  (identical)" in out
     assert "contradicting labels (benign, malignant): set aside" in out
-
-
-def test_file_names_cannot_write_to_the_terminal(tmp_path, capsys):
-    root = sound(tmp_path)
-    (root / "benign" / "evil\x1b[2J\n\u202e.png").write_bytes(b"x")
-    check_data.main([f"folder:{root}", "--folds", "2", "--jobs", "1"])
-    out = capsys.readouterr().out
     assert "evil\\x1b[2J\\n\\u202e.png" in out and "\x1b" not in out and "\u202e" not in out
 
 

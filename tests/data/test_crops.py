@@ -46,21 +46,17 @@ def test_crops_are_what_extract_gives(phantom_table, built):
         assert index["image"] == row["image"]
 
 
-def test_opened_crops_know_their_classes_recipe_and_origin(phantom_table, built):
+def test_opened_crops_know_their_origin_and_name_no_path_of_this_machine(phantom_table, built):
     again = Crops.open(built.folder)
     assert again.classes == phantom_table.attrs["classes"] and again.simulated
     assert again.names["papillary_carcinoma"] == ("papillary carcinoma", "甲状腺乳头状癌")
     assert again.recipe == regions.RECIPE and again.size == 48 and again.hash == built.hash
     assert [again.classes[label] for label in again.labels] == list(phantom_table["label"])
-    assert again.labels.dtype == np.int64 and not again.images.flags.writeable
+    assert not again.images.flags.writeable
     assert again.index["caliper"].dtype == bool and again.index["age"].dtype.kind == "i"
-
-
-def test_nothing_on_disk_names_a_path_of_this_machine(phantom_table, built):
     root = phantom_table["path"].iloc[0].split("/frames/")[0]
-    for path in built.folder.iterdir():
-        if path.suffix != ".npy":
-            assert root not in path.read_text(encoding="utf-8")
+    for name in ("crops.json", "index.csv", "excluded.csv"):
+        assert root not in (built.folder / name).read_text(encoding="utf-8")
     assert not {"path", "mask"} & set(built.index)
 
 
@@ -74,32 +70,24 @@ def test_workers_do_not_change_a_byte(phantom_table, built, tmp_path, monkeypatc
 
 
 def test_frames_without_a_crop_are_listed_with_the_reason(phantom_table, tmp_path):
-    folder = tmp_path / "set"
-    folder.mkdir()
-    table = phantom_table.copy()
-    (folder / "empty.png").write_bytes(b"")
-    (folder / "text.png").write_text("no image")
-    table.loc[1, "path"] = str(folder / "empty.png")
-    table.loc[3, "path"] = str(folder / "text.png")
-    table.loc[4, "path"] = str(folder / "gone.png")
+    table, bad = phantom_table.copy(), [1, 3, 4]
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "text.png").write_text("no image")
+    table.loc[bad, "path"] = [str(tmp_path / name) for name in ("empty.png", "text.png", "gone.png")]
     found = crops.build(table, tmp_path / "crops", size=32, jobs=1)
-    assert list(found.excluded["image"]) == list(table.loc[[1, 3, 4], "image"])
+    assert list(found.excluded["image"]) == list(table.loc[bad, "image"])
     assert found.excluded["reason"].str.len().min() > 10
-    assert not found.excluded["reason"].str.contains(str(folder), regex=False).any()
-    kept = table.drop(index=[1, 3, 4])
+    assert not found.excluded["reason"].str.contains(str(tmp_path), regex=False).any()
+    kept = table.drop(index=bad)
     assert list(found.index["image"]) == list(kept["image"])
     whole = crops.build(kept, tmp_path / "kept", size=32, jobs=1)
     assert np.array_equal(found.images, whole.images) and np.array_equal(found.masks, whole.masks)
-
-
-def test_no_usable_frame_or_an_impossible_size_is_an_error_with_the_reason(phantom_table, tmp_path):
-    table = phantom_table.iloc[:2].copy()
-    table["path"] = str(tmp_path / "gone.png")
-    with pytest.raises(ValueError, match=r"none of 2 gave a crop.*first reason"):
-        crops.build(table, tmp_path / "crops", size=32, jobs=1)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"none of 3 gave a crop.*first reason"):
+        crops.build(table.loc[bad], tmp_path / "empty" / "crops", size=32, jobs=1)
     with pytest.raises(ValueError, match="at least 8 px"):
-        crops.build(phantom_table, tmp_path / "crops", size=0)
-    assert list(tmp_path.iterdir()) == []  # nothing half-made is left
+        crops.build(phantom_table, tmp_path / "empty" / "crops", size=0)
+    assert not list((tmp_path / "empty").iterdir())  # nothing half-made is left
 
 
 def test_a_broken_off_build_keeps_the_former_crops(phantom_table, tmp_path, monkeypatch):
@@ -115,23 +103,19 @@ def test_a_broken_off_build_keeps_the_former_crops(phantom_table, tmp_path, monk
     assert [path.name for path in tmp_path.iterdir()] == ["crops"]
 
 
-def test_sources_without_masks_have_none(phantom_table, tmp_path):
-    found = crops.build(phantom_table.drop(columns="mask"), tmp_path / "crops", size=32, jobs=1)
+def test_sources_may_lack_masks_and_labels_and_their_text_stays_text(phantom_table, tmp_path):
+    table = phantom_table.drop(columns="mask")
+    table["patient"] = table["group"] = [f"{number:03d}" for number in range(len(table))]
+    table["label"] = ""
+    found = crops.build(table, tmp_path / "crops", size=32, jobs=1)
     assert found.masks is None and found.index["mask_inside"].isna().all()
+    assert list(found.index["patient"]) == list(table["patient"])
+    assert (found.labels == -1).all() and (found.index["label"] == "").all()
     partly = phantom_table.copy()
     partly.loc[0, "mask"] = ""
     found = crops.build(partly, tmp_path / "partly", size=32, jobs=1)
     assert not found.masks[0].any() and found.masks[1].any()
     assert np.isnan(found.index["mask_inside"][0]) and found.index["mask_inside"][1] == 1
-
-
-def test_text_stays_text_in_the_index(phantom_table, tmp_path):
-    table = phantom_table.copy()
-    table["patient"] = [f"{number:03d}" for number in range(len(table))]
-    table["group"], table["label"] = table["patient"], [""] * len(table)
-    found = crops.build(table, tmp_path / "crops", size=32, jobs=1)
-    assert list(found.index["patient"]) == list(table["patient"])
-    assert (found.labels == -1).all() and (found.index["label"] == "").all()
 
 
 @goes_wrong(
@@ -169,17 +153,13 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 # --- what notebook 01 makes of them ----------------------------------------------------------------------------
 
 
-def test_the_audit_counts_what_is_inside(built):
+def test_the_audit_counts_what_is_inside_and_the_worst_come_first(built):
     found = audit.crop_audit(built)
     assert found["crops"] == len(built) and found["with_nodule"] == len(built)
     assert found["nodule_held"] == 1 and found["print_in_frame"] == 1
     assert 0.3 < found["kept_area"] < 0.9
-
-
-def test_the_worst_crops_come_first(built):
     index = built.index.copy()
-    index.loc[2, "mask_inside"] = 0.4
-    index.loc[5, "text_lines"] = 3
+    index.loc[2, "mask_inside"], index.loc[5, "text_lines"] = 0.4, 3
     changed = replace(built, index=index)
     assert list(audit.worst(changed, 2).index) == [2, 5]
     images, _, captions = audit.pictures(changed, audit.worst(changed, 2))
@@ -214,18 +194,12 @@ def test_roles_share_no_frame(tmp_path, monkeypatch):
     clinic, more = "phantom:clinic?patients=16", "phantom:clinic?patients=20"
     roles = audit.prepare({"pretrain": more, "finetune": clinic, "external": ""}, folds=2, jobs=1)
     assert list(roles) == ["pretrain", "finetune"]
-    clean = {role: data.clean for role, data in roles.items()}
-    assert not set(clean["pretrain"]["sha256"]) & set(clean["finetune"]["sha256"])
-    assert clean["pretrain"]["patient"].nunique() == 4
+    pretrain, finetune = roles["pretrain"].clean, roles["finetune"].clean
+    assert not set(pretrain["sha256"]) & set(finetune["sha256"]) and pretrain["patient"].nunique() == 4
     last = roles["pretrain"].flow.iloc[-1]
-    assert last["step"] == "not in the finetune data" and last["left_out"] == len(clean["finetune"])
+    assert last["step"] == "not in the finetune data" and last["left_out"] == len(finetune)
     assert roles["pretrain"].problems["problem"].str.contains("finetune data").sum() == last["left_out"]
-    assert set(clean["finetune"]["fold"]) == {0, 1}
-
-
-def test_a_role_that_is_left_without_a_frame_stops_the_run(tmp_path, monkeypatch):
-    monkeypatch.setenv("THYROID_CACHE", str(tmp_path))
-    clinic = "phantom:clinic?patients=16"
+    assert set(finetune["fold"]) == {0, 1}
     with pytest.raises(manifest.ManifestError, match=r"external.*no frame is left.*finetune data"):
         audit.prepare({"finetune": clinic, "external": clinic}, folds=2, jobs=1)
 
@@ -235,10 +209,10 @@ def test_every_figure_of_the_data_says_its_numbers(built, phantom_table):
         {"step": ["files", "crops"], "images": [20, 9], "patients": [None, 8], "left_out": [0, 11]}
     )
     names = {key: name for key, (name, _) in built.names.items()}
-    example = {**audit.steps(phantom_table.iloc[0].to_dict(), 64), "source": "finetune: phantom"}
+    prepared = audit.Prepared("finetune", phantom_table, flow, flow)
     figures = {
         "20 files, 9 used": plots.flow({"finetune": flow}),
-        "regions": plots.steps([example]),
+        "regions": plots.steps(audit.step_examples({"finetune": prepared}, 64)),
         "papillary carcinoma": plots.examples(built.images, built.index["label"], names),
         "100% inside": plots.gallery(*audit.pictures(built, audit.worst(built, 3)), columns=3),
         "100.0%": plots.audit(audit.audit_table({"finetune": built})),

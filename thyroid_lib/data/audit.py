@@ -5,11 +5,24 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.stats import chi2_contingency
 
 from thyroid_lib import datasets, manifest, regions
 from thyroid_lib.common.templates import render
 from thyroid_lib.data.crops import Crops
 from thyroid_lib.datasets import contract
+
+RECORDED = (  # column of the index, what it is, and where a network could see it
+    ("caliper", "calipers on the image", "crop"),
+    ("coloured_marks", "coloured marks on the image", "crop"),
+    ("text", "print around the sector", "frame"),
+    ("device", "scanner", "crop"),
+    ("view", "view", "crop"),
+    ("frame_size", "frame size", "frame"),
+    ("proportions", "crop's proportions", "crop"),
+    ("age", "age", "table"),
+    ("sex", "sex", "table"),
+)
 
 
 @dataclass(frozen=True)
@@ -151,25 +164,13 @@ def shortcuts(crops: Crops) -> pd.DataFrame:
         Bergsma 2013: 0 none, 1 one decides the other) and `visible` ("crop", "frame" or "table").
     """
     index = crops.index
-    recorded = {
-        "calipers on the image": ("caliper", "crop"),
-        "coloured marks on the image": ("coloured_marks", "crop"),
-        "print around the sector": ("text", "frame"),
-        "scanner": ("device", "crop"),
-        "view": ("view", "crop"),
-        "frame size": ("frame_size", "frame"),
-        "crop's proportions": ("proportions", "crop"),
-        "age": ("age", "table"),
-        "sex": ("sex", "table"),
-    }
-    values = index.assign(
-        frame_size=index["frame_width"].astype(str) + "x" + index["frame_height"].astype(str),
-        proportions=_binned(index["box_width"] / index["box_height"]),
-        age=_binned(index["age"]) if "age" in index and index["age"].notna().any() else np.nan,
-    )
+    frame_size = index["frame_width"].astype(str) + "x" + index["frame_height"].astype(str)
+    values = index.assign(frame_size=frame_size, proportions=_binned(index["box_width"] / index["box_height"]))
+    if "age" in index and index["age"].notna().any():
+        values["age"] = _binned(index["age"])
     rows = [
         (what, visible, cramers_v(values[column].astype(str), index["label"]))
-        for what, (column, visible) in recorded.items()
+        for column, what, visible in RECORDED
         if column in values and values[column].notna().any()
     ]
     table = pd.DataFrame(rows, columns=["what", "visible", "association"])
@@ -182,8 +183,7 @@ def cramers_v(a: pd.Series, b: pd.Series) -> float:
     n, (rows, columns) = table.sum(), table.shape
     if min(rows, columns) < 2 or n < 2:
         return 0.0
-    expected = np.outer(table.sum(1), table.sum(0)) / n
-    phi = ((table - expected) ** 2 / expected).sum() / n
+    phi = chi2_contingency(table, correction=False).statistic / n
     phi = max(0.0, phi - (rows - 1) * (columns - 1) / (n - 1))
     rows, columns = rows - (rows - 1) ** 2 / (n - 1), columns - (columns - 1) ** 2 / (n - 1)
     return float(np.sqrt(phi / max(min(rows, columns) - 1, 1e-9)))
@@ -194,32 +194,25 @@ def _binned(values: pd.Series, bins: int = 4) -> pd.Series:
     return np.ceil(ranks * bins).fillna(0).astype(int).astype(str)
 
 
-def steps(row, size: int, recipe: regions.Recipe = regions.RECIPE) -> dict:
-    """Every step from one frame to its crop, for a figure or a slider.
+def step_examples(
+    prepared: Mapping[str, Prepared], size: int, recipe: regions.Recipe = regions.RECIPE
+) -> list[dict]:
+    """One frame per role through every step, for `plots.steps`: the middle one of those with a nodule.
 
     Returns:
-        `frame`, `binary`, `regions` (list), `crop` (uint8, size x size), `mask` (bool or None).
+        Per role `source`, `frame`, `binary`, `regions` (list), `crop` (uint8, size x size), `mask` (bool or None).
     """
-    gray = datasets.load_frame(row)
-    image, _ = regions.extract(gray, size, recipe)
-    return {
-        "frame": gray,
-        "binary": regions.binarize(gray, recipe),
-        "regions": regions.connected_regions(gray, recipe),
-        "crop": image,
-        "mask": datasets.load_mask(row, gray.shape),
-    }
-
-
-def step_examples(prepared: Mapping[str, Prepared], size: int, recipe=regions.RECIPE) -> list[dict]:
-    """One frame per role through every step, for `plots.steps`: the middle one of those with a nodule."""
     examples = []
     for role, data in prepared.items():
         rows = data.clean
         if "mask" in rows and rows["mask"].fillna("").ne("").any():
             rows = rows[rows["mask"].fillna("").ne("")]
         row = rows.iloc[len(rows) // 2].to_dict()
-        examples.append({**steps(row, size, recipe), "source": f"{role}: {row['dataset']}"})
+        gray = datasets.load_frame(row)
+        example = {"source": f"{role}: {row['dataset']}", "frame": gray}
+        example |= {"binary": regions.binarize(gray, recipe), "regions": regions.connected_regions(gray, recipe)}
+        example |= {"crop": regions.extract(gray, size, recipe)[0], "mask": datasets.load_mask(row, gray.shape)}
+        examples.append(example)
     return examples
 
 

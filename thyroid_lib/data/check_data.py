@@ -8,6 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from thyroid_lib import datasets, manifest
@@ -69,18 +70,13 @@ def report(
     attrs, pairs = clean.attrs, clean.attrs["duplicates"]
     if not attrs.get("numbered"):
         problems = problems.assign(row=pd.NA)
-    findings = []
-    for heading, action in SECTIONS.items():
-        some = problems[problems["action"] == action]
-        if len(some):
-            findings.append((heading, len(some), _reasons(some, examples)))
+    sections = {heading: problems[problems["action"] == action] for heading, action in SECTIONS.items()}
     return render(
         "data/check.txt.j2",
-        printable=printable,
         title=attrs.get("title", ""),
         simulated=attrs.get("simulated"),
         flow=attrs["flow"].astype(object).where(attrs["flow"].notna(), None).to_dict("records"),
-        findings=findings,
+        findings=[(name, len(some), _reasons(some, examples)) for name, some in sections.items() if len(some)],
         identical=int(pairs["identical"].sum()),
         near=int((~pairs["identical"]).sum()),
         across=pairs[pairs["joined"]].to_dict("records"),
@@ -108,28 +104,22 @@ def _where(row) -> str:
 
 
 def _classes(clean: pd.DataFrame, folds: pd.DataFrame | None) -> list[dict]:
-    rows = []
-    for key in clean.attrs.get("classes") or sorted(set(clean["label"])):
-        own = clean[clean["label"] == key]
-        row = {
-            "key": key,
-            "images": len(own),
-            "patients": own["patient"].nunique(),
-            "groups": own["group"].nunique(),
-        }
-        dealt = [] if folds is None else folds.loc[folds["label"] == key, "fold"].value_counts().sort_index()
-        rows.append(row | {"folds": " ".join(map(str, dealt))})
-    return rows
+    keys = clean.attrs.get("classes") or sorted(set(clean["label"]))
+    counted = {"images": ("image", "size"), "patients": ("patient", "nunique"), "groups": ("group", "nunique")}
+    table = clean.groupby("label").agg(**counted).reindex(keys, fill_value=0).rename_axis("key")
+    table["folds"] = ""
+    if folds is not None:
+        table["folds"] = folds.groupby("label")["fold"].agg(lambda of: " ".join(map(str, np.bincount(of))))
+    return table.reset_index().to_dict("records")
 
 
 def _find(spec: str, image: str) -> int:
-    parsed = datasets.parse(spec)
-    if parsed.source != "dicom":
-        only = "--find: only dicom hides the names of files; elsewhere the image is the path."
-        print(only, file=sys.stderr)
-        return 1
     from thyroid_lib.datasets import dicom
 
+    parsed = datasets.parse(spec)
+    if parsed.source != "dicom":
+        print("--find: only dicom hides the names of files; elsewhere the image is the path.", file=sys.stderr)
+        return 1
     path = dicom.find(Path(parsed.location).expanduser(), image)
     print(printable(path) if path else "no file there has this name (was another key used?)")
     return 0 if path else 1

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import tempfile
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -143,36 +144,45 @@ def build(
 def _write(manifest: pd.DataFrame, folder: Path, size: int, recipe: regions.Recipe, jobs: int) -> None:
     rows = manifest.to_dict("records")
     has_masks = "mask" in manifest and manifest["mask"].fillna("").astype(str).ne("").any()
-    names = ARRAYS if has_masks else ARRAYS[:2]
-    for name in names:
-        _allocate(folder / f"{name}.npy", (len(rows), size, size))
     workers = 1 if len(rows) < WORTH_WORKERS else effective_n_jobs(jobs)
     results = Parallel(n_jobs=workers, return_as="generator")(
-        delayed(_chunk)(folder, names, start, rows[start : start + CHUNK], size, recipe)
+        delayed(_chunk)(rows[start : start + CHUNK], size, recipe, has_masks)
         for start in range(0, len(rows), CHUNK)
     )
-    found = [fact for part in progress(results, "cropping frames", len(rows), size=len) for fact in part]
-    kept = np.flatnonzero(["reason" not in fact for fact in found])
+    found = []
+    with ExitStack() as stack:  # written as they come: no more than a few chunks are ever in memory
+        paths = {name: folder / f"{name}.npy" for name in ARRAYS[: 2 + has_masks]}
+        opened = {name: stack.enter_context(open(path, "wb")) for name, path in paths.items()}
+        for file in opened.values():
+            _header(file, 0, size)
+        for facts, pictures in progress(results, "cropping frames", len(rows), size=lambda part: len(part[0])):
+            found += facts
+            for name, file in opened.items():
+                file.writelines(picture[name].tobytes() for picture in pictures)
+        kept = np.flatnonzero(["reason" not in fact for fact in found])
+        for file in opened.values():
+            _header(file, len(kept), size)
     excluded = [(row["image"], fact["reason"]) for row, fact in zip(rows, found) if "reason" in fact]
     if not len(kept):
         first = f" The first reason: {excluded[0][1]}" if excluded else ""
         raise ValueError(f"Expected frames with a sector, none of {len(rows)} gave a crop.{first}")
-    digest = hashlib.sha256()
-    for name in names:
-        _compact(folder / f"{name}.npy", kept, digest)
     public = datasets.public(manifest).iloc[kept].reset_index(drop=True)
     facts = pd.DataFrame([found[row] for row in kept])
     public = public.rename(columns={name: f"{name}_given" for name in facts})  # others may use our words
     index = pd.concat([public, facts], axis=1).to_csv(index=False, float_format="%.9g", lineterminator="\n")
-    digest.update(index.encode())
     files.write_text(folder / "index.csv", index)
     pd.DataFrame(excluded, columns=["image", "reason"]).to_csv(folder / "excluded.csv", index=False)
-    attrs = manifest.attrs
-    classes = list(attrs.get("classes") or sorted(set(manifest["label"]) - {""}))
-    given = attrs.get("names", {})
+    digest = hashlib.sha256()
+    for path in paths.values():
+        with open(path, "rb") as file:
+            file.seek(np.load(path, mmap_mode="r").offset)
+            hashlib.file_digest(file, lambda: digest)
+    digest.update(index.encode())
+    classes = list(manifest.attrs.get("classes") or sorted(set(manifest["label"]) - {""}))
+    given = manifest.attrs.get("names", {})
     about = {
-        "title": attrs.get("title", ""),
-        "simulated": bool(attrs.get("simulated", False)),
+        "title": manifest.attrs.get("title", ""),
+        "simulated": bool(manifest.attrs.get("simulated", False)),
         "classes": classes,
         "names": {key: list(given.get(key, (key, key))) for key in classes},
         "size": size,
@@ -182,33 +192,30 @@ def _write(manifest: pd.DataFrame, folder: Path, size: int, recipe: regions.Reci
     files.write_json(folder / "crops.json", about)
 
 
-def _chunk(
-    folder: Path, names, start: int, rows: list[dict], size: int, recipe: regions.Recipe
-) -> list[dict]:
-    """Writes the rows' crops into the arrays and returns what the index says of each."""
+def _header(file, count: int, size: int) -> None:
+    """The header of an array file of so many crops, at its start; it is as long for any count."""
+    file.seek(0)
+    shape = {"descr": "|u1", "fortran_order": False, "shape": (count, size, size)}
+    np.lib.format.write_array_header_1_0(file, shape)
+
+
+def _chunk(rows: list[dict], size: int, recipe: regions.Recipe, with_mask: bool) -> tuple[list[dict], list]:
+    """What the index says of each row, and the pictures of those that have a crop."""
     memory.keep_memory()
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # the workers share the cores already
+    facts, pictures = [], []
     try:
-        arrays = {name: np.zeros((len(rows), size, size), np.uint8) for name in names}
-        facts = []
-        for number, row in enumerate(rows):
+        for row in rows:
             try:
-                fact, pictures = _one(row, size, recipe, "masks" in names)
+                fact, picture = _one(row, size, recipe, with_mask)
+                pictures.append(picture)
             except (frames.FrameError, regions.NoRegion) as error:
-                fact, pictures = {"reason": str(error)}, {}
-            for name, picture in pictures.items():
-                arrays[name][number] = picture
+                fact = {"reason": str(error)}
             facts.append(fact)
-        # one write a chunk: workers that share a writable map would wait for each other
-        for name, block in arrays.items():
-            path = folder / f"{name}.npy"
-            with open(path, "r+b") as file:
-                file.seek(np.load(path, mmap_mode="r").offset + start * size * size)
-                block.tofile(file)
-        return facts
     finally:
         cv2.setNumThreads(threads)
+    return facts, pictures
 
 
 def _one(row: dict, size: int, recipe: regions.Recipe, with_mask: bool) -> tuple[dict, dict]:
@@ -228,27 +235,3 @@ def _one(row: dict, size: int, recipe: regions.Recipe, with_mask: bool) -> tuple
     fact |= {"region_area": region.area, "frame_height": gray.shape[0], "frame_width": gray.shape[1]}
     fact |= {"inverted": region.inverted, "mask_inside": inside}
     return fact | {"text_lines": printed, "frame_text_lines": around}, pictures
-
-
-def _allocate(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
-    """A new uint8 array file of this shape, its room on the disk taken at once.
-
-    Without that a full disk would be met in the middle of a memory map, where it kills the process.
-    """
-    array = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
-    if hasattr(os, "posix_fallocate"):
-        with open(path, "r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    return array
-
-
-def _compact(path: Path, kept: np.ndarray, digest) -> None:
-    """Keeps the given rows of an array file, a chunk at a time, and feeds them to the digest."""
-    source = np.load(path, mmap_mode="r")
-    part = path.with_suffix(".part")
-    target = _allocate(part, (len(kept), *source.shape[1:]))
-    for start in range(0, len(kept), 1024):
-        target[start : start + 1024] = block = source[kept[start : start + 1024]]
-        digest.update(block.tobytes())
-    target.flush()
-    os.replace(part, path)
