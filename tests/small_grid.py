@@ -52,7 +52,7 @@ def spots(folder: Path, patients: int = 48, side: int = 32, folds: int = 2, seed
 
 
 def grid(data: Path, root: Path, arms: list[str], **changes) -> list:
-    """Jobs of tiny networks."""
+    """Jobs of tiny networks; changes are of the grid or of the settings of its trainings."""
     own = {
         "size": 32,
         "width": 0.0625,
@@ -64,6 +64,5 @@ def grid(data: Path, root: Path, arms: list[str], **changes) -> list:
     }
     own |= {name: changes.pop(name) for name in list(changes) if name in (*own, "initial")}
     plain = {"model": {}, "epochs": 2, "batch_size": 8, "precision": "32", "threads": 1, "augment": 0.0}
-    return ablation.grid(
-        ablation.chosen(arms), loop.Settings(**plain | changes), data=data, folder=root, **own
-    )
+    base = loop.Settings(**plain | changes)
+    return ablation.grid(ablation.chosen(arms), base, data=data, folder=root, **own)

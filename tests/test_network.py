@@ -122,15 +122,14 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_optimized_network_has_24_million_parameters():
-    assert structure.parameters(meta(network.optimized_xception, 4)) == pytest.approx(24.1e6, abs=0.1e6)
-    assert structure.gmacs(meta(network.optimized_xception, 4), 299) == pytest.approx(9.44, abs=0.02)
-
-
-@pytest.mark.parametrize(("kind", "millions"), [("dense", 37.39), ("separable", 24.13), ("depthwise", 22.47)])
-def test_each_replacement_of_pooling_has_the_computed_parameters(kind, millions):
+@pytest.mark.parametrize(
+    ("kind", "millions", "gmacs"),
+    [("dense", 37.39, 13.2), ("separable", 24.13, 9.44), ("depthwise", 22.47, 9.0)],
+)
+def test_each_replacement_of_pooling_has_the_computed_costs(kind, millions, gmacs):
     model = meta(network.optimized_xception, 4, downsampling=kind)
     assert structure.parameters(model) / 1e6 == pytest.approx(millions, abs=0.01)
+    assert structure.gmacs(model, 299) == pytest.approx(gmacs, abs=0.05)
 
 
 def test_four_max_poolings_are_replaced_in_place_and_none_is_left():
@@ -153,12 +152,6 @@ def test_four_max_poolings_are_replaced_in_place_and_none_is_left():
 def test_every_pixel_of_each_replaced_pools_input_gets_gradient(kind, size):
     table = probes.unread_pixels(small(downsampling=kind), size)
     assert len(table) == 4 and (table.unread == 0).all()
-
-
-def test_dilation_two_leaves_three_quarters_of_the_pixels_without_gradient():
-    table = probes.unread_pixels(small(dilation=2), (128, 128))
-    read = ((table.height + 1) // 2) * ((table.width + 1) // 2)
-    assert (table.unread == table.height * table.width - read).all()
 
 
 def test_parts_run_in_the_order_of_the_claims():

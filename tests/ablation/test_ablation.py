@@ -1,5 +1,6 @@
 """The grid and its jobs: arms alike but for what they test, each job done once, wherever and however often started."""
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -26,11 +27,17 @@ def data(tmp_path_factory):
     return spots(tmp_path_factory.mktemp("spots") / "finetune")
 
 
-def test_names_groups_and_all_become_arms_in_one_order():
-    assert ablation.chosen(["invention", "original"]) == ["original", "invention"]
-    assert ablation.chosen(["peers"]) == list(peers.PEERS)
-    assert ablation.chosen(["all"]) == list(ablation.ARMS)
-    assert ablation.chosen(["controls", "again"]) == ["shuffled", "again"]
+@pytest.mark.parametrize(
+    "names, arms",
+    [
+        (["invention", "original"], ["original", "invention"]),
+        (["peers"], [*peers.PEERS]),
+        (["all"], [*ablation.ARMS]),
+        (["controls", "again"], ["shuffled", "again"]),
+    ],
+)
+def test_names_groups_and_all_become_arms_in_one_order(names, arms):
+    assert ablation.chosen(names) == arms
 
 
 @pytest.mark.parametrize("names, said", [(["inventoin"], "came 'inventoin'"), ([], "at least one arm")])
@@ -52,20 +59,14 @@ def test_every_network_of_the_grid_reads_one_grey_channel_and_learns(name):
 
 
 def test_arms_differ_in_what_they_test_and_in_nothing_else(data, tmp_path):
-    jobs = {
-        job.arm: job
-        for job in grid(data, tmp_path, ["original", "dilated", "invention_ce", "invention", "again"])
-    }
+    arms = ["original", "dilated", "invention_ce", "invention", "again"]
+    jobs = {job.arm: job.identity | {"model": job.model} for job in grid(data, tmp_path, arms)}
 
     def different(a, b):
-        one, two = ({**jobs[x].identity, "model": jobs[x].model} for x in (a, b))
-        return {line.partition(":")[0] for line in checkpoint.differences(one, two)} | {
-            line.partition(":")[0] for line in checkpoint.differences(one["settings"][0], two["settings"][0])
-        }
+        pairs = (jobs[a], jobs[b]), (jobs[a]["settings"][0], jobs[b]["settings"][0])
+        return {line.partition(":")[0] for pair in pairs for line in checkpoint.differences(*pair)}
 
-    assert different("original", "dilated") == {
-        "model.name", "model.downsampling", "settings",
-    }  # fmt: skip
+    assert different("original", "dilated") == {"model.name", "model.downsampling", "settings"}
     assert different("invention", "invention_ce") == {"settings", "loss"}
     assert different("invention", "again") == {"settings", "seed"}
 
@@ -80,18 +81,10 @@ def test_a_grid_has_every_arm_seed_and_fold_once(data, tmp_path):
 def test_what_a_number_follows_from_is_in_the_jobs_name_and_where_it_runs_is_not(data, tmp_path):
     job = grid(data, tmp_path, ["invention"])[0]
     changes = {
-        "model": job.model | {"dilation": 2},
-        "settings": (replace(job.settings[0], epochs=3),),
-        "shuffled": True,
-        "seed": 1,
-        "fold": 1,
-        "data_hash": "other crops",
-        "size": 48,
-        "validation": 0.3,
-        "split_seed": 1,
-        "initial_hash": "other weights",
-        "threads": 2,
-    }
+        "model": job.model | {"dilation": 2}, "settings": (replace(job.settings[0], epochs=3),), "shuffled": True,
+        "seed": 1, "fold": 1, "data_hash": "other crops", "size": 48, "validation": 0.3, "split_seed": 1,
+        "initial_hash": "other weights", "threads": 2,
+    }  # fmt: skip
     keys = {replace(job, **{name: value}).key for name, value in changes.items()}
     assert len(keys | {job.key}) == len(changes) + 1
     for name, value in {"root": "elsewhere", "data": "moved", "arm": "renamed"}.items():
@@ -122,21 +115,6 @@ def test_crops_become_smaller_by_means_and_never_larger(data):
         at_size(crops, 64)
 
 
-def test_what_is_done_is_not_done_again(data, tmp_path, monkeypatch):
-    jobs = grid(data, tmp_path, ["invention", "texture"])
-    first, failed = ablation.run(jobs)
-    assert not failed and {result.job.arm for result in first} == {"invention", "texture"}
-    monkeypatch.setattr(ablation_jobs, "prediction_table", None)
-    second, _ = ablation.run(grid(data, tmp_path, ["invention", "texture"]))
-    for a, b in zip(first, second):
-        pd.testing.assert_frame_equal(a.predictions, b.predictions)
-    assert not list(tmp_path.glob(".work/*")), "checkpoints of finished jobs are gone"
-    assert {model.partition("/")[0] for model in first[0].predictions["model"]} == {
-        "invention",
-        "invention+cut",
-    }
-
-
 def test_a_grid_killed_half_way_does_only_what_is_left_with_the_same_numbers(data, tmp_path, monkeypatch):
     arms, learnt = ["original", "invention"], []
     whole, _ = ablation.run(grid(data, tmp_path / "whole", arms, epochs=3))
@@ -155,9 +133,15 @@ def test_a_grid_killed_half_way_does_only_what_is_left_with_the_same_numbers(dat
     rest, _ = ablation.run(grid(data, tmp_path / "killed", arms, epochs=3))
     assert before == [("xception", 1), ("xception", 2), ("xception", 3), ("optimized_xception", 1)]
     assert learnt == [("optimized_xception", 2), ("optimized_xception", 3)]
-    for a, b in zip(whole, rest):
-        pd.testing.assert_frame_equal(a.predictions, b.predictions, check_exact=True)
-        assert a.facts["gaze"] == b.facts["gaze"]
+    learnt.clear()
+    again, failed = ablation.run(grid(data, tmp_path / "killed", arms, epochs=3))
+    assert not learnt and not failed, "what is done is not done again"
+    assert not list(tmp_path.glob("*/.work/*")), "checkpoints of finished jobs are gone"
+    for a, b, c in zip(whole, rest, again):
+        for other in (b, c):
+            pd.testing.assert_frame_equal(a.predictions, other.predictions, check_exact=True)
+            assert a.facts["gaze"] == other.facts["gaze"]
+    assert {*whole[1].predictions["model"]} == {"invention/seed0", "invention+cut/seed0"}
 
 
 def test_half_a_result_is_no_result(data, tmp_path):
@@ -257,8 +241,6 @@ def test_imagenet_weights_are_for_all_networks_or_for_none(data, tmp_path):
 
 
 def test_an_unknown_peer_is_refused_and_a_missing_timm_explained(monkeypatch):
-    import sys
-
     with pytest.raises(ValueError, match="expected one of resnet50"):
         peers.Peer("vgg16", 4)
     monkeypatch.setitem(sys.modules, "timm", None)

@@ -5,7 +5,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 from sklearn.metrics import recall_score, roc_auc_score
-from small_grid import CLASSES, grid, spots
+from small_grid import grid, spots
+from small_predictions import KEYS as CLASSES
+from small_predictions import study
 
 from thyroid_lib.ablation import grid as ablation
 from thyroid_lib.ablation import report
@@ -14,39 +16,27 @@ from thyroid_lib.ablation import verdicts as av
 from thyroid_lib.ablation.results import Measured
 from thyroid_lib.evaluation import comparison, summary
 from thyroid_lib.evaluation.bootstrap import Clusters
-from thyroid_lib.evaluation.predictions import prediction_table
+from thyroid_lib.plots import ablation as charts
 
 
-def predictions(strength: dict[str, float], patients: int = 80, seed: int = 0) -> pd.DataFrame:
-    """Two images a patient; the larger an entry's strength, the better that model ("<arm>/seed<k>") does."""
-    random = np.random.default_rng(seed)
-    patient = np.repeat(np.arange(patients), 2)
-    truth = patient % 4
-    index = pd.DataFrame({"image": [f"{n:04d}" for n in range(len(patient))], "patient": patient.astype(str)})
-    index["label"] = [CLASSES[k] for k in truth]
-    shared = random.normal(size=(len(patient), 4))
-    tables = []
-    for model, by in strength.items():
-        logits = by * np.eye(4)[truth] + shared + 0.7 * random.normal(size=shared.shape)
-        points = dict.fromkeys(CLASSES, 0.25)
-        tables.append(
-            prediction_table(index, CLASSES, logits, 1.0, points, model=model, set="internal", fold=0)
-        )
+def predictions(strength: dict[str, float], patients: int = 80) -> pd.DataFrame:
+    """Of models "<arm>/seed<k>" on the same images; the larger an entry's strength, the better that model does."""
+    tables = [study(patients, model=model, signal=by, folds=1) for model, by in strength.items()]
     whole = pd.concat(tables, ignore_index=True)
     whole.attrs["classes"] = CLASSES
     return whole
 
 
-def drawn(
-    values: dict[str, list[float]], spread: float = 0.02, draws: int = 400, patients: int = 60
-) -> Measured:
+def drawn(values: dict[str, list[float]], spread: float = 0.02) -> Measured:
     """Arms with given macro AUROCs of their trainings; the draws of each are their value plus the same noise."""
-    random = np.random.default_rng(0)
-    made = {}
+    random, made = np.random.default_rng(0), {}
     for arm, each in values.items():
-        noise = np.append(0, random.normal(0, spread, draws))
+        noise = np.append(0, random.normal(0, spread, 400))
         made[arm] = {ar.MAIN: np.array(each)[:, None] + noise}
-    return Measured(made, 2 * patients, patients, patients // 4, 5, [])
+    return Measured(made, images=120, patients=60, scarcest=15, minimum=5, watched=[])
+
+
+WEIGHTS = {"invention": 1.0, "original": -1.0}
 
 
 def test_p_values_of_a_family_are_adjusted_by_holm_and_only_tests_with_one_count():
@@ -75,7 +65,7 @@ def test_metrics_of_an_arm_are_the_mean_over_its_trainings():
 def test_a_difference_is_the_paired_one_of_the_comparison_module():
     table = predictions({"invention/seed0": 1.2, "original/seed0": 0.8})
     measured = ar.measure(table, draws=500)
-    ours = ar.contrast(measured, {"invention": 1.0, "original": -1.0})
+    ours = ar.contrast(measured, WEIGHTS)
     parts = [table[table["model"] == f"{arm}/seed0"] for arm in ("invention", "original")]
     for part in parts:
         part.attrs["classes"] = CLASSES
@@ -95,7 +85,7 @@ def test_the_spread_of_trainings_is_pooled_within_arms():
 
 def test_patients_and_trainings_add_up_in_the_interval_of_a_difference():
     measured = drawn({"original": [0.70, 0.80], "invention": [0.60, 0.64]})
-    found = ar.contrast(measured, {"invention": 1.0, "original": -1.0})
+    found = ar.contrast(measured, WEIGHTS)
     n = measured.scarcest
     values = (measured.draws["invention"][ar.MAIN] - measured.draws["original"][ar.MAIN]).mean(0)
     over_patients, over_trainings = values[1:].var() * n / (n - 1), 2 * 0.0029 / 2
@@ -104,7 +94,7 @@ def test_patients_and_trainings_add_up_in_the_interval_of_a_difference():
     half = stats.t.isf(0.025, df) * total**0.5
     assert [found["low"], found["high"]] == pytest.approx([-0.13 - half, -0.13 + half])
     assert found["p"] == pytest.approx(2 * stats.t.sf(0.13 / total**0.5, df))
-    alone = ar.contrast(measured, {"invention": 1.0, "original": -1.0}, trainings=False)
+    alone = ar.contrast(measured, WEIGHTS, trainings=False)
     assert alone["high"] - alone["low"] < found["high"] - found["low"]
 
 
@@ -119,9 +109,8 @@ def test_trainings_of_one_network_are_not_called_different():
             draws = np.array([clusters.sums(scores)[:, 0] / patients for scores in each])
             made[arm] = {ar.MAIN: draws}
         measured = Measured(made, patients, patients, patients, 5, [])
-        weights = {"invention": 1.0, "original": -1.0}
-        rejected += ar.contrast(measured, weights)["p"] < 0.05
-        naive += ar.contrast(measured, weights, trainings=False)["p"] < 0.05
+        rejected += ar.contrast(measured, WEIGHTS)["p"] < 0.05
+        naive += ar.contrast(measured, WEIGHTS, trainings=False)["p"] < 0.05
     assert rejected / rounds < 0.06
     assert naive / rounds > 0.2, "without the spread of trainings one in five would be called different"
 
@@ -137,7 +126,7 @@ def test_too_few_patients_give_no_number():
     measured = ar.measure(
         predictions({"original/seed0": 1.0, "invention/seed0": 1.0}, patients=16), draws=100
     )
-    found = ar.contrast(measured, {"invention": 1.0, "original": -1.0})
+    found = ar.contrast(measured, WEIGHTS)
     assert found["value"] is None and found["p"] is None and "too few" in found["reason"]
     assert ar.per_arm(measured, "original")["macro_auroc"]["trainings"] == []
 
@@ -148,26 +137,22 @@ def test_arms_that_were_tested_on_other_images_are_refused():
         ar.measure(table.iloc[:-1].assign(model=table["model"]).reset_index(drop=True), draws=100)
 
 
-WEIGHTS = {"invention": 1.0, "original": -1.0}
+UP = {"value": 0.06, "low": 0.02, "high": 0.10, "p_holm": 0.01}
 
 
 @pytest.mark.parametrize(
     "test, options, wanted",
     [
-        ({"value": 0.06, "low": 0.02, "high": 0.10, "p_holm": 0.01}, {}, av.SUPPORTED),
-        ({"value": 0.06, "low": 0.01, "high": 0.11, "p_holm": 0.06}, {}, av.UNDECIDED),
+        (UP, {}, av.SUPPORTED),
+        (UP | {"low": 0.01, "p_holm": 0.06}, {}, av.UNDECIDED),
         ({"value": 0.01, "low": 0.005, "high": 0.015, "p_holm": 0.01}, {}, av.NOT_SUPPORTED),
         ({"value": -0.06, "low": -0.1, "high": -0.02, "p_holm": 0.01}, {}, av.NOT_SUPPORTED),
         ({"value": -0.06, "low": -0.1, "high": 0.03, "p_holm": 0.04}, {}, av.NOT_SUPPORTED),
         ({"value": 0.0, "low": -0.015, "high": 0.015, "p_holm": 1.0}, {}, av.NOT_SUPPORTED),
         ({"value": 0.01, "low": -0.03, "high": 0.05, "p_holm": 0.9}, {}, av.UNDECIDED),
-        ({"value": 0.06, "low": 0.02, "high": 0.10, "p_holm": 0.01}, {"learnt": False}, av.UNDECIDED),
-        ({"value": 0.06, "low": 0.02, "high": 0.10, "p_holm": 0.01}, {"single": True}, av.UNDECIDED),
-        (
-            {"value": 0.06, "low": 0.02, "high": 0.1, "p_holm": 0.01},
-            {"broken_controls": ["again"]},
-            av.UNDECIDED,
-        ),
+        (UP, {"learnt": False}, av.UNDECIDED),
+        (UP, {"single": True}, av.UNDECIDED),
+        (UP, {"broken_controls": ["again"]}, av.UNDECIDED),
         ({"value": None, "p_holm": None, "reason": "too few: 3 patients"}, {}, av.UNDECIDED),
     ],
 )
@@ -193,19 +178,11 @@ def test_both_pairs_of_an_effect_are_averaged_where_both_are_there():
 
 
 def test_claims_are_corrected_together_and_decided():
-    values = {
-        "original": [0.70, 0.702],
-        "dilated": [0.70, 0.698],
-        "connected": [0.9, 0.901],
-        "invention": [0.9, 0.902],
-    }
-    found = av.claims(drawn(values, spread=0.003), margin=0.02)
+    centres = {"original": 0.7, "dilated": 0.699, "connected": 0.9, "invention": 0.901}
+    found = av.claims(drawn({arm: [v, v + 0.001] for arm, v in centres.items()}, spread=0.003), margin=0.02)
     assert found["shallow_features_help"]["verdict"] == av.SUPPORTED
     assert found["learnable_downsampling"]["verdict"] == av.NOT_SUPPORTED
-    assert (
-        found["accuracy"]["p_holm"] == pytest.approx(2 * found["accuracy"]["p"])
-        or found["accuracy"]["p"] < 1e-6
-    )
+    assert all(claim.get("p_holm") is None or claim["p_holm"] >= claim["p"] for claim in found.values())
 
 
 def test_networks_at_chance_decide_nothing():
@@ -230,48 +207,40 @@ def test_luck_in_dealing_out_labels_is_part_of_the_shuffled_arms_interval():
     "ours, wanted", [(1.13, av.SUPPORTED), (1.25, av.SUPPORTED), (1.3, av.NOT_SUPPORTED)]
 )
 def test_compute_is_under_control_up_to_the_stated_multiple(ours, wanted):
-    found = av.compute(
-        pd.Series({"invention": ours * 8.36, "original": 8.36}), limit=1.25, what="multiplications"
-    )
+    found = av.compute(pd.Series({"invention": ours * 8.36, "original": 8.36}), limit=1.25, what="")
     assert found["verdict"] == wanted and found["multiple"] == pytest.approx(ours, rel=1e-5)
 
 
 def test_the_invention_costs_a_tenth_more_multiplications_at_the_published_size():
-    jobs_free = pd.DataFrame({"gmacs": {"original": 1.0, "invention": 2.0}})
-    found = report.compute_claims(jobs_free, {"limit": 1.25, "classes": 4})
+    here = pd.DataFrame({"gmacs": {"original": 1.0, "invention": 2.0}})
+    found = report.compute_claims(here, {"limit": 1.25, "classes": 4})
     assert found["compute"]["verdict"] == av.NOT_SUPPORTED
-    assert found["compute_published"]["multiple"] == pytest.approx(
-        9.44 / 8.36, abs=0.01
-    )  # the invention's costs
+    assert found["compute_published"]["multiple"] == pytest.approx(9.44 / 8.36, abs=0.01)
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """A whole grid on a task that tiny networks learn, with both controls."""
+    """A whole grid on a task that tiny networks learn, with both controls: jobs, results, what was measured."""
     folder = tmp_path_factory.mktemp("controls")
-    data = spots(folder / "data", patients=64)
+    data = spots(folder / "data", patients=48, side=32)
     jobs = grid(data, folder / "grid", ["original", "invention", "controls", "texture"], seeds=2, epochs=7)
     found, failed = ablation.run(jobs)
     assert not failed
-    table = ablation.collect(found, folder / "predictions.csv")
-    return jobs, found, ar.measure(table, draws=300)
+    return jobs, found, ar.measure(ablation.collect(found, folder / "predictions.csv"), draws=300)
 
 
 def test_shuffled_labels_come_out_at_chance_and_the_same_network_again_without_a_difference(small):
     _, _, measured = small
-    found = av.controls(measured)
-    assert ar.per_arm(measured, "invention")["macro_auroc"]["low"] > 0.8, (
-        "the task is learnt where labels are right"
-    )
+    learnt, found = ar.per_arm(measured, "invention")["macro_auroc"], av.controls(measured)
+    assert learnt["low"] > 0.8, "the task is learnt where labels are right"
     assert found["shuffled"]["low"] <= 0.5 <= found["shuffled"]["high"]
     assert found["again"]["low"] <= 0 <= found["again"]["high"]
     assert found["shuffled"]["passed"] and found["again"]["passed"]
 
 
-def test_what_is_recorded_is_complete_and_said_in_words(small):
+def test_what_is_recorded_is_complete_and_said_in_words_and_figures(small):
     jobs, found, measured = small
-    spent = report.computed_costs(jobs)
-    speed = report.measured_speed(jobs, rounds=1)
+    spent, speed = report.computed_costs(jobs), report.measured_speed(jobs, rounds=1)
     numbers = report.summary(measured, found, spent, {"margin": 0.02, "limit": 1.25, "classes": 4})
     assert summary.complete(numbers)
     claim = report.throughput_claim(speed, 1.25)
@@ -281,29 +250,17 @@ def test_what_is_recorded_is_complete_and_said_in_words(small):
         assert verdict["verdict"] == av.NOT_TESTED or verdict["claim"] in text
     assert len(report.claim_table(numbers["claims"] | claim)) == len(numbers["claims"]) + 1
     assert len(report.difference_table(numbers["difference"])) == 3  # no controls
-    assert {*report.cost_table(spent, speed, 8).index} == {
-        report.TITLES[arm] for arm in ("original", "invention")
-    }
+    both = {report.TITLES[arm] for arm in ("original", "invention")}
+    assert {*report.cost_table(spent, speed, 8).index} == both
     assert "texture" not in numbers["gaze"] and numbers["gaze"]["original"]["reach"] < 1
-
-
-def test_figures_say_their_numbers(small):
-    from thyroid_lib.plots import ablation as charts
-
-    jobs, found, measured = small
-    arms = {arm: ar.per_arm(measured, arm) for arm in measured.arms}
-    spent, speed = report.computed_costs(jobs), report.measured_speed(jobs, rounds=1)
+    arms, looks = numbers["arms"], report.gaze_maps(found)
+    points, lines = report.cost_points(arms, spent, speed), report.references(arms)
     figures = [
         charts.arms(report.arm_rows(arms), "macro AUROC"),
-        charts.accuracy_against_cost(
-            report.cost_points(arms, spent, speed), report.references(arms), "macro AUROC"
-        ),
-        charts.gaze(
-            report.gaze_maps(found),
-            {report.TITLES[arm]: own for arm, own in report.gaze_numbers(found).items()},
-        ),
+        charts.accuracy_against_cost(points, lines, "macro AUROC"),
+        charts.gaze(looks, {report.TITLES[arm]: own for arm, own in numbers["gaze"].items()}),
     ]
     assert "logistic regression on texture" in figures[1].alt
     for figure in figures:
         figure.canvas.draw()
-        assert "both: the invention" in figure.alt and any(digit in figure.alt for digit in "0123456789")
+        assert "both: the invention" in figure.alt and any(map(str.isdigit, figure.alt))

@@ -28,21 +28,28 @@ def test_a_head_of_the_same_size_is_carried_over():
     assert not report.kept and torch.equal(target.fc.weight, source.fc.weight)
 
 
+OWN = network.xception(4, 1, **SMALL).state_dict()
+MISSING = "middle_flow.0.body.2.weight"
+
+
 @pytest.mark.parametrize("load", [network.load_pretrained_body, network.load_timm_weights])
 @pytest.mark.parametrize(
-    "source",
+    "source, said",
     [
-        {},
-        {"encoder.weight": torch.zeros(3)},
-        network.xception(4, 1, width=0.05, middle_blocks=1).state_dict(),
+        ({}, "not in the source"),
+        ({"encoder.weight": torch.zeros(3)}, "do not fit"),
+        (network.xception(4, 1, width=0.05, middle_blocks=1).state_dict(), "do not fit"),
+        ({name: tensor for name, tensor in OWN.items() if name != MISSING}, MISSING),
+        (network.optimized_xception(4, 1, **SMALL).state_dict(), "not in the model"),
     ],
-    ids=["nothing", "a stranger", "another width"],
+    ids=["nothing", "a stranger", "another width", "a layer missing", "a layer too many"],
 )
-def test_weights_that_do_not_fit_are_refused_and_the_model_stays_as_it_was(load, source):
+def test_weights_that_do_not_fit_are_refused_and_the_model_stays_as_it_was(load, source, said):
     model = network.xception(4, 1, **SMALL)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    with pytest.raises(ValueError, match="these weights do not fit this network"):
+    with pytest.raises(ValueError, match="these weights do not fit this network") as refusal:
         load(model, source)
+    assert said in str(refusal.value) or load is network.load_timm_weights
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
@@ -59,19 +66,6 @@ def test_replaced_poolings_can_start_by_passing_on_every_second_pixel(kind):
     assert not weights.start_as_subsampling(network.xception(4, 1, **SMALL))
 
 
-def test_a_body_with_a_layer_missing_is_refused():
-    model = network.xception(4, 1, **SMALL)
-    partial = {k: v for k, v in model.state_dict().items() if k != "middle_flow.0.body.2.weight"}
-    with pytest.raises(ValueError, match=r"middle_flow\.0\.body\.2\.weight: not in the source"):
-        network.load_pretrained_body(model, partial)
-
-
-def test_a_body_with_a_layer_too_many_is_refused():
-    model = network.xception(4, 1, **SMALL)
-    with pytest.raises(ValueError, match="not in the model"):
-        network.load_pretrained_body(model, network.optimized_xception(4, 1, **SMALL).state_dict())
-
-
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_weights_come_from_a_local_file_with_its_hash(tmp_path, suffix):
     state, path = {"a": torch.arange(3.0)}, tmp_path / f"weights{suffix}"
@@ -82,16 +76,22 @@ def test_weights_come_from_a_local_file_with_its_hash(tmp_path, suffix):
     assert source["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_weights_from_the_hub_carry_their_licence(tmp_path, monkeypatch):
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """hub(download): what runs in place of a download into an empty cache."""
     pytest.importorskip("timm")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    return lambda download: monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+
+
+def test_weights_from_the_hub_carry_their_licence(hub):
     asked = []
 
     def download(url, path, prefix, **_):
         asked.append((url.rsplit("/")[-1], prefix))
         torch.save({"a": torch.ones(1)}, path)
 
-    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    hub(download)
     for _ in range(2):  # the second time from the cache
         state, source = weights.read_weights("hub")
         assert state["a"] == 1
@@ -99,14 +99,11 @@ def test_weights_from_the_hub_carry_their_licence(tmp_path, monkeypatch):
     assert asked == [("xception-43020ad28.pth", "43020ad28")]
 
 
-def test_without_a_network_the_hub_says_what_to_do(tmp_path, monkeypatch):
-    pytest.importorskip("timm")
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-
+def test_without_a_network_the_hub_says_what_to_do(hub):
     def unreachable(*_, **__):
         raise OSError("name or service not known")
 
-    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
+    hub(unreachable)
     with pytest.raises(ConnectionError, match="give its path instead of 'hub'"):
         weights.read_weights("hub")
 
