@@ -1,9 +1,11 @@
 """Class activation maps and their checks: closed forms, what must pass, and what must fail."""
 
+import copy
+
 import numpy as np
-import pandas as pd
 import pytest
 import torch
+from scipy.stats import spearmanr
 from torch import nn
 
 from thyroid_lib import network
@@ -15,40 +17,33 @@ SIZE = 32
 class Small(nn.Module):
     """A network with the study's anatomy in miniature: flows, average, linear layer."""
 
-    def __init__(self, channels=24, classes=2):
+    def __init__(self):
         super().__init__()
         self.config = {"in_chans": 1}
-        self.entry_flow = nn.Sequential(*self._layer(1, 12, 1), *self._layer(12, 16, 2))
-        self.exit_flow = nn.Sequential(*self._layer(16, channels, 2), *self._layer(channels, channels, 1))
-        self.fc = nn.Linear(channels, classes)
 
-    @staticmethod
-    def _layer(before, after, stride):
-        return [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+        def layer(before, after, stride):
+            return nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()
+
+        self.entry_flow = nn.Sequential(*layer(1, 12, 1), *layer(12, 16, 2))
+        self.exit_flow = nn.Sequential(*layer(16, 24, 2), *layer(24, 24, 1))
+        self.fc = nn.Linear(24, 2)
 
     def forward_features(self, x):
         return self.exit_flow(self.entry_flow(x))
 
-    def forward_head(self, maps):
-        return self.fc(maps.mean((2, 3)))
-
     def forward(self, x):
-        return self.forward_head(self.forward_features(x))
+        return self.fc(self.forward_features(x).mean((2, 3)))
 
 
 def scenes(n, seed):
     """Speckle with one textured disc; the class is the disc's texture, the mask its place."""
     rng = np.random.default_rng(seed)
     images = rng.integers(20, 220, (n, SIZE, SIZE)).astype(np.float32)
-    labels = np.arange(n) % 2
-    y, x = np.mgrid[:SIZE, :SIZE]
-    masks = np.zeros((n, SIZE, SIZE), bool)
-    for i in range(n):
-        cy, cx = rng.integers(8, SIZE - 8, 2)
-        masks[i] = (y - cy) ** 2 + (x - cx) ** 2 < 36
-        stripes = 50 * np.sign(np.sin((x if labels[i] else y) * 1.6))
-        images[i][masks[i]] = (120 + stripes)[masks[i]]
-    return np.clip(images, 0, 255).astype(np.uint8), labels, masks
+    labels, (y, x) = np.arange(n) % 2, np.mgrid[:SIZE, :SIZE]
+    centres = rng.integers(8, SIZE - 8, (n, 2, 1, 1))
+    masks = (y - centres[:, 0]) ** 2 + (x - centres[:, 1]) ** 2 < 36
+    stripes = 120 + 50 * np.sign(np.sin(np.stack([y, x])[labels] * 1.6))
+    return np.where(masks, stripes, images).astype(np.uint8), labels, masks
 
 
 def fitted(seed):
@@ -66,7 +61,8 @@ def fitted(seed):
 
 
 @pytest.fixture(scope="module")
-def world():
+def world(looked):
+    """Two trained networks, and the scenes as tested images of the first."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     images, labels, masks = scenes(48, 99)
@@ -74,24 +70,28 @@ def world():
     torch.set_num_threads(threads)
     accuracy = (first(cam.model_input(first, images)).argmax(1).numpy() == labels).mean()
     assert accuracy > 0.9, "the scene must be learnable for these tests to mean anything"
-    return {"images": images, "labels": labels, "masks": masks, "first": first, "second": second,
-            "patients": [f"p{i // 2}" for i in range(48)]}  # fmt: skip
-
-
-def blank(world, seed):
-    return cam_checks.untrained(world["first"], world["images"], seed)
-
-
-@pytest.fixture(scope="module")
-def part(world, looked):
-    """The scenes as tested images of the first network."""
-    return looked(world["images"], world["labels"], world["patients"], world["first"], masks=world["masks"])
+    part = looked(images, labels, [f"p{i // 2}" for i in range(48)], first, masks=masks)
+    return {
+        "images": images,
+        "labels": labels,
+        "masks": masks,
+        "first": first,
+        "second": second,
+        "part": part,
+    }
 
 
 @pytest.fixture(scope="module")
-def checks(world, part):
+def checks(world):
     options = {"method": "gradcam", "layer": "exit_flow", "road_images": 12, "draws": 300, "seed": 0}
-    return cam_checks.check_maps(part, world["second"], **options)
+    before = copy.deepcopy(world["first"].state_dict())
+    found = cam_checks.check_maps(world["part"], world["second"], **options)
+    assert same(world["first"].state_dict(), before), "the network itself is never randomized"
+    return found
+
+
+def same(state, other) -> bool:
+    return all(torch.equal(value, other[name]) for name, value in state.items())
 
 
 # maps
@@ -113,10 +113,11 @@ def test_grad_cam_before_average_and_linear_layer_is_the_closed_form(world):
 @pytest.mark.parametrize("method", cam.METHODS)
 @pytest.mark.parametrize("layer", ["entry_flow", "exit_flow"])
 def test_every_method_gives_a_scaled_map_and_its_raw_range(world, method, layer):
-    cams = cam.cam(world["first"], world["images"][:5], world["labels"][:5], method=method, layer=layer)
+    images, labels = world["images"], world["labels"]
+    cams = cam.cam(world["first"], images[:5], labels[:5], method=method, layer=layer)
     assert cams.maps.shape == (5, SIZE, SIZE) and cams.maps.dtype == np.float32
     assert cams.maps.min() >= 0 and cams.maps.max() <= 1 and (cams.low <= cams.high).all()
-    alone = cam.cam(world["first"], world["images"][2:3], world["labels"][2:3], method=method, layer=layer)
+    alone = cam.cam(world["first"], images[2:3], labels[2:3], method=method, layer=layer)
     np.testing.assert_allclose(alone.maps[0], cams.maps[2], atol=1e-4)  # batches do not mix images
 
 
@@ -131,43 +132,35 @@ def test_the_studys_networks_have_maps_at_every_stage(factory):
     assert cam.choose(model, 128, "entry_flow", "layercam") == ("entry_flow", "layercam")
 
 
-def test_the_model_comes_back_as_it_was(world):
-    model = blank(world, 3).train()
+def test_the_model_comes_back_as_it_was_and_a_map_without_evidence_is_flat(world):
+    model = cam_checks.untrained(world["first"], world["images"], 3).train()
     model.fc.eval()
     model.entry_flow.requires_grad_(False)
+    model.fc.weight.data.zero_()
     model.fc.weight.grad = torch.ones_like(model.fc.weight)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    cam.cam(model, world["images"][:3], world["labels"][:3])
+    before = copy.deepcopy(model.state_dict())
+    cams = cam.cam(model, world["images"][:4], world["labels"][:4])
+    assert cams.flat.all() and not cams.maps.any(), "noise is not scaled up to confidence"
     assert model.training and not model.fc.training and model.exit_flow[0].training
     assert not any(p.requires_grad for p in model.entry_flow.parameters())
     assert all(p.requires_grad for p in model.exit_flow.parameters())
     assert (model.fc.weight.grad == 1).all() and model.exit_flow[0].weight.grad is None
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert not model.exit_flow._forward_hooks
+    assert same(model.state_dict(), before) and not model.exit_flow._forward_hooks
 
 
-def test_a_map_without_evidence_is_flat_not_confident(world):
-    model = blank(world, 4)
-    with torch.no_grad():
-        model.fc.weight.zero_()
-    cams = cam.cam(model, world["images"][:4], world["labels"][:4])
-    assert cams.flat.all() and not cams.maps.any()
-
-
-def test_unknown_methods_layers_and_shapes_are_refused(world):
-    model, images, labels = world["first"], world["images"], world["labels"]
-    with pytest.raises(ValueError, match="expected a method"):
-        cam.cam(model, images, labels, method="magic")
-    with pytest.raises(ValueError, match="exit_flow"):
-        cam.cam(model, images, labels, layer="exit")
-    with pytest.raises(ValueError, match="n targets"):
-        cam.cam(model, images, labels[:3])
+@pytest.mark.parametrize(
+    ("targets", "options", "said"),
+    [(48, {"method": "magic"}, "expected a method"), (48, {"layer": "exit"}, "exit_flow"), (3, {}, "n targets")],
+)  # fmt: skip
+def test_unknown_methods_layers_and_shapes_are_refused(world, targets, options, said):
+    with pytest.raises(ValueError, match=said):
+        cam.cam(world["first"], world["images"], world["labels"][:targets], **options)
 
 
 # checks
 
 
-def test_localization_of_known_maps():
+def test_localization_and_rank_correlation_of_known_maps():
     mask = np.zeros((4, 10, 10), bool)
     mask[:, :5, :5] = True
     maps = np.stack([mask[0], ~mask[0], np.ones((10, 10)), np.zeros((10, 10))]).astype(float)
@@ -175,21 +168,15 @@ def test_localization_of_known_maps():
     assert list(found["share"]) == [0.25] * 4
     assert list(found["energy"]) == pytest.approx([1, 0, 0.25, 0.25])  # flat maps get the share
     assert list(found["pointing"]) == pytest.approx([1, 0, 0.25, 0.25])
-
-
-def test_rank_correlation_is_spearmans():
-    rng = np.random.default_rng(0)
-    a, b = rng.random((3, 8, 8)), rng.random((3, 8, 8))
-    found = cam_checks.rank_correlation(a, b)
-    expected = [pd.Series(x.ravel()).corr(pd.Series(y.ravel()), method="spearman") for x, y in zip(a, b)]
-    np.testing.assert_allclose(found, expected)
+    a, b = np.random.default_rng(0).random((2, 3, 8, 8))
+    expected = [spearmanr(x.ravel(), y.ravel()).statistic for x, y in zip(a, b)]
+    np.testing.assert_allclose(cam_checks.rank_correlation(a, b), expected)
     assert cam_checks.rank_correlation(a, np.ones_like(a)).tolist() == [0, 0, 0]
 
 
 def test_baselines_are_seeded_and_know_nothing_of_the_network(world):
-    one, two = (cam_checks.baseline_maps(world["images"], "random", 1) for _ in range(2))
-    assert np.array_equal(one, two)
-    assert not np.array_equal(one, cam_checks.baseline_maps(world["images"], "random", 2))
+    one, again, two = (cam_checks.baseline_maps(world["images"], "random", seed) for seed in (1, 1, 2))
+    assert np.array_equal(one, again) and not np.array_equal(one, two)
     for name in cam_checks.BASELINES:
         maps = cam_checks.baseline_maps(world["images"], name)
         assert maps.shape == world["images"].shape and maps.min() >= 0 and maps.max() <= 1
@@ -215,24 +202,19 @@ def test_a_trained_network_passes_every_check_and_an_untrained_one_fails(checks)
         assert checks["untrained"]["verdicts"][check] == "fail", table.to_string()
 
 
-def test_a_map_that_survives_randomization_fails(checks):
-    found = checks["trained"]
-    last = f"correlation/{found['randomization']['order'][-1]}"
-    for low, high, verdict in ((0.8, 0.95, "fail"), (0.3, 0.55, "fail"), (0.1, 0.3, "pass")):
-        survived = found["randomization"] | {last: {"value": (low + high) / 2, "low": low, "high": high}}
-        lines = cam_checks.verdicts(found | {"randomization": survived}).set_index("check")
-        assert lines.loc["map changes when the weights are random", "verdict"] == verdict
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"), [(0.8, 0.95, "fail"), (0.3, 0.55, "fail"), (0.1, 0.3, "pass")]
+)
+def test_a_map_that_survives_randomization_fails(checks, low, high, verdict):
+    found = checks["trained"]["randomization"]
+    assert found["order"] == ["fc", "exit_flow", "entry_flow"], "from the last to the first"
+    survived = found | {"correlation/entry_flow": {"value": (low + high) / 2, "low": low, "high": high}}
+    lines = cam_checks.verdicts(checks["trained"] | {"randomization": survived}).set_index("check")
+    assert lines.loc["map changes when the weights are random", "verdict"] == verdict
 
 
-def test_randomizing_leaves_the_original_alone_and_goes_from_last_to_first(world, part):
-    before = {name: value.clone() for name, value in world["first"].state_dict().items()}
-    few = part.first(12)
-    found = cam_checks.check_randomization(few, few.cam(), draws=50, seed=0)
-    assert found["order"] == ["fc", "exit_flow", "entry_flow"]
-    assert all(torch.equal(value, before[name]) for name, value in world["first"].state_dict().items())
-
-
-def test_what_was_not_done_is_said_with_its_reason(world, part, looked):
+def test_what_was_not_done_is_said_with_its_reason(world, looked):
+    part = world["part"]
     empty = looked(part.images, part.labels, part.patients, part.model, masks=np.zeros_like(part.masks))
     none = cam_checks.check_against_masks(empty, empty.cam(), draws=50, seed=0)
     assert none["images_without_mask"] == 48
@@ -241,13 +223,11 @@ def test_what_was_not_done_is_said_with_its_reason(world, part, looked):
 
 
 def test_methods_are_compared_at_every_stage_and_shown_side_by_side(looked):
-    torch.manual_seed(0)
     model = network.xception(2, in_chans=1, width=0.125, middle_blocks=1).eval()
     images, labels, masks = scenes(16, 3)
     part = looked(images, labels, [f"p{i}" for i in range(16)], model, masks=masks)
     compared = cam_checks.compare_maps(part, most=12, draws=50)
-    assert [*compared] == [*network.STAGES][::-1] and all(
-        [*row] == [*cam.METHODS] for row in compared.values()
-    )
+    assert [*compared] == [*network.STAGES][::-1]
+    assert all([*row] == [*cam.METHODS] for row in compared.values())
     few, columns, titles = tested.gallery(part, 3, {}, "gradcam", "exit_flow")
     assert len(columns) == len(cam.METHODS) + 2 and len(titles) == len(few.rows) == 3
