@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -95,19 +96,21 @@ def make(folder: Path, size: int, width: float, blocks: int, frames) -> Path:
     with torch.no_grad():  # BatchNorm learns the crops' statistics, so that the answers are no constant
         for _ in range(3):
             model.train()(network.normalize(torch.from_numpy(crops[:BATCH])))
-    classifier.save(
-        folder,
-        members=[model.eval().state_dict()],
-        model_config=model.config,
-        names=LESION_TYPES,
-        recipe=regions.RECIPE,
-        size=size,
-        temperature=[1.0],
-        operating_points=[dict.fromkeys(LESION_TYPES, 0.5)],
-        training={"simulated": True, "title": "random weights, for timing only"},
-        conformal={"coverage": 0.9, "threshold": 1.0, "n": 0},
-        novelty_crops=(np.repeat(crops, 4, 0), crops),
-    )
+    about = {
+        "architecture": model.config,
+        "classes": [
+            {"key": key, "english": english, "chinese": chinese}
+            for key, (english, chinese) in LESION_TYPES.items()
+        ],
+        "recipe": asdict(regions.RECIPE),
+        "size": size,
+        "temperature": [1.0],
+        "operating_points": dict.fromkeys(LESION_TYPES, 0.5),
+        "training": {"simulated": True, "title": "random weights, for timing only"},
+        "conformal": {"coverage": 0.9, "threshold": 1.0, "n": 0},
+    }
+    members, pair = [model.eval().state_dict()], (np.repeat(crops, 4, 0), crops)
+    classifier.save(folder, about, members=members, novelty_crops=pair)
     export.export(folder, definition.read(folder), crops, source="simulated frames")
     return folder
 

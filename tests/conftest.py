@@ -11,6 +11,14 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 
 @pytest.fixture(scope="session")
+def classifier_folder(tmp_path_factory) -> Path:
+    """A small classifier's folder, which no test changes."""
+    import small_classifier  # PyTorch takes its time
+
+    return small_classifier.make(tmp_path_factory.mktemp("run") / "classifier")
+
+
+@pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real ultrasound images; the test is skipped where there is none."""
     folder = os.environ.get("THYROID_DATA", "")

@@ -1,5 +1,7 @@
 """A small classifier and frames to give it, drawn without the study's other parts."""
 
+from dataclasses import asdict
+
 import cv2
 import numpy as np
 import torch
@@ -33,7 +35,7 @@ def crops_of(seeds) -> np.ndarray:
     return np.stack([regions.extract(sector_frame(seed), SIZE, regions.RECIPE)[0] for seed in seeds])
 
 
-def make(folder, members: int = 2, mirror: bool = False, **changes):
+def make(folder, members: int = 2, mirror: bool = False, names: dict = LESION_TYPES, **changes):
     """Writes a classifier of small random networks whose BatchNorm has seen crops, and gives its folder."""
     states = []
     train = crops_of(range(60))
@@ -47,16 +49,15 @@ def make(folder, members: int = 2, mirror: bool = False, **changes):
             for _ in range(6):
                 model(network.normalize(torch.from_numpy(train[::4])))
         states.append(model.eval().state_dict())
-    arguments = {
-        "members": states,
-        "model_config": model.config,
-        "names": LESION_TYPES,
-        "recipe": regions.RECIPE,
+    definition = {
+        "architecture": model.config,
+        "classes": [{"key": key, "english": names[key][0], "chinese": names[key][1]} for key in names],
+        "recipe": asdict(regions.RECIPE),
         "size": SIZE,
         "temperature": [1.5, 0.8, 1.0][:members],
-        "operating_points": [{key: 0.2 + 0.1 * i for key in CLASSES} for i in range(members)],
+        "operating_points": dict.fromkeys(names, 0.25),
         "training": {"simulated": True, "title": "drawn by the tests", "images": 60, "patients": 60},
         "conformal": {"coverage": 0.9, "threshold": 0.7, "n": 40},
-        "novelty_crops": (train, crops_of(range(100, 140))),
     }
-    return classifier.save(folder, **(arguments | changes))
+    crops = (train, crops_of(range(100, 140)))
+    return classifier.save(folder, definition | changes, members=states, novelty_crops=crops)

@@ -53,7 +53,7 @@ def png_header(side: int) -> bytes:
 
 
 def test_one_json_object_per_image_with_the_documented_fields(classify, frames):
-    status, out, _ = classify(frames, "--json")
+    status, out, _ = classify(frames, "--json", "--out", frames / "out")
     found = [json.loads(line) for line in out.splitlines()]
     assert status == 0
     assert [os.path.basename(f["image"]) for f in found] == ["1.png", "2.png", "10.png"]
@@ -62,6 +62,9 @@ def test_one_json_object_per_image_with_the_documented_fields(classify, frames):
         assert one["lesion_type"] == max(one["probabilities"], key=one["probabilities"].get)
         assert len(one["box"]) == 4 and one["classifier"].startswith("optimized_xception-")
         assert one["warnings"] == []
+    index = BeautifulSoup((frames / "out/index.html").read_text(encoding="utf-8"), "html.parser")
+    links = [a["href"] for a in index.find_all("a")]
+    assert len(links) == 3 and all((frames / "out" / link).is_file() for link in links)
 
 
 def test_a_bad_file_gives_its_error_and_the_others_still_come(classify, tmp_path):
@@ -141,7 +144,7 @@ def test_each_kind_of_foreign_input_gives_its_documented_error_or_warning(classi
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the memory's high-water mark from /proc")
-def test_bad_input_is_refused_in_bounded_memory(folder, tmp_path):
+def test_bad_input_is_refused_in_bounded_memory(classifier_folder, tmp_path):
     for name, (content, _) in bad_inputs().items():
         content(tmp_path / name) if callable(content) else (tmp_path / name).write_bytes(content)
     code = (
@@ -149,7 +152,7 @@ def test_bad_input_is_refused_in_bounded_memory(folder, tmp_path):
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         f"{START}print('grown', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     )
-    done = process(code, tmp_path, "--json", "--classifier", folder, "--backend", "torch")
+    done = process(code, tmp_path, "--json", "--classifier", classifier_folder, "--backend", "torch")
     grown = int(re.search(r"grown (\d+)", done.stdout)[1])
     assert grown < 500 * 1024, f"{grown} KiB; {done.stderr}"  # KiB; pandas and the network are most of it
 
@@ -243,13 +246,6 @@ def test_pages_are_self_contained_and_say_what_they_must(classify, tmp_path):
     assert int(box["width"]) > 100
 
 
-def test_several_images_get_an_index(classify, frames):
-    classify(frames, "--out", frames / "out")
-    soup = BeautifulSoup((frames / "out/index.html").read_text(encoding="utf-8"), "html.parser")
-    links = [a["href"] for a in soup.find_all("a")]
-    assert len(links) == 3 and all((frames / "out" / link).is_file() for link in links)
-
-
 def test_folders_patterns_and_what_is_left_out(tmp_path):
     (tmp_path / "deep").mkdir()
     (tmp_path / ".hidden").mkdir()
@@ -260,7 +256,7 @@ def test_folders_patterns_and_what_is_left_out(tmp_path):
         "a.png",
         os.path.join("deep", "b.JPG"),
     ]
-    assert "1 file left out" in notes[0] and ".txt" in notes[0]
+    assert "files left out, no images by name: 1" in notes[0] and ".txt" in notes[0]
     (tmp_path / "empty").mkdir()
     found, _ = studies.find([str(tmp_path / name) for name in ("*.png", "*.zzz", "empty")])
     assert found[0].image == str(tmp_path / "a.png") and len(found) == 3
@@ -302,14 +298,23 @@ def test_help_and_wrong_usage_need_no_heavy_import():
     assert process(code, "--help").stdout.splitlines()[-1] == "[]"
 
 
-def test_classifying_an_image_with_torch_imports_nothing_else_heavy(folder, frames):
+def test_classifying_an_image_with_torch_imports_nothing_else_heavy(classifier_folder, frames):
     code = f"{START}print([m for m in '{HEAVY}'.split() if m in sys.modules])"
-    done = process(code, frames / "1.png", "--classifier", folder, "--backend", "torch")
+    done = process(code, frames / "1.png", "--classifier", classifier_folder, "--backend", "torch")
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
 
 
-def test_a_reader_that_stops_reading_is_no_error_message(folder, frames):
-    command = [sys.executable, "-c", START, str(frames), "--classifier", str(folder), "--batch-size", "1"]
+def test_a_reader_that_stops_reading_is_no_error_message(classifier_folder, frames):
+    command = [
+        sys.executable,
+        "-c",
+        START,
+        str(frames),
+        "--classifier",
+        str(classifier_folder),
+        "--batch-size",
+        "1",
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()
         assert b"Traceback" not in process.stderr.read()

@@ -108,9 +108,9 @@ def test_the_hospitals_become_crops_folds_and_an_external_set(place):
     assert "of 24 patients" in page and "of 8 patients" in page
 
 
-def test_new_dicom_frames_are_classified_one_object_per_frame(place, folder, capsys):
+def test_new_dicom_frames_are_classified_one_object_per_frame(place, classifier_folder, capsys):
     frames = sorted((place / "new").rglob("*.dcm"))
-    arguments = [str(place / "new"), "--classifier", str(folder), "--json"]
+    arguments = [str(place / "new"), "--classifier", str(classifier_folder), "--json"]
     assert classify_command.main(arguments) == 0
     answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(answers) == len(frames)

@@ -22,12 +22,12 @@ PAIRS += [(name, precision) for name in OPENVINO for precision in ("fp32", "bf16
 
 
 @pytest.fixture(scope="module")
-def exported(folder, tmp_path_factory):
+def exported(classifier_folder, tmp_path_factory):
     """The classifier in a run with crops, and the ONNX that `export` wrote."""
     run = tmp_path_factory.mktemp("run")
     (run / "data/finetune").mkdir(parents=True)
     np.save(run / "data/finetune/crops.npy", small.crops_of(range(40)))
-    shutil.copytree(folder, run / "classifier")
+    shutil.copytree(classifier_folder, run / "classifier")
     assert export.main([str(run / "classifier")]) == 0
     return run / "classifier"
 
@@ -37,14 +37,14 @@ def copy(exported, tmp_path):
     return shutil.copytree(exported, tmp_path / "classifier")
 
 
-def test_export_records_parity_on_the_runs_own_crops_and_leaves_the_definition(exported, folder):
+def test_export_records_parity_on_the_runs_own_crops_and_leaves_the_definition(exported, classifier_folder):
     record = json.loads((exported / "model.onnx.json").read_text(encoding="utf-8"))
     assert record["crops"] == 40 and record["crops_source"] == "crops of this run's data"
     assert {"torch fp32", "torch bf16", "onnxruntime fp32"} <= set(record["parity"])
     for name, found in record["parity"].items():
         assert found["passed"] and found["same_type"] >= 0.999
         assert found["max_difference"] <= 1e-4 or not name.endswith("fp32")
-    assert (exported / "classifier.json").read_bytes() == (folder / "classifier.json").read_bytes()
+    assert (exported / "classifier.json").read_bytes() == (classifier_folder / "classifier.json").read_bytes()
 
 
 @pytest.mark.parametrize("name, precision", PAIRS)
@@ -123,7 +123,7 @@ def test_a_backend_that_is_not_installed_says_what_to_install(exported, monkeypa
 def test_an_onnx_file_that_was_changed_or_is_anothers_is_refused(copy):
     record = json.loads((copy / "model.onnx.json").read_text(encoding="utf-8"))
     for content, said in (
-        (json.dumps(record | {"classifier": "another"}), "belongs to classifier another"),
+        (json.dumps(record | {"classifier": "another"}), "of another classifier"),
         (json.dumps(record | {"sha256": "0"}), "SHA-256"),
         ("[]", "missing or damaged"),
     ):

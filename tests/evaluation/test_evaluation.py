@@ -392,6 +392,8 @@ def test_conformal_sets_keep_their_promise_and_equal_the_quantile_by_hand():
     level = np.sort(1 - own)[int(np.ceil(601 * 0.9)) - 1]  # the ceil((n + 1) x coverage)-th smallest
     by_hand = tested[[f"p_{k}" for k in KEYS]].to_numpy() >= 1 - level - 1e-9
     assert (sets.to_numpy() == by_hand).mean() > 0.999
+    few = calibration.head(8)  # of which no rank is high enough to promise anything
+    assert selective.threshold(few[[f"p_{k}" for k in KEYS]].to_numpy(), np.zeros(8, int)) == 1
     assert metrics["set_size"]["value"] == pytest.approx(by_hand.sum(1).mean(), abs=0.01)
 
 

@@ -94,11 +94,6 @@ def own_cache(monkeypatch, tmp_path_factory):
     monkeypatch.delenv("THYROID_HASH_KEY", raising=False)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return small.make(tmp_path_factory.mktemp("run") / "classifier", members=1)
-
-
 def phantom_frames(patients: int) -> list[tuple[str, str, np.ndarray]]:
     """(label, patient, frame): simulated frames, one per patient."""
     people = phantoms.patients("clinic", patients, 3)
@@ -206,9 +201,9 @@ def pictures(page: str) -> list[np.ndarray]:
     return [np.asarray(Image.open(io.BytesIO(base64.b64decode(text))).convert("L")) for text in found]
 
 
-def classified(folder, paths, out: Path, capfd, *options: str) -> tuple[list[str], str]:
+def classified(classifier_folder, paths, out: Path, capfd, *options: str) -> tuple[list[str], str]:
     """The pages of `classify --out` and what it printed, the paths as given taken out: they are the user's words."""
-    fixed = ["--classifier", str(folder), "--backend", "torch", "--out", str(out)]
+    fixed = ["--classifier", str(classifier_folder), "--backend", "torch", "--out", str(out)]
     assert command.main([*map(str, paths), *fixed, *options]) in (0, 1)
     said = "".join(capfd.readouterr())
     for path in sorted(map(str, paths), key=len, reverse=True):
@@ -217,7 +212,7 @@ def classified(folder, paths, out: Path, capfd, *options: str) -> tuple[list[str
 
 
 @pytest.mark.parametrize("json", [True, False])
-def test_no_planted_identifier_is_in_the_reports_of_classify(folder, tmp_path, capfd, count, json):
+def test_no_planted_identifier_is_in_the_reports_of_classify(classifier_folder, tmp_path, capfd, count, json):
     root = tmp_path / "Dossier"
     for number in range(3):
         name = f"Karenina_{number}.dcm"
@@ -225,7 +220,9 @@ def test_no_planted_identifier_is_in_the_reports_of_classify(folder, tmp_path, c
     (root / "study" / "Karenina_cut.dcm").write_bytes((root / "study" / "Karenina_0.dcm").read_bytes()[:3000])
     dicom(root / "study" / "Karenina_mr.dcm", small.sector_frame(4), 4, Modality="MR")
     (root / "plain.png").write_bytes(png_with_words(printed(small.sector_frame(9))))
-    texts, said = classified(folder, [root], tmp_path / "out", capfd, *(["--json"] if json else []))
+    texts, said = classified(
+        classifier_folder, [root], tmp_path / "out", capfd, *(["--json"] if json else [])
+    )
     search(count, *texts, said)
     pages = [p.read_text(encoding="utf-8") for p in (tmp_path / "out").glob("*.html")]
     assert (
@@ -235,7 +232,7 @@ def test_no_planted_identifier_is_in_the_reports_of_classify(folder, tmp_path, c
 
 
 @pytest.mark.parametrize("kind", ["dicom", "png"])
-def test_print_beside_the_sector_cannot_be_read_in_a_report(folder, tmp_path, capfd, kind):
+def test_print_beside_the_sector_cannot_be_read_in_a_report(classifier_folder, tmp_path, capfd, kind):
     bare = small.sector_frame(2)
     bare[:14] = 0
     path = tmp_path / ("frame.dcm" if kind == "dicom" else "frame.png")
@@ -243,7 +240,7 @@ def test_print_beside_the_sector_cannot_be_read_in_a_report(folder, tmp_path, ca
         dicom(path, printed(bare))
     else:
         Image.fromarray(printed(bare)).save(path)
-    classified(folder, [path], tmp_path / "out", capfd)
+    classified(classifier_folder, [path], tmp_path / "out", capfd)
     (page,) = [p.read_text(encoding="utf-8") for p in (tmp_path / "out").glob("*.html")]
     frame = next(p for p in pictures(page) if p.shape == bare.shape)
     strokes = printed(bare)[:14]
@@ -255,19 +252,19 @@ def test_print_beside_the_sector_cannot_be_read_in_a_report(folder, tmp_path, ca
 
 
 def test_one_study_has_one_name_in_a_manifest_and_in_reports_and_another_key_gives_another(
-    folder, tmp_path, capfd, monkeypatch
+    classifier_folder, tmp_path, capfd, monkeypatch
 ):
     from thyroid_lib import datasets
 
     path = dicom(tmp_path / "papillary_carcinoma" / "a.dcm", small.sector_frame(1))
     row = datasets.read(f"dicom:{tmp_path}").iloc[0]
     texts, _ = classified(
-        folder, [path, dicom(tmp_path / "b.dcm", small.sector_frame(2), 2)], tmp_path / "1", capfd
+        classifier_folder, [path, dicom(tmp_path / "b.dcm", small.sector_frame(2), 2)], tmp_path / "1", capfd
     )
     assert any(f"files of study {row['study']}" in text for text in texts)
     assert any(row["device"] in text for text in texts)
     monkeypatch.setenv("THYROID_HASH_KEY", "another key of the same hospital")
-    texts, _ = classified(folder, [path, tmp_path / "b.dcm"], tmp_path / "2", capfd)
+    texts, _ = classified(classifier_folder, [path, tmp_path / "b.dcm"], tmp_path / "2", capfd)
     assert not any(row["study"] in text for text in texts)
 
 

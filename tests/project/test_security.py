@@ -184,7 +184,8 @@ def test_a_run_cannot_be_written_outside_the_reports(tmp_path, monkeypatch, caps
 
 def hostile_notebook():
     """A notebook as it is after a run on data whose every text was written by an attacker."""
-    cells = [new_markdown_cell(f"# 01 Title\n\nA paragraph. {ATTACK}\n\n## A section {ATTACK}")]
+    own = "P. [paper](https://doi.org/10.1/x), [there](#a)\n\n| a |\n|---|\n| 1 |"
+    cells = [new_markdown_cell(f"# 01 Title\n\n{own}\n\nA paragraph. {ATTACK}\n\n## A section {ATTACK}")]
     for data in (
         {"text/markdown": f"**finetune** ({ATTACK}): 7 crops\n\n* {ATTACK}\n\n| a |\n|---|\n| {ATTACK} |"},
         {
@@ -211,22 +212,10 @@ def test_a_report_is_inert_whatever_the_texts_in_it_say():
     html = report.to_html(hostile_notebook(), "01_preprocess")
     assert active(html) == []
     assert "7 crops" in html and "alert(1)" in html  # shown as words, where they can do nothing
-    assert len(BeautifulSoup(html, "html.parser").select("main figure img")) == 1
-
-
-def test_a_report_keeps_its_own_pictures_links_and_tables():
-    notebook = hostile_notebook()
-    notebook.cells = [
-        new_markdown_cell(
-            "# 01 T\n\nP. [paper](https://doi.org/10.1/x), [there](#a)\n\n## A\n\n| a | b |\n|---|---|\n| 1 | 2 |"
-        ),
-        notebook.cells[-2],
-    ]
-    page = BeautifulSoup(report.to_html(notebook, "01_x"), "html.parser")
+    page = BeautifulSoup(html, "html.parser")
+    assert len(page.select("main figure img")) == 1
     assert {a["href"] for a in page.select("main p a")} == {"https://doi.org/10.1/x", "#a"}
-    assert page.select_one("main table td").text == "1" and page.select_one("main img")["src"].startswith(
-        "data:"
-    )
+    assert page.select_one("main td").text == "1" and page.select_one("main img")["src"].startswith("data:")
     assert page.select_one("head style") and page.select_one("head link[rel=icon]")["href"] == "data:,"
 
 
@@ -250,6 +239,10 @@ def test_the_index_is_inert_whatever_the_run_says(tmp_path):
         {"finetune": {"title": ATTACK, "simulated": False, "crops": 1, "files": 2, "patients": 1}},
     )
     write_text(run.dir / "01_preprocess.html", report.to_html(hostile_notebook(), "01_preprocess"))
+    write_json(run.dir / "classifier" / "classifier.json", {"id": ATTACK})
+    for card in checklists.write_cards(run.dir, {"a": (ATTACK, ATTACK)}):  # Markdown for reviewers
+        assert "<" not in card.read_text(encoding="utf-8")
+    assert "&lt;script>" in (run.dir / "STUDY_CARD.md").read_text(encoding="utf-8")
     for page in (report.write_index(run), run.dir.parent / "index.html"):
         html = page.read_text(encoding="utf-8")
         assert active(html) == [] and "alert(1)" in html
@@ -270,15 +263,10 @@ def test_pages_of_classify_are_inert_whatever_the_classifier_and_the_files_say(t
     assert status == 1
     pages = [path.read_text(encoding="utf-8") for path in (tmp_path / "o").glob("*.html")]
     assert len(pages) == 8 and all(active(html) == [] for html in pages)
+    for path in [folder, *folder.iterdir()]:  # nobody else may run or change a result
+        assert stat.S_IMODE(path.stat().st_mode) == (files.FOLDER_MODE if path.is_dir() else files.FILE_MODE)
     card = (folder / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert "<script" not in card and "<img" not in card and not re.search(r"(?<!\\)\]\(javascript", card)
-
-
-def test_markdown_for_reviewers_holds_no_html_of_others(tmp_path):
-    write_json(tmp_path / "classifier" / "classifier.json", {"id": ATTACK})
-    for card in checklists.write_cards(tmp_path, {"a": (ATTACK, ATTACK)}):
-        assert "<" not in card.read_text(encoding="utf-8")
-    assert "&lt;script>" in (tmp_path / "STUDY_CARD.md").read_text(encoding="utf-8")
 
 
 WRITE = """
@@ -302,21 +290,8 @@ def test_files_get_the_permissions_that_the_users_umask_gives(tmp_path, umask, e
     assert done.stdout.split()[0] == oct(expected)
 
 
-@pytest.fixture(scope="module")
-def classifier(tmp_path_factory):
-    return small.make(tmp_path_factory.mktemp("run") / "classifier", members=1)
-
-
-def test_no_result_can_be_run_or_changed_by_others(classifier, tmp_path):
-    write_text(tmp_path / "run" / "a.html", "x")
-    for path in [classifier, *classifier.iterdir(), tmp_path / "run" / "a.html"]:
-        mode = stat.S_IMODE(path.stat().st_mode)
-        assert mode == (files.FOLDER_MODE if path.is_dir() else files.FILE_MODE)
-        assert path.is_dir() or not mode & 0o111
-
-
-def test_text_with_escape_sequences_reaches_no_terminal_raw(classifier, tmp_path, capsys):
-    folder = shutil.copytree(classifier, tmp_path / "classifier")
+def test_text_with_escape_sequences_reaches_no_terminal_raw(classifier_folder, tmp_path, capsys):
+    folder = shutil.copytree(classifier_folder, tmp_path / "classifier")
     definition = json.loads((folder / "classifier.json").read_text(encoding="utf-8"))
     (folder / "classifier.json").write_text(json.dumps(definition | {"id": "\x1b]0;owned\x07"}))
     assert command.main([str(tmp_path / "\x1b[2Jx.png"), "--classifier", str(folder)]) == 2
@@ -330,13 +305,8 @@ def test_every_dependency_has_a_licence_that_we_may_use_and_is_on_the_page():
     rows = [line.split(" | ") for line in licences.PAGE.read_text(encoding="utf-8").splitlines()]
     listed = {name for row in rows if len(row) == 2 for name in row[1].rstrip(" |").split(", ")}
     assert set(names) <= listed, "the lock has changed: python tests/licences.py"
-
-
-@pytest.mark.parametrize(
-    "name, text", [("x", ""), ("x", "AGPL-3.0"), ("x", "GPL-3.0"), ("x", "MIT AND SSPL-1.0")]
-)
-def test_a_licence_that_is_not_allowed_is_refused(name, text):
-    assert licences.refused(name, text).startswith("x: ")
+    for text in ("", "AGPL-3.0", "GPL-3.0", "MIT AND SSPL-1.0"):
+        assert licences.refused("x", text).startswith("x: ")
 
 
 def audit(tmp_path, database: str, **environment):
@@ -355,6 +325,7 @@ def audit(tmp_path, database: str, **environment):
     do="Nothing; to audit, run `.ci/audit` on a machine that reaches it.",
 )
 def test_the_audit_says_when_it_cannot_be_made(tmp_path, sees):
+    assert ".ci/audit\n" in (PROJECT / ".ci" / "run").read_text(encoding="utf-8")
     done = audit(tmp_path, "http://127.0.0.1:9")
     assert done.returncode == 0 and sees in done.stderr
 
@@ -379,10 +350,6 @@ def test_the_audit_fails_on_a_finding_where_the_database_answers(tmp_path, findi
         server.shutdown()
         server.server_close()
     assert done.returncode == finding, done.stderr
-
-
-def test_continuous_integration_audits():
-    assert ".ci/audit\n" in (PROJECT / ".ci" / "run").read_text(encoding="utf-8")
 
 
 def test_no_tracked_file_is_an_archive_a_pickle_or_a_key():

@@ -2,14 +2,13 @@
 
 from thyroid_lib.classifier.classify import Classification, Classifier, prepare
 from thyroid_lib.classifier.definition import ClassifierError
-from thyroid_lib.classifier.saving import add_metrics, conformal_threshold, save
+from thyroid_lib.classifier.saving import add_metrics, save
 
 __all__ = [
     "Classification",
     "Classifier",
     "ClassifierError",
     "add_metrics",
-    "conformal_threshold",
     "prepare",
     "save",
 ]

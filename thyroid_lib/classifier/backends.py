@@ -4,16 +4,16 @@ Each is made from a classifier's folder and definition, and maps uint8 crops (N,
 part of the graph. PyTorch is imported only by its own back-end.
 """
 
+import functools
 import importlib.util
-import json
 import os
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from thyroid_lib.classifier.definition import ONNX, ONNX_RECORD, ClassifierError, fingerprint
-from thyroid_lib.common.messages import named
+from thyroid_lib.classifier.definition import ONNX, ONNX_RECORD, ClassifierError, verify
+from thyroid_lib.common.files import DamagedFile, read_json
 
 TIE = 0.03  # difference of the two best probabilities under which bfloat16 does not decide
 PRECISIONS = ("fp32", "bf16")
@@ -43,20 +43,21 @@ class OpenVino:
         import openvino
 
         self.core, self.file, self.size = openvino.Core(), check_onnx(folder, definition), definition["size"]
-        hint = {"fp32": "f32", "bf16": "bf16"}[precision]
-        self.settings = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
+        self.settings = {
+            "INFERENCE_PRECISION_HINT": precision.replace("fp", "f"),
+            "PERFORMANCE_HINT": "LATENCY",
+        }
         if threads:
             self.settings["INFERENCE_NUM_THREADS"] = threads
-        self.compiled = {}
+        self.compiled = functools.lru_cache(4)(self._compile)
+
+    def _compile(self, count: int):
+        model = self.core.read_model(self.file)
+        model.reshape([count, self.size, self.size])
+        return self.core.compile_model(model, "CPU", self.settings)
 
     def run(self, crops: np.ndarray) -> Outputs:
-        if len(crops) not in self.compiled:
-            model = self.core.read_model(self.file)
-            model.reshape([len(crops), self.size, self.size])
-            if len(self.compiled) > 3:
-                self.compiled.pop(next(iter(self.compiled)))
-            self.compiled[len(crops)] = self.core.compile_model(model, "CPU", self.settings)
-        results = self.compiled[len(crops)](np.ascontiguousarray(crops))
+        results = self.compiled(len(crops))(np.ascontiguousarray(crops))
         return Outputs(*(np.array(results[i], np.float32) for i in range(3)))
 
 
@@ -119,19 +120,16 @@ class Refereed:
     """
 
     def __init__(self, quick, exact, temperature: list[float]):
-        self.quick, self._make, self.temperature = quick, exact, temperature
-        self._exact = None
+        self.quick, self.exact, self.temperature = quick, functools.cache(exact), temperature
 
     def run(self, crops: np.ndarray) -> Outputs:
         outputs = self.quick.run(crops)
         ordered = np.sort(probabilities(outputs.logits, self.temperature), axis=1)
         close = np.flatnonzero(ordered[:, -1] - ordered[:, -2] < TIE) if ordered.shape[1] > 1 else ()
         if len(close):
-            self._exact = self._exact or self._make()
-            again = self._exact.run(crops[close])
+            again = self.exact().run(crops[close])
             outputs.logits[:, close] = again.logits
-            outputs.features[close] = again.features
-            outputs.maps[close] = again.maps
+            outputs.features[close], outputs.maps[close] = again.features, again.maps
         return outputs
 
 
@@ -141,20 +139,18 @@ def choose(folder: Path, wanted: str = "auto") -> str:
     Raises:
         ClassifierError: the wanted one cannot run, and what it needs.
     """
-    install = dict.fromkeys(BACKENDS, 'install it: pip install "thyroid_lib[deploy]"')
-    install["torch"] = "install torch"
-    needs = {name: need for name, need in install.items() if not installed(name)}
-    if not (folder / ONNX).is_file():
-        first = f"write {ONNX} first: python -m thyroid_lib export CLASSIFIER_DIR"
-        needs = {"openvino": first, "onnxruntime": first} | needs
     if wanted not in ("auto", *BACKENDS):
         raise ClassifierError(f"back-end {wanted!r}: one of auto, {', '.join(BACKENDS)} was expected")
-    if wanted in needs:
-        raise ClassifierError(f"back-end {wanted} cannot run here: {needs[wanted]}")
-    if len(needs) == len(BACKENDS):
-        listed = "; ".join(f"{name}: {need}" for name, need in needs.items())
-        raise ClassifierError(f"no back-end can run this classifier. {listed}")
-    return next(name for name in BACKENDS if name not in needs) if wanted == "auto" else wanted
+    needs = {}
+    for name in BACKENDS if wanted == "auto" else [wanted]:
+        if not installed(name):
+            needs[name] = "install torch" if name == "torch" else 'pip install "thyroid_lib[deploy]"'
+        elif name != "torch" and not (folder / ONNX).is_file():
+            needs[name] = f"write {ONNX} first: python -m thyroid_lib export CLASSIFIER_DIR"
+        else:
+            return name
+    listed = "; ".join(f"{name}: {need}" for name, need in needs.items())
+    raise ClassifierError(f"this classifier cannot run here: {listed}")
 
 
 def open_backend(
@@ -190,19 +186,16 @@ def check_onnx(folder: Path, definition: dict) -> Path:
     Raises:
         ClassifierError: record missing, of another classifier, or the file was changed.
     """
-    again = "export it again: python -m thyroid_lib export CLASSIFIER_DIR"
     try:
-        record = json.loads((folder / ONNX_RECORD).read_text(encoding="utf-8"))
-        expected, owner = record["sha256"], record["classifier"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ClassifierError(f"{ONNX_RECORD} is missing or damaged; {again}") from error
-    if owner != definition["id"]:
+        record = read_json(folder / ONNX_RECORD)
+    except DamagedFile:
+        record = {}
+    if record.get("classifier") != definition["id"]:
         raise ClassifierError(
-            f"{ONNX} belongs to classifier {named(owner)}, this is {definition['id']}; {again}"
+            f"{ONNX_RECORD} is missing, damaged, or of another classifier than {definition['id']}; "
+            "export it again: python -m thyroid_lib export CLASSIFIER_DIR"
         )
-    if fingerprint(folder / ONNX)["sha256"] != expected:
-        raise ClassifierError(f"{ONNX} is not the file that was exported (its SHA-256 differs); {again}")
-    return folder / ONNX
+    return verify(folder, {"files": {ONNX: {key: record.get(key) for key in ("sha256", "bytes")}}}, ONNX)
 
 
 def probabilities(logits: np.ndarray, temperature: list[float]) -> np.ndarray:

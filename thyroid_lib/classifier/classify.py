@@ -119,10 +119,9 @@ class Classifier:
         except ClassifierError:
             raise
         except Exception as error:  # whatever a forged part trips over, the folder is no classifier
-            raise ClassifierError(
-                f"{folder}: its parts do not make a classifier ({type(error).__name__}: {str(error)[:300]}); copy "
-                "the folder again, or use the release that wrote it"
-            ) from error
+            what = f"its parts do not make a classifier ({type(error).__name__}: {str(error)[:300]})"
+            advice = "copy the folder again, or use the release that wrote it"
+            raise ClassifierError(f"{folder}: {what}; {advice}") from error
 
     def members(self) -> list:
         """The members as PyTorch networks, unchanged, in eval mode: for Grad-CAM and for study."""
@@ -164,11 +163,10 @@ class Classifier:
         def attempt(image):
             try:
                 return prepare(image, self.size, recipe or self.recipe)
-            except frames.FrameError as error:
-                return error
             except Exception as error:  # one bad file never stops the rest
                 reason = f"could not be processed: {type(error).__name__}: {error}"
-                return frames.FrameError(reason, "unexpected")
+                known = isinstance(error, frames.FrameError)
+                return error if known else frames.FrameError(reason, "unexpected")
 
         images = iter(images)
         while batch := list(islice(images, batch_size)):

@@ -6,13 +6,14 @@ The schema is ``templates/classify/classifier.schema.json``; `check` adds what a
 import hashlib
 import json
 import math
-from importlib.metadata import PackageNotFoundError, version
+from importlib import metadata
 from pathlib import Path
 
 import fastjsonschema
 
 from thyroid_lib import __version__
 from thyroid_lib.common.files import LIBRARY
+from thyroid_lib.common.fingerprint import sha256
 from thyroid_lib.common.messages import MORE, named, quoted
 
 NAME, CARD = "classifier.json", "MODEL_CARD.md"
@@ -39,14 +40,12 @@ def read(folder: Path) -> dict:
             raise ValueError(f"it is larger than {MAX_BYTES // 2**20} MiB")
         definition = json.loads(path.read_text("utf-8"), parse_float=_finite, parse_constant=_finite)
     except OSError as error:
-        raise ClassifierError(
-            f"{folder} is no classifier folder: {NAME} cannot be opened ({error.strerror}). "
-            "Notebook 04 writes one to reports/<run>/classifier"
-        ) from error
+        whence = "Notebook 04 writes one to reports/<run>/classifier"
+        problem = f"{folder} is no classifier folder: {NAME} cannot be opened ({error.strerror}). {whence}"
+        raise ClassifierError(problem) from error
     except (ValueError, RecursionError) as error:
-        raise ClassifierError(
-            f"{path} is damaged: no classifier's JSON ({error}); copy the folder again"
-        ) from error
+        problem = f"{path} is damaged: no classifier's JSON ({error}); copy the folder again"
+        raise ClassifierError(problem) from error
     check(definition, str(path))
     return definition
 
@@ -102,8 +101,7 @@ def identity(definition: dict) -> str:
 
 def fingerprint(path: Path) -> dict:
     """SHA-256 in hexadecimal and size of a file, as ``files`` of classifier.json records them."""
-    with open(path, "rb") as file:
-        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}
+    return {"sha256": sha256(path), "bytes": path.stat().st_size}
 
 
 def verify(folder: Path, definition: dict, name: str) -> Path:
@@ -122,10 +120,5 @@ def verify(folder: Path, definition: dict, name: str) -> Path:
 
 def versions(*names: str) -> dict[str, str]:
     """Versions of installed packages, "not installed" where one is not."""
-    found = {}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    found = {one.name: one.version for one in metadata.distributions()}
+    return {name: found.get(name, "not installed") for name in names}

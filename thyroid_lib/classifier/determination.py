@@ -1,13 +1,18 @@
 """Model determination (C12): the networks of the folds become the classifier folder."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
 
 from thyroid_lib import manifest
-from thyroid_lib.classifier.saving import conformal_threshold, save
+from thyroid_lib.classifier.saving import save
+from thyroid_lib.evaluation.selective import threshold
 from thyroid_lib.training.checkpoint import digest_of
 from thyroid_lib.training.folds import FINETUNED, FoldResult, open_crops
+
+COVERAGE = 0.9
+"""Fraction of future images whose prediction set should hold the right type."""
 
 
 def determine(results: list[FoldResult], data: Path, folder: Path, initial: Path | None) -> Path:
@@ -26,18 +31,18 @@ def determine(results: list[FoldResult], data: Path, folder: Path, initial: Path
     networks = [result.fit.model() for result in mine]
     chosen = pd.concat([result.tables["validation"] for result in mine])
     probabilities = chosen[[f"p_{key}" for key in crops.classes]].to_numpy()
+    limit = threshold(probabilities, chosen["truth"].map(crops.classes.index).to_numpy(), COVERAGE)
+    points = pd.DataFrame([result.operating_points for result in mine]).mean(skipna=False)
     labelled = crops.index[crops.labels >= 0]
-    rows = mine[0].rows
-    return save(
-        folder,
-        members=[network.state_dict() for network in networks],
-        model_config=networks[0].config,
-        names={key: crops.names[key] for key in crops.classes},
-        recipe=crops.recipe,
-        size=crops.size,
-        temperature=[result.temperature for result in mine],
-        operating_points=[result.operating_points for result in mine],
-        training={
+    definition = {
+        "architecture": networks[0].config,
+        "classes": [dict(zip(("key", "english", "chinese"), (k, *crops.names[k]))) for k in crops.classes],
+        "recipe": asdict(crops.recipe),
+        "size": crops.size,
+        "temperature": [float(result.temperature) for result in mine],
+        "operating_points": points.to_dict(),
+        "conformal": {"coverage": COVERAGE, "threshold": limit, "n": len(chosen)},
+        "training": {
             "simulated": crops.simulated,
             "title": crops.title,
             "images": len(labelled),
@@ -50,6 +55,7 @@ def determine(results: list[FoldResult], data: Path, folder: Path, initial: Path
             "pretrained_weights": digest_of(initial),
             "settings": mine[0].fit.settings,
         },
-        conformal=conformal_threshold(probabilities, pd.Index(crops.classes).get_indexer(chosen["truth"])),
-        novelty_crops=(crops.images[rows["train"]], crops.images[rows["validation"]]),
-    )
+    }
+    members = [network.state_dict() for network in networks]
+    of_novelty = tuple(crops.images[mine[0].rows[part]] for part in ("train", "validation"))
+    return save(folder, definition, members=members, novelty_crops=of_novelty)

@@ -34,9 +34,9 @@ def fit(train: np.ndarray, validation: np.ndarray) -> dict:
     """
     train, validation = np.asarray(train, np.float64), np.asarray(validation, np.float64)
     if train.ndim != 2 or len(train) < 8 or len(validation) < 1:
+        came = f"descriptions of shape {train.shape} and {validation.shape} came"
         raise ValueError(
-            "the novelty distance needs at least 8 training crops and 1 validation crop; descriptions of shape "
-            f"{train.shape} and {validation.shape} came"
+            f"the novelty distance needs at least 8 training crops and 1 validation crop; {came}"
         )
     mean, scale = train.mean(0), train.std(0)
     scale = np.maximum(scale, 0.1 * max(float(np.median(scale)), 1e-9))  # constants of the training set
@@ -68,9 +68,7 @@ def write(path: Path, train: dict[str, np.ndarray], validation: dict[str, np.nda
     from safetensors.numpy import save_file
 
     models = {key: fit(train[key], validation[key]) for key in train}
-    save_file(
-        {f"{key}.{name}": value for key, model in models.items() for name, value in model.items()}, path
-    )
+    save_file({f"{key}.{name}": array for key in models for name, array in models[key].items()}, path)
 
 
 def read(path: Path) -> dict[str, dict[str, np.ndarray]]:

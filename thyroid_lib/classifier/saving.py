@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -23,33 +22,22 @@ MOST_TRAINING, MOST_VALIDATION = 2000, 1000  # crops that the novelty distance i
 
 def save(
     folder,
+    definition: dict,
     *,
     members: list[dict],
-    model_config: dict,
-    names: dict[str, tuple[str, str]],
-    recipe,
-    size: int,
-    temperature: list[float],
-    operating_points: list[dict],
-    training: dict,
-    conformal: dict,
     novelty_crops: tuple[np.ndarray, np.ndarray],
 ) -> Path:
     """Turns trained networks into a classifier folder (claim C12); replaces the folder as a whole.
 
     Args:
         folder: where; made with its parents.
+        definition: what classifier.json says of them, by its own names (``classifier.schema.json``): "architecture",
+            what `network.build` makes the members from; "classes", {"key", "english", "chinese"} each, in the order of
+            the outputs; "recipe" (fields of `regions.Recipe`) and "size" (px) of the crops; "temperature" of each
+            member's softmax; "operating_points", class key -> averaged probability from which it is called positive;
+            "conformal", {"coverage", "threshold", "n"} as of `evaluation.selective.threshold`; "training", plain values
+            with at least "simulated" (bool), and with counts, sources, hashes and settings.
         members: one state dict per fold, name -> tensor, of the same architecture.
-        model_config: what `network.build` makes that architecture from.
-        names: class key -> (English, Chinese), in the order of the outputs.
-        recipe: `regions.Recipe` of the crops.
-        size: side of the crops, px.
-        temperature: of each member's softmax, fitted on validation.
-        operating_points: of each member, class key -> probability from which the class is called positive; their
-            mean is used on the averaged probabilities.
-        training: summary of the training data as plain values; "simulated" (bool) must be among them, and
-            counts, sources, hashes and settings should be.
-        conformal: {"coverage", "threshold", "n"} from `conformal_threshold`.
         novelty_crops: (training crops, validation crops), uint8 (n, S, S), of the first member.
 
     Returns:
@@ -65,43 +53,26 @@ def save(
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        tensors = {
-            f"member{i}.{key}": value for i, state in enumerate(members) for key, value in state.items()
-        }
+        tensors = {f"member{i}.{key}": t for i, state in enumerate(members) for key, t in state.items()}
         checkpoint.save_weights(part / definitions.WEIGHTS, tensors, {})
-        definition = {
+        definition = definition | {
             "format": definitions.FORMAT,
             "format_version": definitions.VERSION,
-            "id": "",
-            "architecture": model_config,
             "members": len(members),
-            "classes": [{"key": k, "english": names[k][0], "chinese": names[k][1]} for k in names],
-            "recipe": asdict(recipe),
-            "size": size,
-            "normalization": {"mean": 0.5, "std": 0.5, "channels": model_config["in_chans"]},
-            "temperature": [float(value) for value in temperature],
-            "operating_points": {
-                k: float(np.mean([p[k] for p in operating_points])) for k in operating_points[0]
-            },
-            "conformal": conformal,
+            "normalization": {"mean": 0.5, "std": 0.5, "channels": definition["architecture"]["in_chans"]},
             "novelty": {"false_warnings": novelty.FALSE_WARNINGS, "components": novelty.COMPONENTS},
-            "training": training,
             "metrics": {},
             "versions": {"thyroid_lib": __version__, **definitions.versions(*PACKAGES)},
             "files": {definitions.WEIGHTS: definitions.fingerprint(part / definitions.WEIGHTS)},
         }
-        backend, (train, validation) = backends.Torch(part, definition), novelty_crops
-        novelty.write(
-            part / definitions.NOVELTY,
-            _describe(backend, train, MOST_TRAINING),
-            _describe(backend, validation, MOST_VALIDATION),
-        )
+        backend, mosts = backends.Torch(part, definition), (MOST_TRAINING, MOST_VALIDATION)
+        described = [_describe(backend, crops, most) for crops, most in zip(novelty_crops, mosts)]
+        novelty.write(part / definitions.NOVELTY, *described)
         definition["files"][definitions.NOVELTY] = definitions.fingerprint(part / definitions.NOVELTY)
         definition["id"] = definitions.identity(definition)
         _write(part, definition)
-        part.chmod(FOLDER_MODE)
-        for path in part.iterdir():
-            path.chmod(FILE_MODE)
+        for path in (part, *part.iterdir()):
+            path.chmod(FOLDER_MODE if path == part else FILE_MODE)
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(part, folder)
@@ -131,24 +102,3 @@ def _write(folder: Path, definition: dict) -> None:
     names = {entry["key"]: (entry["english"], entry["chinese"]) for entry in definition["classes"]}
     card = templates.render("classify/model_card.md.j2", d=definition, noun=task.of(names).noun)
     write_text(folder / definitions.CARD, card)
-
-
-def conformal_threshold(probabilities: np.ndarray, labels: np.ndarray, coverage: float = 0.9) -> dict:
-    """Split-conformal threshold of 1 - p(true class), fixed on calibration images.
-
-    Args:
-        probabilities: float (n, C), calibrated, of validation images.
-        labels: int (n,).
-        coverage: fraction of future images whose set should hold the true class.
-
-    Returns:
-        {"coverage", "threshold", "n"}: the set of an image is every class with p >= 1 - threshold. The
-        threshold is 1 (all classes) where n is too small to promise anything.
-
-    Source: Sadinle, Lei and Wasserman 2019 (arXiv 1609.00451); quantile at ceil((n + 1) coverage).
-    """
-    labels = np.asarray(labels)
-    scores = np.sort(1 - np.asarray(probabilities, np.float64)[np.arange(len(labels)), labels])
-    rank = int(np.ceil((len(scores) + 1) * coverage))
-    threshold = float(scores[rank - 1]) if 0 < rank <= len(scores) else 1.0
-    return {"coverage": float(coverage), "threshold": threshold, "n": len(scores)}

@@ -40,6 +40,15 @@ class Item:
     frames: int | None = None
     scanner: str = ""
 
+    @property
+    def place(self) -> str:
+        """What follows the file's name in a line or a title: "", ": frame 3 of 9" or ": whole clip, 9 frames"."""
+        if self.frames is None:
+            return ""
+        if self.frame is None:
+            return f": whole clip, {self.frames} frames"
+        return f": frame {self.frame + 1} of {self.frames}"
+
 
 def find(arguments: Iterable[str]) -> tuple[list[Item], list[str]]:
     """Turns files, folders and globs into files.
@@ -59,8 +68,7 @@ def find(arguments: Iterable[str]) -> tuple[list[Item], list[str]]:
             reason = "no image files in this folder"
             if others:
                 kinds = ", ".join(sorted({Path(path).suffix.lower() or "no suffix" for path in others})[:6])
-                plural = "files" if len(others) > 1 else "file"
-                notes.append(f"{argument}: {len(others)} {plural} left out, no images by name ({kinds})")
+                notes.append(f"{argument}: files left out, no images by name: {len(others)} ({kinds})")
         elif not os.path.lexists(argument) and glob.has_magic(argument):
             paths = [path for path in glob.glob(argument, recursive=True) if not os.path.isdir(path)]
             reason = "no file matches this pattern"

@@ -128,11 +128,7 @@ def line(item: studies.Item, result: Classification | FrameError, names: dict) -
 
     "a.png: papillary carcinoma 甲状腺乳头状癌 0.81; not excluded: nodular goiter 0.12"
     """
-    where = f"{item.path} ({item.name})" if item.name.startswith("dicom/") else item.path
-    if item.frame is not None:
-        where += f" frame {item.frame + 1}"
-    elif item.frames is not None:
-        where += f" whole clip, {item.frames} frames"
+    where = (f"{item.path} ({item.name})" if item.name.startswith("dicom/") else item.path) + item.place
     if isinstance(result, FrameError):
         return printable(f"{where}: error: {result}")
     text = f"{where}: {' '.join(names[result.lesion_type])} {result.probabilities[result.lesion_type]:.2f}"

@@ -43,28 +43,19 @@ class Pages:
 
     def add(self, item: Item, result: Classification | FrameError) -> None:
         """Takes one frame's or clip's answer; a page of a single image is written at once."""
-        sections = self._open.setdefault(item.study, [])
-        failed = isinstance(result, FrameError)
-        section = {
-            "name": item.name,
-            "title": item.name,
-            "scanner": item.scanner,
-            "curves": {},
-            "pictures": None,
-        }
-        section |= {"error": str(result)} if failed else {"error": "", "result": result.without_pixels()}
+        sections, failed = self._open.setdefault(item.study, []), isinstance(result, FrameError)
+        section = {"name": item.name, "title": item.name + item.place, "scanner": item.scanner}
+        section |= {"curves": {}, "pictures": None, "error": str(result) if failed else ""}
         wanted = np.linspace(0, (item.frames or 1) - 1, PICTURED).astype(int)
-        if not failed and result.frame is not None and (item.frame or 0) in wanted:
-            section["pictures"] = pictures(result) if len(sections) < MOST_PICTURES else None
+        if not failed:
+            section["result"] = result.without_pixels()
+            if result.frame is not None and (item.frame or 0) in wanted and len(sections) < MOST_PICTURES:
+                section["pictures"] = pictures(result)
         if item.frame is not None:
             self._curve.append(None if failed else result.probabilities)
-            if item.frame in wanted:
-                self._clip.append(
-                    section | {"title": f"{item.name}: frame {item.frame + 1} of {item.frames}"}
-                )
+            self._clip += [section] if item.frame in wanted else []
             return
         if item.frames is not None:
-            section["title"] = f"{item.name}: whole clip, {item.frames} frames"
             section["curves"] = curves(self.classifier.classes, self._curve)
         sections += [section, *self._clip]
         self._clip, self._curve = [], []

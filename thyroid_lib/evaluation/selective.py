@@ -1,12 +1,10 @@
 """Selective use: refer the least certain cases to a human, or answer with a set of lesion types.
 
 ``referral`` asks how accuracy grows when the least certain fraction is referred (Geifman & El-Yaniv 2017,
-arXiv 1705.08500). ``conformal`` gives prediction sets through MAPIE that hold the right type with a chosen
+arXiv 1705.08500). ``conformal`` gives prediction sets that hold the right type with a chosen
 probability (least ambiguous set-valued classifiers, Sadinle 2019, JASA 114:223) and checks that promise
 per type, because a set can keep it on average and break it for the rare types.
 """
-
-import warnings
 
 import numpy as np
 import pandas as pd
@@ -82,10 +80,12 @@ def conformal(
     if any(len(calibration) < needed for calibration, chosen in parts if chosen.any()):
         reason = f"too few: at least {needed} images are needed to calibrate"
         return metrics | {"reason": reason}, pd.DataFrame()
-    sets = np.zeros(sample.is_class.shape, bool)
+    sets, columns = np.zeros(sample.is_class.shape, bool), ["p_" + key for key in sample.classes]
     for calibration, chosen in parts:
         if chosen.any():
-            sets[chosen] = _sets(calibration, table[chosen], sample.classes, confidence)
+            labels = calibration["truth"].map(sample.classes.index)
+            limit = threshold(calibration[columns].to_numpy(), labels.to_numpy(), confidence)
+            sets[chosen] = 1 - table.loc[chosen, columns] <= limit
     held, size = sets[np.arange(len(sets)), sample.truth], sets.sum(axis=1)
     for name, values in {"coverage": held, "set_size": size, "single": size == 1, "empty": size == 0}.items():
         most = float(len(sample.classes)) if name == "set_size" else 1.0
@@ -95,30 +95,20 @@ def conformal(
     return metrics, pd.DataFrame(sets, columns=sample.classes)
 
 
-def _sets(
-    calibration: pd.DataFrame, tested: pd.DataFrame, classes: list[str], confidence: float
-) -> np.ndarray:
-    """Membership, bool (N, C), by MAPIE from a classifier whose features are the probabilities themselves."""
-    from mapie.classification import SplitConformalClassifier
-    from sklearn.base import BaseEstimator, ClassifierMixin
+def threshold(probabilities: np.ndarray, labels: np.ndarray, confidence: float = 0.9) -> float:
+    """Split-conformal threshold of 1 - p(right type), fixed on calibration images.
 
-    class Given(ClassifierMixin, BaseEstimator):
-        classes_ = np.arange(len(classes))
+    Args:
+        probabilities: float (n, C), calibrated.
+        labels: int (n,), columns of the right types.
+        confidence: wanted probability that the set of a further image holds the right type, 0..1.
 
-        def fit(self, X, y):
-            return self
+    Returns:
+        The set of an image is every type with 1 - p <= threshold; 1 (all types) where n is too small to promise
+        anything.
 
-        def predict_proba(self, X):
-            return X / X.sum(axis=1, keepdims=True)
-
-        def predict(self, X):
-            return X.argmax(axis=1)
-
-    columns = ["p_" + key for key in classes]
-    conformal = SplitConformalClassifier(Given(), confidence_level=confidence, prefit=True)
-    with warnings.catch_warnings():  # a type absent from the calibration rows shows in its own coverage
-        warnings.filterwarnings("ignore", "WARNING: your conformalization dataset has less labels")
-        conformal.conformalize(
-            calibration[columns].to_numpy(), calibration["truth"].map(classes.index).to_numpy()
-        )
-    return conformal.predict_set(tested[columns].to_numpy())[1][:, :, 0]
+    Source: Sadinle, Lei and Wasserman 2019 (arXiv 1609.00451); quantile at ceil((n + 1) confidence).
+    """
+    scores = np.sort(1 - np.asarray(probabilities, np.float64)[np.arange(len(labels)), labels])
+    rank = int(np.ceil((len(scores) + 1) * confidence))
+    return float(scores[rank - 1]) if 0 < rank <= len(scores) else 1.0
