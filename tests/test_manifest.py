@@ -39,7 +39,9 @@ def collection(tmp_path):
                 "patient": f"p{number // 2}",
             }
         )
-    return contract.table(rows, dataset="test", title="test", names=contract.TWO)
+    found = contract.Collection("test", tmp_path)
+    found.rows = rows
+    return found.manifest("test", contract.TWO)
 
 
 def add(data, folder, name, pixels, **values):
@@ -349,7 +351,6 @@ def test_join_follows_chains_and_takes_the_first_name():
 
 def test_the_check_gives_the_same_with_one_and_two_processes(collection, monkeypatch):
     monkeypatch.setattr(checks, "WORTH_WORKERS", 1)
-    monkeypatch.setattr(checks, "BATCH", 8)
     one, _ = manifest.check(collection, jobs=1)
     two, _ = manifest.check(collection, jobs=2)
     pd.testing.assert_frame_equal(one, two)
