@@ -28,7 +28,9 @@ def collection(tmp_path):
         Image.fromarray(speckle(number)).save(path)
         label, patient = CLASSES[number // 2 % 2], f"p{number // 2}"
         rows.append({"image": path.name, "path": str(path), "label": label, "patient": patient})
-    return contract.table(rows, dataset="test", title="test", names=contract.TWO)
+    found = contract.Collection("test", tmp_path)
+    found.rows = rows
+    return found.manifest("test", contract.TWO)
 
 
 def add(data, name, pixels, **values):
@@ -297,7 +299,6 @@ def test_pairs_agree_with_counting_bits_one_by_one_whatever_the_block_size(monke
 
 def test_the_check_gives_the_same_with_one_and_two_processes(collection, monkeypatch):
     monkeypatch.setattr(checks, "WORTH_WORKERS", 1)
-    monkeypatch.setattr(checks, "BATCH", 8)
     one, _ = manifest.check(collection, jobs=1)
     two, _ = manifest.check(collection, jobs=2)
     pd.testing.assert_frame_equal(one, two)

@@ -14,19 +14,8 @@ from thyroid_lib.common.messages import listed, named
 from thyroid_lib.datasets import checks, contract, duplicates
 from thyroid_lib.datasets.checks import BLANKED, LEFT_OUT, NOTE, REQUIRED, ManifestError
 
-__all__ = [
-    "BLANKED",
-    "LEFT_OUT",
-    "NOTE",
-    "ManifestError",
-    "assert_disjoint",
-    "check",
-    "overlap",
-    "partition",
-    "ready",
-    "split",
-    "split_hash",
-]
+__all__ = ["BLANKED", "LEFT_OUT", "NOTE", "ManifestError", "assert_disjoint", "check", "overlap", "partition",
+           "ready", "split", "split_hash"]  # fmt: skip
 
 
 def check(manifest: pd.DataFrame, *, jobs: int = -1, keep_unlabelled: bool = False) -> tuple:
@@ -54,10 +43,8 @@ def check(manifest: pd.DataFrame, *, jobs: int = -1, keep_unlabelled: bool = Fal
         if name in attrs:
             problems.add(attrs[name], "", attrs[name][column], action)
     if missing := [column for column in REQUIRED if column not in manifest]:
-        raise ManifestError(
-            f"A manifest has the columns {', '.join(REQUIRED)}; missing: {', '.join(missing)}; "
-            f"came: {listed(manifest.columns)}."
-        )
+        came = f"missing: {', '.join(missing)}; came: {listed(manifest.columns)}"
+        raise ManifestError(f"A manifest has the columns {', '.join(REQUIRED)}; {came}.")
     data = manifest.reset_index(drop=True)
     data.attrs = {}
     if "row" not in data:
@@ -97,13 +84,11 @@ def ready(manifest: pd.DataFrame, folds: int = 5) -> list[str]:
     if labelled["label"].nunique() < 2:
         came = listed(sorted(set(labelled["label"]))) or "no label at all"
         reasons.append(f"at least two classes are needed; came: {came}")
+    advice = "collect more, drop the class, or use fewer folds"
     for key in classes:
-        count = labelled.loc[labelled["label"] == key, "group"].nunique()
-        if count < folds:
-            reasons.append(
-                f"class {named(key)}: {count} independent groups (patients), {folds} folds need at least {folds}; "
-                "collect more, drop the class, or use fewer folds"
-            )
+        if (count := labelled.loc[labelled["label"] == key, "group"].nunique()) < folds:
+            came = f"{count} independent groups (patients), {folds} folds need at least {folds}"
+            reasons.append(f"class {named(key)}: {came}; {advice}")
     return reasons
 
 
@@ -197,11 +182,8 @@ def partition(
 
 def assert_disjoint(parts, groups) -> None:
     """Raises AssertionError with the names where a group stands in two parts (folds, or train and test)."""
-    cut = (
-        pd.DataFrame({"part": np.asarray(parts), "group": np.asarray(groups)})
-        .groupby("group")["part"]
-        .nunique()
-    )
+    table = pd.DataFrame({"part": np.asarray(parts), "group": np.asarray(groups)})
+    cut = table.groupby("group")["part"].nunique()
     split_groups = list(cut.index[cut > 1])
     assert not split_groups, f"{len(split_groups)} groups stand on both sides of a split: {split_groups[:5]}"
 
@@ -223,12 +205,6 @@ def overlap(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
         Columns `image_a`, `image_b`, `bits`, `identical`.
     """
     found = duplicates.pairs([*a["sha256"], *b["sha256"]], [*a["phash"], *b["phash"]])
-    found = found[(found["a"] < len(a)) & (found["b"] >= len(a))]
-    return pd.DataFrame(
-        {
-            "image_a": a["image"].to_numpy()[found["a"]],
-            "image_b": b["image"].to_numpy()[found["b"] - len(a)],
-            "bits": found["bits"].to_numpy(),
-            "identical": found["identical"].to_numpy(),
-        }
-    )
+    found = found[(found["a"] < len(a)) & (found["b"] >= len(a))].reset_index(drop=True)
+    one, other = a["image"].to_numpy()[found["a"]], b["image"].to_numpy()[found["b"] - len(a)]
+    return pd.DataFrame({"image_a": one, "image_b": other}).join(found[["bits", "identical"]])

@@ -147,9 +147,8 @@ def connected_regions(gray: np.ndarray, recipe: Recipe = RECIPE) -> list[Region]
     margin = recipe.margin * max(gray.shape) / REFERENCE_SIDE
     bright_surround = surround_level(_reduced(gray)) > 127
     regions = []
-    for index, (x, y, w, h, area) in sorted(
-        enumerate(stats.tolist()), key=lambda found: (-found[1][4], found[0])
-    ):
+    for index in np.argsort(-stats[:, cv2.CC_STAT_AREA], kind="stable").tolist():
+        x, y, w, h, area = stats[index].tolist()
         if index == 0 or area < recipe.min_area * binary.size:
             continue
         left, top = max(0, round(x * scale_x - margin)), max(0, round(y * scale_y - margin))
@@ -197,12 +196,8 @@ def letterbox(image: np.ndarray, size: int, fill: int = 0) -> np.ndarray:
     """
     left, top, width, height = letterbox_box(image.shape, size)
     mask = image.dtype == bool
-    shrink = max(image.shape) > size
-    resized = cv2.resize(
-        image.astype(np.float32) if mask else image,
-        (width, height),
-        interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR,
-    )
+    way = cv2.INTER_AREA if max(image.shape) > size else cv2.INTER_LINEAR
+    resized = cv2.resize(image.astype(np.float32) if mask else image, (width, height), interpolation=way)
     square = np.full((size, size), fill, np.uint8)
     square[top : top + height, left : left + width] = resized >= 0.5 if mask else resized
     return square
@@ -290,9 +285,7 @@ def printed_lines(gray: np.ndarray, *boxes: tuple[int, int, int, int]) -> list[i
 def _bands(parts, axis: int, least: int) -> np.ndarray:
     """Which rows (axis 1) or columns (axis 0) belong to a band of print at least so many px thick: bool."""
     length = parts[0].shape[axis]
-    strokes, close, grey, solid = (
-        cv2.reduce(part, axis, cv2.REDUCE_SUM, dtype=cv2.CV_32S).ravel() for part in parts
-    )
+    strokes, close, grey, solid = (part.sum(axis, dtype=np.int64) for part in parts)
     free = length - close
     printed = (strokes >= 2) & (free > 0.15 * length) & (grey < 0.01 * length) & (solid < 0.7 * close)
     edges = np.flatnonzero(np.diff(np.r_[0, printed.astype(np.int8), 0]))

@@ -73,6 +73,8 @@ def test_the_live_curve_keeps_every_training_of_the_cell(monkeypatch):
 def test_a_training_says_its_title_with_its_history(tmp_path):
     from small_training import TRAIN, VALIDATION, asked, spots
 
+    from thyroid_lib.training import loop
+
     titles = []
     loop.fit(
         asked(epochs=1), spots(), TRAIN, VALIDATION, tmp_path, title="scratch",

@@ -162,7 +162,9 @@ def test_too_little_would_not_run(tmp_path, capsys, count, words):
     assert words in capsys.readouterr().out
 
 
-def test_frames_that_show_the_same_are_shown_in_pairs_and_names_cannot_write_to_the_terminal(tmp_path, capsys):
+def test_frames_that_show_the_same_are_shown_in_pairs_and_names_cannot_write_to_the_terminal(
+    tmp_path, capsys
+):
     root = sound(tmp_path)
     Image.fromarray(speckle(0)).save(root / "benign" / "stranger.png")
     larger = cv2.resize(speckle(1), None, fx=1.5, fy=1.5, interpolation=cv2.INTER_CUBIC)

@@ -141,7 +141,7 @@ def test_every_source_has_its_mix_of_labels_scanners_and_frames(source):
     for share, key in zip(phantoms.SOURCES[source]["mix"], LESION_TYPES):
         assert types.count(key) == pytest.approx(100 * share, abs=2)
     assert {person.label for person in people} == set(phantoms.SOURCES[source]["labels"])
-    assert {person.scanner.name for person in people} == set(phantoms.SCANNERS_OF[source])
+    assert {person.scanner.name for person in people} == set(phantoms.SOURCES[source]["scanners"])
     assert {person.frames for person in people} == {1, 2, 3, 4}
 
 

@@ -165,7 +165,9 @@ def shortcuts(crops: Crops) -> pd.DataFrame:
     """
     index = crops.index
     frame_size = index["frame_width"].astype(str) + "x" + index["frame_height"].astype(str)
-    values = index.assign(frame_size=frame_size, proportions=_binned(index["box_width"] / index["box_height"]))
+    values = index.assign(
+        frame_size=frame_size, proportions=_binned(index["box_width"] / index["box_height"])
+    )
     if "age" in index and index["age"].notna().any():
         values["age"] = _binned(index["age"])
     rows = [
@@ -210,8 +212,14 @@ def step_examples(
         row = rows.iloc[len(rows) // 2].to_dict()
         gray = datasets.load_frame(row)
         example = {"source": f"{role}: {row['dataset']}", "frame": gray}
-        example |= {"binary": regions.binarize(gray, recipe), "regions": regions.connected_regions(gray, recipe)}
-        example |= {"crop": regions.extract(gray, size, recipe)[0], "mask": datasets.load_mask(row, gray.shape)}
+        example |= {
+            "binary": regions.binarize(gray, recipe),
+            "regions": regions.connected_regions(gray, recipe),
+        }
+        example |= {
+            "crop": regions.extract(gray, size, recipe)[0],
+            "mask": datasets.load_mask(row, gray.shape),
+        }
         examples.append(example)
     return examples
 

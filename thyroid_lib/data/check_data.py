@@ -76,7 +76,9 @@ def report(
         title=attrs.get("title", ""),
         simulated=attrs.get("simulated"),
         flow=attrs["flow"].astype(object).where(attrs["flow"].notna(), None).to_dict("records"),
-        findings=[(name, len(some), _reasons(some, examples)) for name, some in sections.items() if len(some)],
+        findings=[
+            (name, len(some), _reasons(some, examples)) for name, some in sections.items() if len(some)
+        ],
         identical=int(pairs["identical"].sum()),
         near=int((~pairs["identical"]).sum()),
         across=pairs[pairs["joined"]].to_dict("records"),
@@ -105,7 +107,11 @@ def _where(row) -> str:
 
 def _classes(clean: pd.DataFrame, folds: pd.DataFrame | None) -> list[dict]:
     keys = clean.attrs.get("classes") or sorted(set(clean["label"]))
-    counted = {"images": ("image", "size"), "patients": ("patient", "nunique"), "groups": ("group", "nunique")}
+    counted = {
+        "images": ("image", "size"),
+        "patients": ("patient", "nunique"),
+        "groups": ("group", "nunique"),
+    }
     table = clean.groupby("label").agg(**counted).reindex(keys, fill_value=0).rename_axis("key")
     table["folds"] = ""
     if folds is not None:
@@ -118,7 +124,9 @@ def _find(spec: str, image: str) -> int:
 
     parsed = datasets.parse(spec)
     if parsed.source != "dicom":
-        print("--find: only dicom hides the names of files; elsewhere the image is the path.", file=sys.stderr)
+        print(
+            "--find: only dicom hides the names of files; elsewhere the image is the path.", file=sys.stderr
+        )
         return 1
     path = dicom.find(Path(parsed.location).expanduser(), image)
     print(printable(path) if path else "no file there has this name (was another key used?)")

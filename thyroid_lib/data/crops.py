@@ -155,7 +155,9 @@ def _write(manifest: pd.DataFrame, folder: Path, size: int, recipe: regions.Reci
         opened = {name: stack.enter_context(open(path, "wb")) for name, path in paths.items()}
         for file in opened.values():
             _header(file, 0, size)
-        for facts, pictures in progress(results, "cropping frames", len(rows), size=lambda part: len(part[0])):
+        for facts, pictures in progress(
+            results, "cropping frames", len(rows), size=lambda part: len(part[0])
+        ):
             found += facts
             for name, file in opened.items():
                 file.writelines(picture[name].tobytes() for picture in pictures)

@@ -64,9 +64,8 @@ def parse(spec: str) -> Spec:
     if not colon or source not in SOURCES:
         hint = f" Did you mean folder:{spec}?" if not colon and Path(spec).expanduser().is_dir() else ""
         came = f"{quoted(spec)} came" if not colon else f"the source {quoted(source)} came"
-        raise DatasetError(
-            f"A data SPEC is SOURCE:PATH with a source among {', '.join(SOURCES)}; {came}.{hint}"
-        )
+        expected = f"A data SPEC is SOURCE:PATH with a source among {', '.join(SOURCES)}"
+        raise DatasetError(f"{expected}; {came}.{hint}")
     location, options = location.strip(), {}
     head, mark, tail = location.rpartition("?")
     pairs = parse_qsl(tail, keep_blank_values=True)
@@ -104,21 +103,19 @@ def _options(asked: Spec, parameters) -> dict:
     known = {p.name: get_args(p.annotation) for p in parameters if p.kind == p.KEYWORD_ONLY}
     values = dict(asked.options)
     if unknown := [name for name in values if name not in known]:
-        raise DatasetError(
-            f"{asked.source}: knows the options {', '.join(known) or '(none)'}; {listed(unknown)} came."
-        )
+        there = ", ".join(known) or "(none)"
+        raise DatasetError(f"{asked.source}: knows the options {there}; {listed(unknown)} came.")
     for name, text in asked.options.items():
+        expected = ""
         if known[name][:1] == (int,):
-            least = known[name][1]
-            if not re.fullmatch(r"-?\d{1,9}", text) or int(text) < least:
-                raise DatasetError(
-                    f"{asked.source}: {name} is a whole number from {least}; {quoted(text)} came."
-                )
-            values[name] = int(text)
+            if re.fullmatch(r"-?\d{1,9}", text) and int(text) >= known[name][1]:
+                values[name] = int(text)
+            else:
+                expected = f"a whole number from {known[name][1]}"
         elif known[name] and text not in known[name]:
-            raise DatasetError(
-                f"{asked.source}: {name} is {' or '.join(sorted(known[name]))}; {quoted(text)} came."
-            )
+            expected = " or ".join(sorted(known[name]))
+        if expected:
+            raise DatasetError(f"{asked.source}: {name} is {expected}; {quoted(text)} came.")
     return values
 
 
@@ -142,8 +139,6 @@ def _place(asked: Spec, module) -> Path:
         fetch = f" {asked.source}:kaggle fetches the set." if handle else ""
         # The path is the user's own words here, so it may be repeated, except for DICOM.
         shown = "the given place" if asked.source == "dicom" else str(place)
-        raise DatasetError(
-            f"{asked.source}: expected an existing folder or file; {shown} does not exist.{fetch} "
-            "docs/data.md says where each set is to be had and how it is laid out."
-        )
+        came = f"{asked.source}: expected an existing folder or file; {shown} does not exist.{fetch}"
+        raise DatasetError(f"{came} docs/data.md says where each set is to be had and how it is laid out.")
     return place.absolute()

@@ -33,10 +33,8 @@ def read(
     Raises:
         DatasetError: no such folders are there.
     """
-    inner = next(
-        (entry for entry in sorted(root.iterdir()) if entry.name.casefold() == "dataset thyroid"), root
-    )
-    found = contract.Collection("auitd", inner)
+    inner = [entry for entry in sorted(root.iterdir()) if entry.name.casefold() == "dataset thyroid"]
+    found = contract.Collection("auitd", inner[0] if inner else root)
     names = dict(list(NAMES.items())[: int(classes)])
     seen = set()
     for image, path in found.images():

@@ -22,16 +22,14 @@ BATCH = 32  # frames a worker decodes before it reports
 WORTH_WORKERS = 256  # frames below which starting processes costs more than it saves
 GIANT = 0.2  # of the patients in one joined group: more likely one template than one person
 LOOKS = {
-    b"<!doctype html": "a web page: an error page of a download?",
-    b"<html": "a web page: an error page of a download?",
-    b"<?xml": "an XML or SVG text",
-    b"<svg": "an XML or SVG text",
-    b"version https://git-lfs": "a Git LFS pointer: fetch the files with git lfs pull",
-    b"pk\x03\x04": "a ZIP archive: unpack it first",
-    b"\x1f\x8b": "a gzip archive: unpack it first",
-    b"%pdf": "a PDF",
-    b"riff": "a film or sound: save its frames as images",
-}  # first bytes, lower case -> what the file is
+    "a web page: an error page of a download?": (b"<!doctype html", b"<html"),
+    "an XML or SVG text": (b"<?xml", b"<svg"),
+    "a Git LFS pointer: fetch the files with git lfs pull": b"version https://git-lfs",
+    "a ZIP archive: unpack it first": b"pk\x03\x04",
+    "a gzip archive: unpack it first": b"\x1f\x8b",
+    "a PDF": b"%pdf",
+    "a film or sound: save its frames as images": b"riff",
+}  # what a file is -> its first bytes, lower case
 WHOLE = {"image": [""]}  # where a finding stands that speaks of the whole set
 
 
@@ -131,48 +129,38 @@ def schema(data: pd.DataFrame, classes: list[str], problems: Problems) -> pd.Dat
 def files(data: pd.DataFrame, problems: Problems, jobs: int) -> pd.DataFrame:
     """Decodes every frame once, in parallel; keeps the readable ones with their hashes."""
     records = data[["path", *(["mask"] if "mask" in data else [])]].to_dict("records")
-    batches = [records[start : start + BATCH] for start in range(0, len(records), BATCH)]
     jobs = 1 if len(records) < WORTH_WORKERS else jobs
-    work = Parallel(n_jobs=jobs, return_as="generator")(delayed(_inspect)(batch) for batch in batches)
-    results = list(itertools.chain.from_iterable(progress(work, "checking frames", len(records), size=len)))
+    workers = Parallel(n_jobs=jobs, return_as="generator", batch_size=BATCH)
+    work = workers(delayed(_inspect)(record) for record in records)
+    results = list(progress(work, "checking frames", len(records)))
     data = data.copy()
-    for index, found in zip(data.index, results):
-        if found["reason"]:
-            problems.add(_at(data, index), "image", found["reason"], LEFT_OUT)
-        if found["mask"]:
-            problems.add(_at(data, index), "mask", found["mask"], BLANKED)
-            data.at[index, "mask"] = ""
-        for note in found["notes"]:
-            problems.add(_at(data, index), "image", note, NOTE)
-    data["sha256"] = [found["sha256"] for found in results]
-    data["phash"] = [found["phash"] for found in results]
-    marked = [any(note.startswith(frames.MARKS) for note in found["notes"]) for found in results]
+    for index, (_, _, findings) in zip(data.index, results):
+        for column, text, action in findings:
+            problems.add(_at(data, index), column, text, action)
+            if action == BLANKED:
+                data.at[index, column] = ""
+    data["sha256"], data["phash"] = ([found[place] for found in results] for place in (0, 1))
+    marked = [any(text.startswith(frames.MARKS) for _, text, _ in found[2]) for found in results]
     if any(marked):
         data["coloured_marks"] = marked
-    return data[np.array([not found["reason"] for found in results], bool)]
+    return data[data["sha256"] != ""]
 
 
-def _inspect(batch: list[dict]) -> list[dict]:
-    """Why a frame must be left out or its mask blanked ("" for neither), notes, and the two hashes."""
-    results = []
-    for row in batch:
-        found = {"reason": "", "mask": "", "notes": [], "sha256": "", "phash": ""}
-        results.append(found)
-        try:
-            frame = pixels.open_frame(row)
-        except (frames.FrameError, contract.DatasetError) as error:
-            looks = _look(row["path"]) if getattr(error, "kind", "") == "not_an_image" else ""
-            found["reason"] = f"{error}{looks}"
-            continue
-        found["notes"] += frame.warnings
-        found["sha256"], found["phash"] = duplicates.fingerprint(frame.gray)
-        try:
-            mask = pixels.load_mask(row, frame.gray.shape)
-            if mask is not None and not mask.any():
-                found["notes"].append("its mask is empty")
-        except (ValueError, TypeError) as error:  # FrameError and DatasetError among them
-            found["mask"] = f"mask not used: {error}"
-    return results
+def _inspect(row: dict) -> tuple[str, str, list[tuple[str, str, str]]]:
+    """The two hashes of a frame, "" where it must be left out, and what was found: (column, text, action)."""
+    try:
+        frame = pixels.open_frame(row)
+    except (frames.FrameError, contract.DatasetError) as error:
+        looks = _look(row["path"]) if getattr(error, "kind", "") == "not_an_image" else ""
+        return "", "", [("image", f"{error}{looks}", LEFT_OUT)]
+    findings = [("image", note, NOTE) for note in frame.warnings]
+    try:
+        mask = pixels.load_mask(row, frame.gray.shape)
+        if mask is not None and not mask.any():
+            findings.append(("image", "its mask is empty", NOTE))
+    except (ValueError, TypeError) as error:  # FrameError and DatasetError among them
+        findings.insert(0, ("mask", f"mask not used: {error}", BLANKED))
+    return *duplicates.fingerprint(frame.gray), findings
 
 
 def _look(path: str) -> str:
@@ -182,8 +170,8 @@ def _look(path: str) -> str:
             start = file.read(1024)
     except OSError:
         return ""
-    for mark, words in LOOKS.items():
-        if start.lstrip().lower().startswith(mark):
+    for words, marks in LOOKS.items():
+        if start.lstrip().lower().startswith(marks):
             return f"; it looks like {words}"
     if not start.strip(b"\0"):
         return "; it holds only zeros: a copy that broke off?"
@@ -194,28 +182,22 @@ def joined(data: pd.DataFrame, problems: Problems) -> tuple[pd.DataFrame, pd.Dat
     """Joins the groups of frames that show the same; also gives the table of such pairs."""
     found = duplicates.pairs(data["sha256"], data["phash"])
     one, other = (data.iloc[found[end]].reset_index(drop=True) for end in "ab")
-    pairs = pd.DataFrame({"image_a": one["image"], "image_b": other["image"]}).assign(
-        bits=found["bits"],
-        identical=found["identical"],
-        same_patient=one["patient"] == other["patient"],
-        same_label=one["label"] == other["label"],
-        joined=one["group"] != other["group"],
-    )
+    pairs = pd.DataFrame({"image_a": one["image"], "image_b": other["image"]})
+    pairs = pairs.join(found[["bits", "identical"]])
+    pairs["same_patient"] = one["patient"] == other["patient"]
+    pairs["same_label"] = one["label"] == other["label"]
+    pairs["joined"] = one["group"] != other["group"]
     across = sorted(set(found.loc[pairs["joined"], ["a", "b"]].to_numpy().ravel()))
     text = "shows the same as a frame of another group: the groups are joined"
     problems.add(data.iloc[across], "group", text, NOTE)
     own = pd.Series(np.arange(len(data)))  # each frame with the first of its patient
     links = [own, own.groupby(data["patient"].to_numpy()).transform("first")]
-    data = data.assign(
-        group=duplicates.join(data["group"], *(np.r_[found[end], link] for end, link in zip("ab", links)))
-    )
+    ends = [np.r_[found[end], link] for end, link in zip("ab", links)]
+    data = data.assign(group=duplicates.join(data["group"], *ends))
     people, patients = data.groupby("group")["patient"].nunique(), data["patient"].nunique()
     if len(data) and people.max() > max(3, GIANT * patients):
-        text = (
-            f"group {quoted(people.idxmax())} joins {people.max()} of {patients} patients by frames that look "
-            "alike: look at the duplicates table before trusting it"
-        )
-        problems.add(WHOLE, "group", text, NOTE)
+        text = f"group {quoted(people.idxmax())} joins {people.max()} of {patients} patients by frames that look alike"
+        problems.add(WHOLE, "group", f"{text}: look at the duplicates table before trusting it", NOTE)
     return data, pairs
 
 
@@ -226,21 +208,16 @@ def contradictions(data: pd.DataFrame, problems: Problems) -> pd.DataFrame:
     if "nodule" in labelled:
         nodule = labelled["nodule"].fillna("").astype(str)
         person = person.where(nodule == "", person + "\0" + labelled["patient"] + "\0" + nodule)
-        found = duplicates.pairs(
-            labelled["sha256"], labelled["phash"]
-        )  # one frame, two labels: whatever nodule
+        # one frame, two labels: whatever nodule
+        found = duplicates.pairs(labelled["sha256"], labelled["phash"])
         one, other = (labelled.iloc[found[end]] for end in "ab")
         bad = set(one["group"][one["label"].to_numpy() != other["label"].to_numpy()])
     bad |= set(labelled["group"][labelled.groupby(person)["label"].transform("nunique") > 1])
     aside = data[data["group"].isin(bad)]
-    seen = {
-        group: listed(sorted(set(labels)))
-        for group, labels in labelled.groupby("group")["label"]
-        if group in bad
-    }
+    advice = "if these are different nodules of one person, name them in a column nodule"
+    seen = {group: listed(sorted(set(labels))) for group, labels in labelled.groupby("group")["label"]}
     texts = [
-        f"group {quoted(group)} has contradicting labels ({seen[group]}): set aside; if these are different "
-        "nodules of one person, name them in a column nodule"
+        f"group {quoted(group)} has contradicting labels ({seen[group]}): set aside; {advice}"
         for group in aside["group"]
     ]
     problems.add(aside, "label", texts, LEFT_OUT)

@@ -111,55 +111,39 @@ class Collection:
         """Notes what a reader should know of a used file, or of the whole set."""
         self.notes.append((image, text))
 
-    def manifest(self, title: str, names: Mapping[str, tuple[str, str]], **attrs) -> pd.DataFrame:
-        """The manifest of what was found; arguments as in `table`."""
+    def manifest(
+        self, title: str, names: Mapping[str, tuple[str, str]], simulated: bool = False, **attrs
+    ) -> pd.DataFrame:
+        """The manifest of what was found, sorted by image in natural order, with its attrs.
+
+        `group` is the patient and `dataset` the source where a row does not say otherwise; masks that no frame
+        asked for are left out.
+
+        Args:
+            title: name of the collection for reports.
+            names: class key -> (English, Chinese), in the order of the network's outputs.
+            simulated: whether the frames are.
+            attrs: any others.
+        """
         for mask in (mask for masks in self._masks.values() for mask in masks):
             self.leave_out(mask, "a mask whose frame is missing")
-        lists = {"excluded": self.excluded, "notes": self.notes}
-        return table(self.rows, dataset=self.source, title=title, names=names, **lists, **attrs)
-
-
-def table(
-    rows: Iterable[Mapping],
-    *,
-    dataset: str,
-    title: str,
-    names: Mapping[str, tuple[str, str]],
-    excluded: Iterable[tuple[str, str]] = (),
-    notes: Iterable[tuple[str, str]] = (),
-    simulated: bool = False,
-    **attrs,
-) -> pd.DataFrame:
-    """Puts a manifest together.
-
-    Args:
-        rows: mappings with at least `image`, `path`, `label` and `patient`; `group` is the patient and
-            `dataset` the argument where a row does not say otherwise.
-        names: class key -> (English, Chinese), in the order of the network's outputs.
-        excluded: (image, reason) of every file that was found and not used.
-        notes: (image, note) of what a reader should know of a used file; image "" for the whole set.
-        attrs: any others.
-
-    Returns:
-        The manifest, sorted by image in natural order, with its attrs.
-    """
-    data = pd.DataFrame(list(rows))
-    for column in COLUMNS:
-        given = data[column] if column in data else {"dataset": dataset}.get(column, "")
-        data[column] = pd.Series(given, index=data.index).fillna("").astype(str)
-    data["group"] = data["group"].where(data["group"] != "", data["patient"])
-    data = data[COLUMNS + [c for c in data if c not in COLUMNS]]
-    data = data.sort_values("image", key=lambda column: column.map(natural)).reset_index(drop=True)
-    data.attrs = {
-        "classes": list(names),
-        "names": {key: tuple(name) for key, name in names.items()},
-        "simulated": simulated,
-        "title": title,
-        "excluded": Listing(list(excluded), columns=["image", "reason"]),
-        "notes": Listing(list(notes), columns=["image", "note"]),
-        **attrs,
-    }
-    return data
+        data = pd.DataFrame(self.rows)
+        for column in COLUMNS:
+            given = data[column] if column in data else {"dataset": self.source}.get(column, "")
+            data[column] = pd.Series(given, index=data.index).fillna("").astype(str)
+        data["group"] = data["group"].where(data["group"] != "", data["patient"])
+        data = data[COLUMNS + [c for c in data if c not in COLUMNS]]
+        data = data.sort_values("image", key=lambda column: column.map(natural)).reset_index(drop=True)
+        data.attrs = {
+            "classes": list(names),
+            "names": {key: tuple(name) for key, name in names.items()},
+            "simulated": simulated,
+            "title": title,
+            "excluded": Listing(self.excluded, columns=["image", "reason"]),
+            "notes": Listing(self.notes, columns=["image", "note"]),
+            **attrs,
+        }
+        return data
 
 
 def public(manifest: pd.DataFrame) -> pd.DataFrame:
@@ -263,7 +247,4 @@ def named(keys: Iterable[str], own: Mapping[str, str] | None = None) -> dict[str
 
 def in_order(keys: Iterable[str]) -> list[str]:
     """Lesion types first in the study's order, then other classes in natural order."""
-    return [
-        *(key for key in LESION_TYPES if key in keys),
-        *sorted(set(keys) - set(LESION_TYPES), key=natural),
-    ]
+    return [key for key in LESION_TYPES if key in keys] + sorted(set(keys) - set(LESION_TYPES), key=natural)

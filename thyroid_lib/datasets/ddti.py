@@ -45,14 +45,11 @@ def read(root: Path, *, labels: Literal["groups", "two"] = "groups") -> pd.DataF
         DatasetError: no XML file is there.
     """
     found = contract.Collection("ddti", root)
-    cases = sorted(
-        (path for path in root.glob("*.xml") if path.is_file()), key=lambda path: natural(path.name)
-    )
+    cases = [path for path in root.glob("*.xml") if path.is_file()]
+    cases.sort(key=lambda path: natural(path.name))
     if not cases:
         raise found.unlike("<case>.xml and <case>_<n>.jpg", "no XML file is there")
-    classes = {
-        grade: group if labels == "groups" or group == "2-3" else "4a-5" for grade, group in GROUPS.items()
-    }
+    classes = GROUPS if labels == "groups" else dict.fromkeys(GROUPS, "4a-5") | {"2": "2-3", "3": "2-3"}
     printed = contract.beside(root, "ddti_notes.csv")
     images = {}  # case -> number -> image
     for image, path in found.images("", *cases):
@@ -95,9 +92,8 @@ def read(root: Path, *, labels: Literal["groups", "two"] = "groups") -> pd.DataF
     if printed is None:
         found.note("ddti_notes.csv is not beside the set: text printed on the frames is not known")
     names = {key: f"TI-RADS {key.replace('-', '–')}" for key in classes.values()}
-    return found.manifest(
-        "DDTI, TI-RADS groups (not pathology)", {key: (name, f"{name} 类") for key, name in names.items()}
-    )
+    names = {key: (name, f"{name} 类") for key, name in names.items()}
+    return found.manifest("DDTI, TI-RADS groups (not pathology)", names)
 
 
 def _outlines(tree, case: str, found: contract.Collection) -> dict[str, list]:

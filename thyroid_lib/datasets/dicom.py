@@ -64,9 +64,8 @@ def read(
         else:
             found.leave_out(identifier(name), reason if reason.startswith("a ") else "not a DICOM file")
     if not work:
-        raise contract.DatasetError(
-            f"dicom: expected DICOM files; none among the {len(listed)} files there. docs/data.md shows what is read."
-        )
+        came = f"expected DICOM files; none among the {len(listed)} files there"
+        raise contract.DatasetError(f"dicom: {came}. docs/data.md shows what is read.")
     jobs = Parallel(n_jobs=-1 if len(work) > 16 else 1, return_as="generator")
     results = jobs(delayed(_inspect)(path, frames) for _, path in work)
     for (name, path), about in zip(work, progress(results, "reading DICOM", len(work))):
@@ -138,10 +137,10 @@ def _frame(path: str, dataset: pydicom.Dataset, number: int) -> tuple[str, list[
     except regions.NoRegion:
         return "", ["no connected region was found inside the scanner's region"], math.nan
     agreement = round(overlap(stated, ours), 4)
-    note = (
-        f"the scanner's region {stated} and the largest connected region {ours} (x, y, width, height in px) "
-        f"disagree: their overlap is {agreement:.2f} of their union"
+    both = (
+        f"the scanner's region {stated} and the largest connected region {ours} (x, y, width, height in px)"
     )
+    note = f"{both} disagree: their overlap is {agreement:.2f} of their union"
     return "", [note] if agreement < AGREE else [], agreement
 
 
@@ -154,9 +153,8 @@ def overlap(a: tuple, b: tuple) -> float:
 
 
 def _public(dataset: pydicom.Dataset) -> dict:
-    person = _text(dataset, "PatientID") or "\0".join(
-        _text(dataset, name) for name in ("PatientName", "PatientBirthDate")
-    ).strip("\0")
+    name_and_birth = f"{_text(dataset, 'PatientName')}\0{_text(dataset, 'PatientBirthDate')}"
+    person = _text(dataset, "PatientID") or name_and_birth.strip("\0")
     who = ("patient", _text(dataset, "IssuerOfPatientID"), person)
     sex = _text(dataset, "PatientSex").upper()
     return {
@@ -205,18 +203,15 @@ def _labels(root: Path, name: str, keys: list[str]) -> tuple[str, dict[str, str]
     table = contract.texts(path)
     column = next((c for c in reversed(COLUMNS) if c in table), None)
     if column is None or "label" not in table:
-        raise contract.DatasetError(
-            f"dicom: the table of labels needs the column label and one of {', '.join(COLUMNS)}."
-        )
+        needed = f"the column label and one of {', '.join(COLUMNS)}"
+        raise contract.DatasetError(f"dicom: the table of labels needs {needed}.")
     pairs = set(zip(table[column].str.strip(), table["label"].map(contract.lesion_type)))
     if unknown := {label for _, label in pairs} - {*keys, ""}:
-        raise contract.DatasetError(
-            f"dicom: {len(unknown)} labels of the table are none of {', '.join(keys)}; "
-            "name the classes with classes=a,b."
-        )
+        came = f"{len(unknown)} labels of the table are none of {', '.join(keys)}"
+        raise contract.DatasetError(f"dicom: {came}; name the classes with classes=a,b.")
     values = dict(pairs)
-    if len(pairs) > len(values):
+    if twice := len(pairs) - len(values):
         raise contract.DatasetError(
-            f"dicom: the table of labels gives {len(pairs) - len(values)} identifiers a second, other label."
+            f"dicom: the table of labels gives {twice} identifiers a second, other label."
         )
     return column, values

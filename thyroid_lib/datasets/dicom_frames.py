@@ -52,7 +52,7 @@ def load(source, number: int = 0) -> frames.Frame:
         try:
             box = regions.largest_region(gray).box
         except regions.NoRegion:
-            box = (0, 0, gray.shape[1], gray.shape[0])
+            box = (0, 0, *gray.shape[::-1])
         notes.append("the header names no ultrasound region: blanked outside the largest connected region")
     x, y, width, height = box
     blank = np.zeros_like(gray)
@@ -111,9 +111,7 @@ def header(source) -> pydicom.Dataset:
         return _without_preamble(source)
     except OSError as error:
         raise FrameError(f"cannot be opened: {type(error).__name__}", "cannot_open") from None
-    except (
-        Exception
-    ):  # whatever the parser trips over; its message may quote the header, so it goes no further
+    except Exception:  # whatever the parser trips over; its message may quote the header: no further with it
         pass
     raise FrameError("not readable as DICOM: damaged or cut short", "truncated")
 
@@ -156,10 +154,8 @@ def unusable(dataset: pydicom.Dataset) -> FrameError | None:
         reason = "no two-dimensional tissue region in the header (M-mode or spectral Doppler)"
         return FrameError(reason, "no_tissue")
     syntax = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
-    if syntax is None or syntax in UncompressedTransferSyntaxes:
-        return None
     with contextlib.suppress(Exception):  # pydicom knows no decoder of that name
-        if get_decoder(syntax).is_available:
+        if syntax is None or syntax in UncompressedTransferSyntaxes or get_decoder(syntax).is_available:
             return None
     name = syntax.name if not syntax.is_private and syntax.name != syntax else "an unknown codec"
     reason = f"compressed with {name}, which nothing installed here decodes: install thyroid_lib[dicom]"
@@ -190,11 +186,10 @@ def pixels(source, dataset: pydicom.Dataset, number: int) -> tuple[np.ndarray, f
         values = pixel_array(dataset if whole else source, index=number)
         if photometric == "PALETTE COLOR":
             values = apply_color_lut(values, dataset)
-            if values.dtype == np.uint16:
-                values = (values >> 8).astype(np.uint8)
+            values = values >> 8 if values.dtype == np.uint16 else values
         if values.ndim == 3:
-            gray = frames.read(np.ascontiguousarray(values[..., :3].astype(np.uint8)), check=False).gray
-            x, y, width, height = region_box(dataset, gray.shape) or (0, 0, gray.shape[1], gray.shape[0])
+            gray = frames.read(values[..., :3].astype(np.uint8), check=False).gray
+            x, y, width, height = region_box(dataset, gray.shape) or (0, 0, *gray.shape[::-1])
             return gray, frames.coloured_fraction(values[y : y + height, x : x + width, :3])
         gray = _eight_bits(values, dataset)
         return (255 - gray if photometric == "MONOCHROME1" else gray), 0.0

@@ -19,9 +19,7 @@ from pydicom.uid import RLELossless
 
 from thyroid_lib import frames
 
-MAX_HEADER = (
-    2 * 2**20
-)  # bytes of all that is no pixel; parsed, they take up to a hundred times as much memory
+MAX_HEADER = 2 * 2**20  # bytes of all that is no pixel; parsed, they take a hundred times as much memory
 MAX_ELEMENT = 2**20  # bytes of one element that is no pixel; a lookup table has 128 KiB
 MAX_INFLATED = 128 * 2**20  # bytes of a deflated file, inflated; also of pixels that must be read at one go
 MAX_FRAME = 64 * 2**20  # bytes of one compressed frame, as of an image file
@@ -118,14 +116,11 @@ def check_frame(path, dataset: pydicom.Dataset, number: int) -> None:
             data = get_frame(source, number, number_of_frames=count)
         except frames.FrameError:
             raise _too_large(f"a compressed frame of more than {MAX_FRAME // 2**20} MiB") from None
-    if syntax == RLELossless:
-        if len(data) > MAX_RLE:
-            raise _too_large(f"a run-length encoded frame of {len(data) / 2**20:.0f} MiB")
-        return
-    if picture_size(data) != (int(dataset.Columns), int(dataset.Rows)):
-        raise frames.FrameError(
-            "damaged: the compressed picture has another size than the header says", "truncated"
-        )
+    if syntax == RLELossless and len(data) > MAX_RLE:
+        raise _too_large(f"a run-length encoded frame of {len(data) / 2**20:.0f} MiB")
+    if syntax != RLELossless and picture_size(data) != (int(dataset.Columns), int(dataset.Rows)):
+        reason = "damaged: the compressed picture has another size than the header says"
+        raise frames.FrameError(reason, "truncated")
 
 
 def picture_size(data: bytes) -> tuple[int, int] | None:

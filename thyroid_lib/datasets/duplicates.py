@@ -68,9 +68,8 @@ def pairs(sha256: Sequence[str], phash: Sequence[str], near: int = NEAR) -> pd.D
         same = digests[block] == digests[None, start:]
         a, b = np.nonzero(np.triu((bits <= near) | same, 1))
         found.append(np.column_stack([a + start, b + start, bits[a, b], same[a, b]]))
-    return pd.DataFrame(np.concatenate(found), columns=["a", "b", "bits", "identical"]).astype(
-        {"identical": bool}
-    )
+    table = pd.DataFrame(np.concatenate(found), columns=["a", "b", "bits", "identical"])
+    return table.astype({"identical": bool})
 
 
 def join(groups: Sequence[str], a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -43,9 +43,8 @@ def read(root: Path, *, patient: Literal["folder", "prefix"] = "folder", title: 
         labels.setdefault(person, set()).add(label)
         found.frame(image, label, person, mask=found.mask(image))
     if not names:
-        raise found.unlike(
-            "<class>/<frame>.png", f"make one folder per class, for example {', '.join(LESION_TYPES)}"
-        )
+        advice = f"make one folder per class, for example {', '.join(LESION_TYPES)}"
+        raise found.unlike("<class>/<frame>.png", advice)
     if alone := sum(row["patient"] == contract.stem_of(row["image"]) for row in found.rows):
         found.note(
             f"{alone} of {len(found.rows)} frames have no patient: each counts as a patient of its own, and "

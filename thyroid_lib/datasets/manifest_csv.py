@@ -7,6 +7,7 @@ what such a column says.
 Comma, semicolon or tab; UTF-8 or GB 18030.
 """
 
+import contextlib
 import csv
 import io
 import json
@@ -53,24 +54,21 @@ def read(root: Path, *, classes: str = "", title: str = "") -> pd.DataFrame:
         raise found.unlike(path.name, "it is missing")
     header, lines = _lines(path)
     if lacking := [column for column in ("image", "label") if column not in header]:
-        raise contract.DatasetError(
-            f"manifest: {path.name} needs the columns image and label; missing: {', '.join(lacking)}; "
-            f"came: {listed(header) or 'an empty table'}."
-        )
-    personal = [name for name in header if PERSONAL.search(name)]
-    if personal:
+        came = f"missing: {', '.join(lacking)}; came: {listed(header) or 'an empty table'}"
+        raise contract.DatasetError(f"manifest: {path.name} needs the columns image and label; {came}.")
+    if personal := [name for name in header if PERSONAL.search(name)]:
         found.note(f"columns that seem to say who a person is are not read: {listed(personal)}")
     alone, hidden, people = 0, set(), {}
     for number, line in lines:
         if len(line) != len(header):
             reason = f"row {number}: {len(header)} cells are expected, {len(line)} came"
-            found.leave_out(line[0].strip() if line else "", reason)
+            found.leave_out(line[0].strip(), reason)
             continue
         cells = {name: value.strip() for name, value in zip(header, line)}
         told = _words(*(cells.pop(name) for name in dict.fromkeys(personal)))
-        row = {**cells, "image": cells["image"].replace("\\", "/")}
-        row |= {"path": str(path.parent / row["image"]) if row["image"] else ""}
-        row |= {"label": contract.lesion_type(row["label"])}
+        image = cells["image"].replace("\\", "/")
+        where, label = str(path.parent / image) if image else "", contract.lesion_type(cells["label"])
+        row = {**cells, "image": image, "path": where, "label": label}
         for name in [name for name in row if name not in KEPT and told & _words(row[name])]:
             if name in ("patient", "group"):
                 row[name] = people.setdefault(row[name], f"person {len(people) + 1}")
@@ -92,15 +90,13 @@ def read(root: Path, *, classes: str = "", title: str = "") -> pd.DataFrame:
             row["patient"] = f"row {number}"
         found.rows.append(row)
     if hidden:
-        found.note(
-            f"{', '.join(sorted(hidden))}: cells that repeat what a column left out says are replaced by the "
-            "numbers of rows and persons, or blanked"
-        )
+        instead = "are replaced by the numbers of rows and persons, or blanked"
+        found.note(f"{', '.join(sorted(hidden))}: cells that repeat what a column left out says {instead}")
     if alone:
-        found.note(
-            f"{alone} of {len(found.rows)} rows have no patient: each counts as a patient of its own, and frames of "
-            "one person may fall on both sides of a split"
+        split = (
+            "each counts as a patient of its own, and frames of one person may fall on both sides of a split"
         )
+        found.note(f"{alone} of {len(found.rows)} rows have no patient: {split}")
     keys = contract.class_keys(classes) or contract.in_order({row["label"] for row in found.rows} - {""})
     # numbered: `row` is a row of a table that a person can open
     return found.manifest(title or f"manifest {path.parent.name}", contract.named(keys), numbered=True)
@@ -120,14 +116,12 @@ def _lines(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
 
     if path.stat().st_size > MAX_BYTES:
         raise refused(f"is larger than {MAX_BYTES // 2**20} MiB: is it a table? Save it as CSV")
-    data = path.read_bytes()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        try:
-            text = data.decode("gb18030")
-        except UnicodeDecodeError:
-            raise refused("is neither UTF-8 nor GB 18030 text; save it as UTF-8 CSV") from None
+    data, text = path.read_bytes(), None
+    for encoding in ("gb18030", "utf-8-sig"):  # the last that fits
+        with contextlib.suppress(UnicodeDecodeError):
+            text = data.decode(encoding)
+    if text is None:
+        raise refused("is neither UTF-8 nor GB 18030 text; save it as UTF-8 CSV")
     if "\0" in text:
         raise refused("is no text (a spreadsheet?); save it as UTF-8 CSV")
     reader = csv.reader(io.StringIO(text), delimiter=max(",;\t", key=text.partition("\n")[0].count))

@@ -24,11 +24,6 @@ from thyroid_lib.phantoms.signs import SIGNS, SOURCES
 
 CHUNK = 16  # patients handed to a worker at a time
 WORTH_WORKERS = 96  # patients below which starting processes costs more than it saves
-TITLES = {
-    "clinic": "simulated clinic, scanner A",
-    "external": "simulated second hospital, scanner B",
-    "open": "simulated open data, scanners C and D",
-}
 
 
 def read(
@@ -69,13 +64,10 @@ def read(
     rows = pd.read_csv(folder / "table.csv", keep_default_na=False)
     rows["path"] = f"{folder.as_posix()}/" + rows["image"]
     rows["mask"] = f"{folder.as_posix()}/masks/" + rows["image"].str.removeprefix("frames/")
-    return contract.table(
-        rows.to_dict("records"),
-        dataset=f"phantom:{source}",
-        title=TITLES[source],
-        names=contract.named(SOURCES[source]["labels"]),
-        simulated=True,
-    )
+    found = contract.Collection(f"phantom:{source}", folder)
+    found.rows = rows.to_dict("records")
+    about = SOURCES[source]
+    return found.manifest(about["title"], contract.named(about["labels"]), simulated=True)
 
 
 def _simulate(folder: Path, people: list[simulator.Patient], answer: bool, jobs: int) -> None:
@@ -87,10 +79,11 @@ def _simulate(folder: Path, people: list[simulator.Patient], answer: bool, jobs:
         (partial / "masks").mkdir()
         jobs = 1 if len(people) < WORTH_WORKERS else effective_n_jobs(jobs)
         chunks = (people[start : start + CHUNK] for start in range(0, len(people), CHUNK))
-        work = Parallel(n_jobs=jobs, return_as="generator")(
-            delayed(_write)(partial, chunk, answer) for chunk in chunks
+        workers = Parallel(n_jobs=jobs, return_as="generator")
+        work = workers(delayed(_write)(partial, chunk, answer) for chunk in chunks)
+        done = progress(
+            work, "simulating patients", len(people), lambda rows: len({r["patient"] for r in rows})
         )
-        done = progress(work, "simulating patients", len(people), size=_patients_of)
         pd.DataFrame([row for rows in done for row in rows]).to_csv(partial / "table.csv", index=False)
         os.replace(partial, folder)
     except OSError:
@@ -98,10 +91,6 @@ def _simulate(folder: Path, people: list[simulator.Patient], answer: bool, jobs:
             raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _patients_of(rows: list[dict]) -> int:
-    return len({row["patient"] for row in rows})
 
 
 def _write(folder: Path, people: list[simulator.Patient], answer: bool) -> list[dict]:

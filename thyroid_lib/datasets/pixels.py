@@ -71,11 +71,9 @@ def load_mask(row, shape: tuple[int, int]) -> np.ndarray | None:
             continue
         found = _mask_file(part)
         if found.shape != tuple(shape):
-            raise frames.FrameError(
-                f"mask of another size: {found.shape[1]} x {found.shape[0]} px came, the frame has "
-                f"{shape[1]} x {shape[0]}; save the mask at the frame's size",
-                "mask_size",
-            )
+            came, frame = (f"{width} x {height}" for height, width in (found.shape, shape))
+            reason = f"mask of another size: {came} px came, the frame has {frame}; save the mask at the frame's size"
+            raise frames.FrameError(reason, "mask_size")
         mask |= found
     return mask.astype(bool)
 
@@ -86,9 +84,8 @@ def _outline(corners) -> np.ndarray:
     except (ValueError, TypeError, OverflowError):
         points = np.empty(0)
     if points.ndim != 2 or points.shape[1] != 2 or not (np.abs(points) < FAR).all():
-        raise frames.FrameError(
-            "its outline is no list of corners: [[x, y], ...] in px of the frame is expected", "mask_outline"
-        )
+        reason = "its outline is no list of corners: [[x, y], ...] in px of the frame is expected"
+        raise frames.FrameError(reason, "mask_outline")
     return points.round().astype(np.int32)
 
 
@@ -96,9 +93,8 @@ def _mask_file(path: str) -> np.ndarray:
     file, number = _split(path)
     hdf5 = file.endswith((".h5", ".hdf5"))
     gray = stanford.load(file, number, "mask") if hdf5 else frames.read(path, check=False).gray
-    return (gray > (0 if hdf5 else gray.max() / 2)).astype(
-        np.uint8
-    )  # 0/1 as well as 0/255, and JPEG's rounding
+    limit = 0 if hdf5 else gray.max() / 2  # 0/1 as well as 0/255, and JPEG's rounding
+    return (gray > limit).astype(np.uint8)
 
 
 def _split(path: str) -> tuple[str, int]:

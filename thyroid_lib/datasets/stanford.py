@@ -40,9 +40,7 @@ def read(root: Path, *, every: Annotated[int, 1] = 1) -> pd.DataFrame:
     lacking += [name for name in ("image", "mask", "annot_id", "frame_num") if name not in clips]
     if lacking:
         raise found.unlike(f"{ABOUT} and {FILE} with all their fields", f"missing: {', '.join(lacking)}")
-    about = {
-        row["annot_id"]: row for row in reversed(about.to_dict("records"))
-    }  # the first of a nodule counts
+    about = about.drop_duplicates("annot_id").set_index("annot_id", drop=False).to_dict("index")
     taken = Counter()
     for index, (nodule, number) in enumerate(zip(clips["annot_id"][:], clips["frame_num"][:])):
         nodule = nodule.decode("utf-8") if isinstance(nodule, bytes) else str(nodule)

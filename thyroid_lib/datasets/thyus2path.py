@@ -28,9 +28,8 @@ def read(root: Path) -> pd.DataFrame:
         DatasetError: no batch folder, or no label file for one.
     """
     found = contract.Collection("thyus2path", root)
-    batches = [
-        entry.name for entry in sorted(root.iterdir()) if re.match(r"batch\d+_image$", entry.name, re.I)
-    ]
+    there = sorted(entry.name for entry in root.iterdir())
+    batches = [name for name in there if re.match(r"batch\d+_image$", name, re.IGNORECASE)]
     if not batches:
         found.need("batch1_image", "batch2_image")
     tables = [path for path in sorted(root.rglob("*.csv")) if "label" in path.name.casefold()]

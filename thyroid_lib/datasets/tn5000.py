@@ -30,9 +30,8 @@ def read(root: Path, *, part: Literal["all", "train", "val", "test"] = "all") ->
     found = contract.Collection("tn5000", root)
     found.need("JPEGImages", "Annotations", *([] if part == "all" else [f"ImageSets/Main/{part}.txt"]))
     lists = {name: root / "ImageSets" / "Main" / f"{name}.txt" for name in ("train", "val", "test")}
-    parts = {
-        stem: name for name, path in lists.items() if path.is_file() for stem in path.read_text().split()
-    }
+    there = [name for name, path in lists.items() if path.is_file()]
+    parts = {stem: name for name in there for stem in lists[name].read_text().split()}
     found.note(contract.NO_PATIENTS)
     if not parts:
         found.note("ImageSets/Main is missing: the published split is not known")

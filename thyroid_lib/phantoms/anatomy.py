@@ -93,8 +93,7 @@ def _longitudinal(scene: Scene, gland_top, across, down, patient, frame) -> np.n
     _under_muscle(scene, gland_top)
     scene.outline(lobe, 1.8)
     room = np.maximum(0, [0.45 * width / scale - across, half_depth - down - 1])
-    place = np.array([width / 2 / scale, y]) + 0.7 * room * frame.uniform(-1, 1, 2)
-    return place
+    return np.array([width / 2 / scale, y]) + 0.7 * room * frame.uniform(-1, 1, 2)
 
 
 def _under_muscle(scene: Scene, gland_top) -> None:

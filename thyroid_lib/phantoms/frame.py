@@ -12,19 +12,15 @@ workers. Phantoms prove that the machinery works; they say nothing about patient
 
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import cv2
 import numpy as np
+import yaml
 
 from thyroid_lib import LESION_TYPES
 from thyroid_lib.phantoms import anatomy, nodule
-from thyroid_lib.phantoms.signs import (
-    SOURCES,
-    TYPES,
-    draw_person,
-    draw_signs,
-    label_of,
-)
+from thyroid_lib.phantoms.signs import SOURCES, TYPES, draw_person, draw_signs, label_of
 
 
 @dataclass(frozen=True)
@@ -61,20 +57,11 @@ class Scanner:
 
 
 SCANNERS = {
-    "A": Scanner("A", frame=(360, 560), corner=(70, 8), height=304, aspect=(1.0, 1.32), axial=0.085,
-                 lateral=0.20, spread=26, dynamic_range=62, gain=0.45, noise=-35, tapered=False,
-                 panel="right", logo="", probe="12L6"),
-    "B": Scanner("B", frame=(480, 640), corner=(60, 58), height=372, aspect=(1.0, 1.30), axial=0.12,
-                 lateral=0.27, spread=20, dynamic_range=54, gain=0.40, noise=-29, tapered=True,
-                 panel="top", logo="SONUS B", probe="L14-5"),
-    "C": Scanner("C", frame=(400, 560), corner=(40, 40), height=320, aspect=(1.0, 1.30), axial=0.10,
-                 lateral=0.22, spread=24, dynamic_range=66, gain=0.49, noise=-33, tapered=False,
-                 panel="top", logo="UNO", probe="ML6"),
-    "D": Scanner("D", frame=(420, 600), corner=(90, 12), height=350, aspect=(1.0, 1.25), axial=0.09,
-                 lateral=0.24, spread=22, dynamic_range=58, gain=0.41, noise=-31, tapered=True,
-                 panel="left", logo="", probe="7L4"),
-}  # fmt: skip
-SCANNERS_OF = {"clinic": "A", "external": "B", "open": "CD"}
+    name: Scanner(
+        name, **{key: tuple(value) if isinstance(value, list) else value for key, value in make.items()}
+    )
+    for name, make in yaml.safe_load(Path(__file__).with_name("scanners.yaml").read_text("utf-8")).items()
+}
 
 
 @dataclass(frozen=True)
@@ -143,7 +130,7 @@ def patients(source: str, count: int, seed: int = 0) -> list[Patient]:
         given[kind] += 1
         signs = draw_signs(TYPES[kind], rng)
         age, sex = draw_person(TYPES[kind], rng)
-        scanners = SCANNERS_OF[source]
+        scanners = SOURCES[source]["scanners"]
         scanner = SCANNERS[scanners[rng.integers(len(scanners))]]
         frames = int(rng.choice([1, 2, 3, 4], p=[0.25, 0.45, 0.2, 0.1]))
         people.append(Patient(source, seed, number, TYPES[kind], signs, age, sex, scanner, frames))
@@ -165,9 +152,8 @@ def render(patient: Patient, number: int = 0, answer: bool = False) -> Frame:
     aspect, right, setting = shared.uniform(*scanner.aspect), shared.random() < 0.5, shared.normal(0, 2.0)
     half = nodule.axes(patient.signs, shared, rng)
     height, width = scanner.height, round(scanner.height * aspect)
-    scale = width / max(
-        shared.uniform(30, 42), size / 0.6, aspect * (2 * half[1] + 12)
-    )  # mm across the sector
+    across = max(shared.uniform(30, 42), size / 0.6, aspect * (2 * half[1] + 12))  # mm
+    scale = width / across
     view = "longitudinal" if number % 2 else "transverse"
     scene, centre = anatomy.draw((height, width), scale, view, half, shared, rng)
     nodule.draw(scene, centre, *half, patient.signs, rng)
@@ -179,8 +165,7 @@ def render(patient: Patient, number: int = 0, answer: bool = False) -> Frame:
         sector[outside] = 0
         scene.nodule &= ~outside
 
-    image = np.zeros(scanner.frame, np.uint8)
-    mask = np.zeros(scanner.frame, bool)
+    image, mask = np.zeros(scanner.frame, np.uint8), np.zeros(scanner.frame, bool)
     x, y = scanner.corner[0] + int(rng.integers(0, 24)), scanner.corner[1]
     image[y : y + height, x : x + width] = sector
     mask[y : y + height, x : x + width] = scene.nodule
@@ -262,8 +247,8 @@ def _generator(source: str, *numbers: int) -> np.random.Generator:
 
 def _corners(shape: tuple[int, int]) -> np.ndarray:
     height, width = shape
-    cut = 0.09 * width * np.clip(1 - np.arange(height) / (0.9 * height), 0, 1)
     columns = np.arange(width)
+    cut = 0.09 * width * np.clip(1 - np.arange(height) / (0.9 * height), 0, 1)
     return (columns < cut[:, None]) | (columns >= width - cut[:, None])
 
 

@@ -48,9 +48,7 @@ def draw(scene: Scene, centre, across: float, down: float, signs: dict, rng: np.
 
     inside = UNEVEN[signs["echotexture"]] * noise(rng, mask.shape, 1.5 * scale, 1.7 * scale)
     inside += np.float32(ECHOGENICITY[signs["echogenicity"]])
-    fluid = _fluid(
-        mask, local, half=np.array([across, down]) * scale, kind=signs["composition"], scale=scale, rng=rng
-    )
+    fluid = _fluid(mask, local, np.array([across, down]) * scale, signs["composition"], scale, rng)
     inside += (np.float32(FLUID) - inside) * fluid
     alpha = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), BLUR[signs["margin"]] * scale)
     echo, excess = scene.echo[window], scene.excess[window]
@@ -77,12 +75,11 @@ def _contour(centre, across: float, down: float, margin: str, rng) -> np.ndarray
         for place in rng.uniform(0, 2 * np.pi, 6):
             apart = np.abs((angle - place + np.pi) % (2 * np.pi) - np.pi)
             radius += rng.uniform(0.08, 0.25) * np.clip(1 - apart / 0.13, 0, None)
-    return np.stack(
-        [centre[0] + across * radius * np.cos(angle), centre[1] + down * radius * np.sin(angle)], 1
-    )
+    x, y = across * radius * np.cos(angle), down * radius * np.sin(angle)
+    return np.stack([centre[0] + x, centre[1] + y], 1)
 
 
-def _fluid(mask, contour, *, half, kind: str, scale: float, rng) -> np.ndarray:
+def _fluid(mask, contour, half, kind: str, scale: float, rng) -> np.ndarray:
     """Where the nodule holds fluid: float32 (h, w), 0 to 1."""
     fluid = np.zeros(mask.shape, np.uint8)
     centre = contour.mean(0)
@@ -102,9 +99,8 @@ def _fluid(mask, contour, *, half, kind: str, scale: float, rng) -> np.ndarray:
 
 def _punctate(scene, mask, contour, corner, fluid, rng) -> None:
     radius = max(1, round(0.2 * scene.scale))
-    count = np.clip(
-        mask.sum() / scene.scale**2 / 6 * rng.uniform(0.8, 1.3), 5, 24
-    )  # about one in 6 square mm
+    # about one in 6 square mm
+    count = np.clip(mask.sum() / scene.scale**2 / 6 * rng.uniform(0.8, 1.3), 5, 24)
     for x, y in _places(mask, corner, int(count), 0.4 * scene.scale, rng):
         cv2.circle(scene.specular, (x, y), radius, rng.uniform(8, 18), -1)
 

@@ -61,8 +61,7 @@ class Scene:
     def mirror(self) -> None:
         """Turns left and right, for the other side of the neck."""
         for name in ("codes", "specular", "ghost", "echo", "excess", "nodule"):
-            setattr(self, name, cv2.flip(getattr(self, name).view(np.uint8), 1).view(bool)
-                    if name == "nodule" else cv2.flip(getattr(self, name), 1))  # fmt: skip
+            setattr(self, name, np.ascontiguousarray(getattr(self, name)[:, ::-1]))
 
     def fill(self, points: np.ndarray, tissue: str) -> None:
         """Fills a polygon, (n, 2) in px, with a tissue."""
@@ -78,9 +77,8 @@ class Scene:
         """A border, (n, 2) in px, that mirrors sound where it lies across the beam; on `specular` by default."""
         step = np.roll(points, -1, 0) - points
         facing = np.abs(step[:, 0]) / np.maximum(np.hypot(step[:, 0], step[:, 1]), 1e-6)
-        ends = fixed(points).tolist()
+        ends, thin = fixed(points).tolist(), self.thin
         canvas = self.specular if canvas is None else canvas
-        thin = self.thin
         segments = list(zip(ends, ends[1:] + ends[:1], (facing**3).tolist()))
         for start, end, along in segments if closed else segments[:-1]:
             if along > 0.1:

@@ -39,15 +39,18 @@ def sign_table() -> pd.DataFrame:
 
 def draw_signs(lesion_type: str, rng: np.random.Generator) -> dict:
     """Draws one nodule's signs: {sign: value} and `size_mm`."""
-    column = TYPES.index(lesion_type)
+    signs, size = _draw(TYPES.index(lesion_type), rng)
+    return {sign: str(value) for sign, value in signs.items()} | {"size_mm": round(float(size), 1)}
+
+
+def _draw(column: int, rng: np.random.Generator, count: int | None = None) -> tuple[dict, np.ndarray]:
+    """{sign: value} and the size in mm of a nodule of TYPES[column], or of so many."""
     signs = {}
     for sign, table in SIGNS.items():
-        values = list(table)
-        chances = np.array([table[value][column] for value in values])
-        signs[sign] = values[rng.choice(len(values), p=chances / chances.sum())]
-    size = SIZE_MM["median"][column] * np.exp(SIZE_MM["spread"][column] * rng.standard_normal())
-    signs["size_mm"] = round(float(np.clip(size, *SIZE_MM["range"])), 1)
-    return signs
+        chances = np.array([frequencies[column] for frequencies in table.values()])
+        signs[sign] = rng.choice(list(table), count, p=chances / chances.sum())
+    size = SIZE_MM["median"][column] * np.exp(SIZE_MM["spread"][column] * rng.standard_normal(count))
+    return signs, np.clip(size, *SIZE_MM["range"])
 
 
 def draw_person(lesion_type: str, rng: np.random.Generator) -> tuple[int, str]:
@@ -73,12 +76,10 @@ def sign_reader(signs: pd.DataFrame, source: str = "clinic") -> np.ndarray:
     about = SOURCES[source]
     log = np.tile(np.log(about["mix"]), (len(signs), 1))
     for sign, table in SIGNS.items():
-        rows = {
-            value: np.log(chances / np.sum(list(table.values()), axis=0)) for value, chances in table.items()
-        }
+        total = np.sum(list(table.values()), axis=0)
+        rows = {value: np.log(chances / total) for value, chances in table.items()}
         log += np.stack([rows[value] for value in signs[f"sign_{sign}"]])
-    size = signs["nodule_size_mm"].to_numpy(np.float64)[:, None]
-    log += _log_size(size)
+    log += _log_size(signs["nodule_size_mm"].to_numpy(np.float64)[:, None])
     posterior = np.exp(log - log.max(1, keepdims=True))
     posterior /= posterior.sum(1, keepdims=True)
     if source == "open":
@@ -113,19 +114,14 @@ def ceiling(source: str = "clinic", draws: int = 40_000, seed: int = 0) -> dict[
 
     rng = np.random.default_rng(seed)
     about = SOURCES[source]
-    types = rng.choice(len(TYPES), draws, p=about["mix"])
-    table = {f"sign_{sign}": np.empty(draws, object) for sign in SIGNS}
-    size = np.empty(draws)
-    for column in range(len(TYPES)):
-        rows = np.flatnonzero(types == column)
-        for sign, frequencies in SIGNS.items():
-            chances = np.array([value[column] for value in frequencies.values()])
-            table[f"sign_{sign}"][rows] = rng.choice(list(frequencies), len(rows), p=chances / chances.sum())
-        spread = SIZE_MM["spread"][column] * rng.standard_normal(len(rows))
-        size[rows] = np.clip(SIZE_MM["median"][column] * np.exp(spread), *SIZE_MM["range"])
-    posterior = sign_reader(pd.DataFrame(table).assign(nodule_size_mm=size), source)
+    counts = np.bincount(rng.choice(len(TYPES), draws, p=about["mix"]), minlength=len(TYPES))
+    drawn = []
+    for column, count in enumerate(counts):
+        signs, size = _draw(column, rng, count)
+        drawn.append(pd.DataFrame(signs).add_prefix("sign_").assign(nodule_size_mm=size))
+    posterior = sign_reader(pd.concat(drawn), source)
     labels = list(about["labels"])
-    truth = np.array([labels.index(label_of(source, TYPES[column])) for column in types])
+    truth = np.repeat([labels.index(label_of(source, lesion_type)) for lesion_type in TYPES], counts)
     aurocs = {
         f"auroc/{label}": float(roc_auc_score(truth == k, posterior[:, k])) for k, label in enumerate(labels)
     }
