@@ -46,13 +46,10 @@ MUTANTS = {
         "regions.py",
         "test_regions.py",
         [
-            (
-                "key=lambda component: (-component[0], component[1])",
-                "key=lambda component: component[:2]",
-            ),
-            ("if area < recipe.min_area * binary.size:", "if area > recipe.min_area * binary.size:"),
+            ("np.argsort(-stats[", "np.argsort(stats["),
+            ("area < recipe.min_area * binary.size", "area > recipe.min_area * binary.size"),
             ("return regions[0]\n", "return regions[-1]\n"),
-            ("connectivity=connectivity)\n    if count", "connectivity=8)\n    if count"),
+            ("connectivity=recipe.connectivity", "connectivity=8"),
             ("round((x + w) * scale_x + margin)", "round((x + w) * scale_x)"),
             ("x, y, width, height = region.box\n    cut", "y, x, width, height = region.box\n    cut"),
             ("return 255 - cut if region.inverted else cut", "return cut"),
