@@ -61,8 +61,8 @@ MUTANTS = {
         "test_losses.py",
         [
             (
-                "return (1 - self.focal_weight) * cross_entropy + self.focal_weight * focal",
-                "return self.focal_weight * cross_entropy + (1 - self.focal_weight) * focal",
+                "return (1 - self.focal_weight) * cross_entropy + self.focal_weight * self.focal",
+                "return self.focal_weight * cross_entropy + (1 - self.focal_weight) * self.focal",
             ),
             (".clamp_min(smallest).pow(gamma)", ".clamp_min(smallest).pow(2.0)"),
             ("-torch.expm1(log_p)", "torch.exp(log_p)"),
