@@ -125,7 +125,7 @@ def test_an_onnx_file_that_was_changed_or_is_anothers_is_refused(copy):
     for content, said in (
         (json.dumps(record | {"classifier": "another"}), "of another classifier"),
         (json.dumps(record | {"sha256": "0"}), "SHA-256"),
-        ("[]", "missing or damaged"),
+        ("[]", "missing, damaged"),
     ):
         (copy / "model.onnx.json").write_text(content)
         with pytest.raises(ClassifierError, match=said):
