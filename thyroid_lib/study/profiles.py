@@ -14,13 +14,13 @@ from pathlib import Path
 
 import yaml
 
-from thyroid_lib.common.files import PROJECT, read_json
+from thyroid_lib.common.files import PROJECT
 from thyroid_lib.common.messages import named, quoted
+from thyroid_lib.datasets import SOURCES
 
 NOTEBOOKS = PROJECT / "notebooks"
 PROFILES = NOTEBOOKS / "profiles"
-SOURCES = "phantom ddti busi tn3k tg3k tn5000 auitd thyus2path stanford folder manifest dicom".split()
-_TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict}
+_NO_YAML = (yaml.YAMLError, ValueError, RecursionError)  # ValueError: no such date, another encoding
 
 
 @dataclass(frozen=True)
@@ -51,35 +51,31 @@ class ProfileError(ValueError):
         self.problems = problems
 
 
-@dataclass(frozen=True)
-class Parameter:
-    """One parameter of a notebook: its name, the name of its type, its stored default."""
+def declared(stage: str) -> dict[str, object]:
+    """The parameters a notebook declares in its cell tagged ``parameters``, with their stored defaults.
 
-    name: str
-    kind: str
-    default: object
-
-
-def declared(notebook: Path) -> dict[str, Parameter]:
-    """The parameters a notebook declares in its cell tagged ``parameters``.
+    Args:
+        stage: the notebook, such as "01_preprocess".
 
     Raises:
-        ProfileError: there is no such cell, or a line in it is no ``name: type = literal``.
+        ProfileError: there is no such cell, or a line in it is no ``name: type = literal`` of that type.
     """
     import nbformat  # takes seconds: only the runner needs it, not the notebooks
 
-    cells = nbformat.read(notebook, as_version=4).cells
+    cells = nbformat.read(NOTEBOOKS / f"{stage}.ipynb", as_version=4).cells
     tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
     if len(tagged) != 1:
-        raise ProfileError([f"{notebook.name}: expected one cell tagged 'parameters', came {len(tagged)}"])
+        raise ProfileError([f"{stage}.ipynb: expected one cell tagged 'parameters', came {len(tagged)}"])
     found = {}
     for line in ast.parse(tagged[0].source).body:
         try:
-            name, kind, default = line.target.id, ast.unparse(line.annotation), ast.literal_eval(line.value)
+            found[line.target.id] = default = ast.literal_eval(line.value)
+            typed = ast.unparse(line.annotation).partition("[")[0] == type(default).__name__
         except (AttributeError, ValueError, TypeError):
-            said = f"{notebook.name}: expected 'name: type = literal', came '{ast.unparse(line)}'"
-            raise ProfileError([said]) from None
-        found[name] = Parameter(name, kind.split("[")[0], default)
+            typed = False
+        if not typed:
+            said = f"{stage}.ipynb: expected 'name: type = literal', came '{ast.unparse(line)}'"
+            raise ProfileError([said])
     return found
 
 
@@ -97,11 +93,7 @@ def load(profile: str) -> dict:
             raise ProfileError([f"profile '{profile}': expected one of {known}, or the path of a .yaml file"])
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (
-        yaml.YAMLError,
-        ValueError,
-        RecursionError,
-    ) as error:  # ValueError: no such date, another encoding
+    except _NO_YAML as error:
         raise ProfileError([f"profile {path.name}: not readable as YAML: {error}"]) from None
     if not isinstance(content, dict) or not all(isinstance(part or {}, dict) for part in content.values()):
         raise ProfileError(
@@ -124,26 +116,24 @@ def resolve(profile: dict, settings: list[str], data: dict[str, str]) -> dict[st
     Raises:
         ProfileError: with all problems at once.
     """
-    notebooks = {path.stem: declared(path) for path in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))}
+    notebooks = {stage.name: declared(stage.name) for stage in STAGES}
     problems: list[str] = []
     resolved: dict[str, dict] = {name: {} for name in notebooks}
 
     def give(target: str, name: str, value: object, origin: str) -> None:
-        if target != "common" and target not in notebooks:
-            problems.append(f"{origin}: no notebook '{named(target)}'{_nearest(target, notebooks)}")
-            return
         takers = notebooks if target == "common" else [target]
-        known = {parameter for book in takers for parameter in notebooks[book]}
-        if name not in known:
-            who = "no notebook has a" if target == "common" else f"{target} has no"
-            problems.append(f"{origin}: {who} parameter '{named(name)}'{_nearest(name, known)}")
-            return
         try:
+            if target not in ("common", *notebooks):
+                raise ValueError(f"no notebook '{named(target)}'{_nearest(target, notebooks)}")
+            known = {parameter for book in takers for parameter in notebooks[book]}
+            if name not in known:
+                who = "no notebook has a" if target == "common" else f"{target} has no"
+                raise ValueError(f"{who} parameter '{named(name)}'{_nearest(name, known)}")
             for book in takers:
                 if name in notebooks[book]:
-                    typed = _typed(value, notebooks[book][name])
+                    typed = _typed(name, value, notebooks[book][name])
                     if isinstance(typed, dict):  # what it does not name stays as it was
-                        typed = resolved[book].get(name, notebooks[book][name].default) | typed
+                        typed = resolved[book].get(name, notebooks[book][name]) | typed
                     resolved[book][name] = typed
         except ValueError as error:
             problems.append(f"{origin}: {error}")
@@ -162,7 +152,7 @@ def resolve(profile: dict, settings: list[str], data: dict[str, str]) -> dict[st
         target = next((book for book in notebooks if target and book.startswith(target)), target or "common")
         try:
             give(target, name, yaml.safe_load(text), f"--set {setting}")
-        except (yaml.YAMLError, ValueError, RecursionError):
+        except _NO_YAML:
             give(target, name, text, f"--set {setting}")
     problems += [
         f"{book}.{name}: {problem}"
@@ -207,9 +197,7 @@ def public_value(name: str, value: object) -> object:
     """
     if not isinstance(value, str):
         return value
-    if name.endswith("_data"):
-        if (parts := _parts(value)) is None:
-            return value
+    if name.endswith("_data") and (parts := _parts(value)):
         kind, path, options = parts
         return f"{kind}:{Path(path).name}{re.sub(r'=[^&]*/', '=', options)}"
     return Path(value).name if re.match(r"(\.{0,2}/|[A-Za-z]:\\|~)", value) else value
@@ -245,15 +233,15 @@ def spec_problem(spec: str) -> str:
     return "" if there else f"'{named(spec)}': {named(str(path))} is not there"
 
 
-def _typed(value: object, parameter: Parameter) -> object:
-    """``value`` as the parameter's type; YAML reads 1e-3 as a text, which is meant as a number."""
-    wanted, given = _TYPES.get(parameter.kind, str), type(value)
+def _typed(name: str, value: object, default: object) -> object:
+    """``value`` in the type of a parameter's default; YAML reads 1e-3 as a text, which is meant as a number."""
+    wanted, given = type(default), type(value)
     if wanted is str and (value is None or given in (int, float)):
         return "" if value is None else str(value)
     with contextlib.suppress(ValueError, OverflowError):
         value = float(value) if wanted is float and given in (int, str) else value
     if type(value) is not wanted:
-        raise ValueError(f"'{parameter.name}' expects {parameter.kind}, came {quoted(value)}")
+        raise ValueError(f"'{name}' expects {wanted.__name__}, came {quoted(value)}")
     return value
 
 
@@ -268,5 +256,4 @@ def used(run, stage: str, name: str):
     Args:
         run: ``study.run.Run``. stage: the notebook, such as "01_preprocess". name: of the parameter.
     """
-    kept = read_json(run.dir / "run.json").get("parameters", {}).get(stage, {})
-    return kept.get(name) or declared(NOTEBOOKS / f"{stage}.ipynb")[name].default
+    return run.facts.get("parameters", {}).get(stage, {}).get(name) or declared(stage)[name]

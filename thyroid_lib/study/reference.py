@@ -24,11 +24,15 @@ import tempfile
 from functools import cached_property, partial
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 
 from thyroid_lib.common.files import PROJECT, REPORTS, read_json, write_json, write_text
 from thyroid_lib.common.templates import render
-from thyroid_lib.study import profiles
+from thyroid_lib.datasets.identity import pseudonym
+from thyroid_lib.evaluation.comparison import SUBGROUPS
+from thyroid_lib.evaluation.predictions import covariates_of, read_predictions
+from thyroid_lib.study import profiles, report
 from thyroid_lib.study.run import Run
 
 FOLDER = REPORTS / "reference"
@@ -62,27 +66,19 @@ class Reference:
         self.run, self.facts = Path(run), read_json(Path(run) / "run.json")
         self.profile = profile or Path(self.facts.get("profile", "")).stem
         self.stages = sorted(self.facts.get("stages", {}))
+        found = {path.parent.name: read_json(path) for path in sorted(self.run.glob("data/*/crops.json"))}
+        # of every role that the run has, whether its frames are simulated
+        self.roles = {role: crops["simulated"] for role, crops in found.items()}
         files = ["metrics.json", "predictions.csv", "run.json", "05_evaluate.ipynb"]
         files += [f"{name}.ipynb" for name in self.stages]
-        missing = [name for name in files if not (self.run / name).is_file()] + ["its profile"] * (
-            not self.profile
-        )
+        missing = [name for name in files if not (self.run / name).is_file()]
+        missing += ["its profile"] * (not self.profile) + ["data/<role>/crops.json"] * (not found)
         if missing:
             raise NotPublishable(
                 f"{self.run}: expected a finished run, missing: {', '.join(missing)}; run ./run_all.sh first, "
                 "then name the folder under reports/"
             )
-
-    @cached_property
-    def roles(self) -> dict[str, bool]:
-        """Role -> whether its frames are simulated, of every role that the run has."""
-        found = sorted(self.run.glob("data/*/crops.json"))
-        if not found:
-            raise NotPublishable(
-                f"{self.run}: expected data/<role>/crops.json to tell whether patients are shown, found none; "
-                "run notebook 01 into this run again"
-            )
-        return {path.parent.name: read_json(path)["simulated"] for path in found}
+        self._pseudonym = partial(pseudonym, "reference", self.profile)
 
     @property
     def simulated(self) -> bool:
@@ -91,17 +87,13 @@ class Reference:
 
     @cached_property
     def names(self) -> dict[str, str]:
-        """Every name of a real image, used or not, and the pseudonym that stands for it in texts."""
+        """Every name of a real image, used or not, as texts and pages write it, and what stands for it in them."""
         real = [self.run / "data" / role for role, simulated in self.roles.items() if not simulated]
         paths = [folder / f"{name}.csv" for folder in real for name in ("index", "excluded", "problems")]
         read = partial(pd.read_csv, dtype=str, keep_default_na=False, usecols=["image"])
         found = {name for path in paths if path.is_file() for name in read(path)["image"]} - {""}
-        return {name: f"image {self._pseudonym('image', name)}" for name in sorted(found)}
-
-    def _pseudonym(self, kind: str, value: str) -> str:
-        from thyroid_lib.datasets.identity import pseudonym
-
-        return pseudonym("reference", self.profile, kind, value)
+        hidden = {name: f"image {self._pseudonym('image', name)}" for name in found}
+        return {html.escape(name, quote=False): hidden[name] for name in found} | hidden
 
     def write(self, folder: Path | None = None) -> tuple[Path, dict]:
         """Writes the reference folder, whole or not at all.
@@ -115,8 +107,6 @@ class Reference:
         Raises:
             NotPublishable: a text of it names a path of this machine or a real image, or it is too large.
         """
-        from thyroid_lib.study import report
-
         folder = FOLDER / self.profile if folder is None else Path(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         if folder.exists() and not (folder / "run.json").is_file():
@@ -143,36 +133,27 @@ class Reference:
 
     def _fill(self, folder: Path) -> dict:
         pages = [self._page(stage, folder / f"{stage}.html") for stage in self.stages]
-        about = {
-            "figures": sum(kept for kept, _ in pages),
-            "left_out": [name for _, left in pages for name in left],
-        }
+        figures, left_out = sum(kept for kept, _ in pages), [name for _, left in pages for name in left]
         write_json(folder / "metrics.json", read_json(self.run / "metrics.json"))
         write_text(folder / "predictions.csv", self._predictions())
         for name in TEXTS:
             if (self.run / name).is_file():
                 write_text(folder / name, self._without_names((self.run / name).read_text(encoding="utf-8")))
-        told = ("run", "environment", "notes", "parameters", "stages")
-        facts = {key: self.facts[key] for key in told if key in self.facts}
-        facts |= {"profile": self.profile, "parameters": profiles.public(self.facts.get("parameters", {}))}
-        facts["stages"] = {
-            name: {key: stage[key] for key in ("seconds", "finished") if key in stage}
-            for name, stage in self.facts["stages"].items()
-        }
+        facts = {name: self.facts[name] for name in ("run", "environment", "notes") if name in self.facts}
+        stages = self.facts["stages"].items()
         hidden = "HMAC-SHA-256 under a key that is not published"
-        facts["reference"] = {
-            "figures": about["figures"],
-            "figures_left_out": about["left_out"],
-            "identities": "as simulated" if self.simulated else hidden,
+        identities = "as simulated" if self.simulated else hidden
+        facts |= {
+            "profile": self.profile,
+            "parameters": profiles.public(self.facts.get("parameters", {})),
+            "stages": {name: {key: stage[key] for key in ("seconds", "finished")} for name, stage in stages},
+            "reference": {"figures": figures, "figures_left_out": left_out, "identities": identities},
         }
         write_json(folder / "run.json", facts)
-        return about
+        return {"figures": figures, "left_out": left_out}
 
     def _predictions(self) -> str:
         """``predictions.csv`` with pseudonyms for real images; rows in an order that tells nothing of the names."""
-        from thyroid_lib.evaluation.comparison import SUBGROUPS
-        from thyroid_lib.evaluation.predictions import covariates_of, read_predictions
-
         if self.simulated:
             return (self.run / "predictions.csv").read_text(encoding="utf-8")
         table = read_predictions(self.run / "predictions.csv")
@@ -189,14 +170,10 @@ class Reference:
 
     def _page(self, stage: str, page: Path) -> tuple[int, list[str]]:
         """One report, drawn anew from its executed notebook; gives how many figures stay, and which do not."""
-        import nbformat
-
-        from thyroid_lib.study import report
-
         notebook = nbformat.read(self.run / f"{stage}.ipynb", as_version=4)
         kept, left = 0, []
         for cell in notebook.cells:
-            cell.source = self._without_layout(cell.source)
+            cell.source = self._without_names(cell.source)
             for output in cell.get("outputs", []):
                 words = output.get("metadata", {}).get("image/png", {})
                 data = output.get("data", {})
@@ -224,29 +201,21 @@ class Reference:
         stages = self.facts.get("parameters", {}).values()
         pairs = [pair for values in stages for pair in values.items() if isinstance(pair[1], str)]
         known = {value: profiles.public_value(name, value) for name, value in pairs}
-        return {
-            value: known[value] for value in sorted(known, key=len, reverse=True) if known[value] != value
-        }
-
-    def _without_layout(self, text: str) -> str:
-        for value, short in self._private.items():
-            text = text.replace(value, short)
-        return text
+        longest = sorted(known, key=len, reverse=True)
+        return {value: known[value] for value in longest if known[value] != value}
 
     @cached_property
-    def _pattern(self) -> re.Pattern | None:
-        words = sorted({html.escape(name, quote=False) for name in self.names} | set(self.names), key=len)
-        names = "|".join(map(re.escape, reversed(words)))  # the longest first
-        return re.compile(rf"(?<![\w/.-])(?:{names})(?![\w-])") if words else None
+    def _pattern(self) -> re.Pattern:
+        names = "|".join(map(re.escape, sorted(self.names, key=len, reverse=True)))
+        return re.compile(rf"(?<![\w/.-])(?:{names})(?![\w-])" if names else "(?!)")  # this matches nothing
 
     def _without_names(self, text):
-        """A text of an output (or a list of lines) with a pseudonym in place of every real image's name."""
+        """A text of a notebook (or what else an output holds) without paths of the run and names of real images."""
         if not isinstance(text, str):
             return text
-        text = self._without_layout(text)
-        if self._pattern is None:
-            return text
-        return self._pattern.sub(lambda found: self.names[html.unescape(found[0])], text)
+        for value, short in self._private.items():
+            text = text.replace(value, short)
+        return self._pattern.sub(lambda found: self.names[found[0]], text)
 
     def _refuse(self, folder: Path) -> None:
         """Raises where a file of the folder names a path of this machine or a real image."""
@@ -254,7 +223,7 @@ class Reference:
         for path in sorted(folder.iterdir()):
             text = re.sub(r"base64,[A-Za-z0-9+/=]+", "", path.read_text(encoding="utf-8"))
             found = [place for place in own if len(place) > 1 and place in text]
-            found += [match[0] for one in (_LAYOUT, self._pattern) if one and (match := one.search(text))]
+            found += [match[0] for one in (_LAYOUT, self._pattern) if (match := one.search(text))]
             if found:
                 raise NotPublishable(
                     f"{path.name}: expected no path of this machine and no name of a real image, found {found[0]!r}; "
