@@ -48,9 +48,10 @@ def test_a_notebook_opens_with_its_title_and_one_paragraph_and_ends_with_what_wa
 
 @every_notebook
 def test_parameters_are_typed_and_each_says_what_it_is(path):
-    assert "run_dir" in profiles.declared(path.stem)
+    assert profiles.declared(path.stem)
     cell = next(cell for cell in cells(path, "code") if "parameters" in cell.metadata.get("tags", []))
     lines = cell.source.splitlines()
+    assert lines[0].startswith('run_dir: str = ""')
     assert all("#" in lines[parameter.end_lineno - 1] for parameter in ast.parse(cell.source).body)
 
 

@@ -14,42 +14,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+import yaml
 
-from thyroid_lib.common.files import PROJECT, read_json, write_text
+from thyroid_lib.common.files import PROJECT, write_text
 from thyroid_lib.common.messages import MORE, named, number
-from thyroid_lib.common.templates import render
+from thyroid_lib.common.templates import TEMPLATES, render
 from thyroid_lib.study import profiles
+from thyroid_lib.study.run import Run
 
 RELATIVE = 0.01
 OUTSIDE = 0.05
-RULE = (
-    "Tolerances. Numbers agree when they are identical, when each lies in the other's 95 % interval, or, without "
-    f"intervals, when they differ by at most {RELATIVE:.0%} of the larger; texts must be identical. Of the numbers "
-    f"with an interval, key numbers aside, {OUTSIDE:.0%} may lie outside, as so many are looked at. Keys that follow "
-    "one training or one decoder and have no interval (losses, epochs, thresholds, single counts, hashes of pixels) "
-    "are noisy: listed, not judged."
-)
-NOISY = re.compile(
-    r"^01_preprocess/\w+/crops_hash$"
-    r"|^03_pretrain/(epochs|best_epoch|train_loss|val_\w+)$"
-    r"|^04_finetune/trainings/"
-    r"|^04_finetune/fixed_on_validation/.*/(temperature|operating_points/.*)$"
-    r"|^05_evaluate/(.*/)?(delong|confusion|curves|folds|errors|verdicts)/"
-    r"|^05_evaluate/.*/flat_maps$"
-    r"|^06_ablation/(gaze|training_noise)/"
-    r"|^06_ablation/(claims|controls)/(?!compute).*/(p_holm|verdict|why)$"
-)
+NOISY = re.compile("|".join(yaml.safe_load((TEMPLATES / "study" / "noisy.yaml").read_text(encoding="utf-8"))))
 """Keys that follow one training or one decoder, with no interval to judge them by."""
-
 HEADLINE = "05_evaluate/headline/"
 UNTOLD = ("git_commit", "git_clean", "executable_is_venv")
 """Parts of an environment that always differ and explain nothing; ``library_sha256`` tells other code."""
-SECTIONS = {
-    "different": "Different",
-    "missing": "Missing",
-    "outside": "Outside an interval, as many as may be",
-    "noisy": "Noisy, not judged",
-}
 
 
 @dataclass(frozen=True)
@@ -78,11 +57,7 @@ class Comparison:
     @property
     def verdict(self) -> str:
         """One sentence with the counts, and one on what differs around."""
-        parts = [f"{part} ({len(lines)})" for part, lines in self.around.items() if lines]
-        counts = self.table["verdict"].value_counts().to_dict()
-        return render(
-            "study/verdict.txt.j2", agrees=self.agrees, total=len(self.table), counts=counts, parts=parts
-        )
+        return render("study/verdict.txt.j2", found=self)
 
     def report(self, everything: bool = False) -> str:
         """The verdict, then key by key what does not agree, then what differs around.
@@ -90,11 +65,12 @@ class Comparison:
         Args:
             everything: list the keys that agree too.
         """
-        sections = {title: self.lines(verdict) for verdict, title in SECTIONS.items()}
-        sections |= {f"Around: {part}": lines for part, lines in self.around.items()}
-        if everything:
-            sections |= {"Within tolerance": self.lines("close"), "Identical": self.lines("identical")}
-        return render("study/comparison.txt.j2", verdict=self.verdict, sections=sections, rule=RULE)
+        return render("study/comparison.txt.j2", found=self, everything=everything, rule=rule())
+
+
+def rule() -> str:
+    """The tolerances, in words."""
+    return render("study/rule.txt.j2", relative=RELATIVE, outside=OUTSIDE)
 
 
 def compare(run: Path, reference: Path) -> Comparison:
@@ -106,12 +82,13 @@ def compare(run: Path, reference: Path) -> Comparison:
     Raises:
         ValueError: a folder holds no ``metrics.json``.
     """
-    for folder in (run, reference):
-        if not (Path(folder) / "metrics.json").is_file():
+    runs = [Run(run), Run(reference)]
+    for one in runs:
+        if not (one.dir / "metrics.json").is_file():
             raise ValueError(
-                f"{folder}: expected a run with metrics.json, found none; name a folder of reports/"
+                f"{one.dir}: expected a run with metrics.json, found none; name a folder of reports/"
             )
-    ours, theirs = (dict(leaves(read_json(Path(folder) / "metrics.json"))) for folder in (run, reference))
+    ours, theirs = (dict(leaves(one.metrics)) for one in runs)
     counts = Counter(_stage(key) for key in ours)
     for key in theirs:
         counts.pop(_stage(key), None)  # leaves the stages that only the run has
@@ -122,7 +99,7 @@ def compare(run: Path, reference: Path) -> Comparison:
     if outside.sum() > OUTSIDE * table["interval"].sum():
         table.loc[outside, "verdict"] = "different"
     around = {"stages": [f"{named(stage)}: {n} numbers, not in the reference" for stage, n in counts.items()]}
-    return Comparison(table, around | _around(ours, theirs, run, reference))
+    return Comparison(table, around | _around(ours, theirs, *(one.facts for one in runs)))
 
 
 def _stage(key: str) -> str:
@@ -135,7 +112,7 @@ def _judged(key: str, ours: dict, theirs: dict) -> tuple[str, str, str, bool]:
     interval = not noisy and all(isinstance(one.get(key), Mapping) for one in (ours, theirs))
     if key not in ours or key not in theirs:
         line = f"{key}: only in the {'reference' if key in theirs else 'run'}"
-        return key, "noisy" if noisy else "missing", line, interval
+        return key, "noisy" if noisy else "missing", line, False
     if ours[key] == theirs[key] or _close(ours[key], theirs[key]):
         return key, "identical" if ours[key] == theirs[key] else "close", key, interval
     line = f"{key}: {number(ours[key], 4)}, reference {number(theirs[key], 4)}"
@@ -162,7 +139,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         0 when all numbers agree, 1 when some do not, 2 when a folder is no run.
     """
-    parser = argparse.ArgumentParser("python -m thyroid_lib compare", description=RULE.replace("%", "%%"))
+    parser = argparse.ArgumentParser("python -m thyroid_lib compare", description=rule().replace("%", "%%"))
     parser.add_argument("run", type=Path, help="a folder of reports/")
     parser.add_argument("reference", type=Path, help="another one, such as reports/reference/quick")
     parser.add_argument("--all", action="store_true", help="list the keys that agree too")
@@ -176,9 +153,8 @@ def main(argv: list[str] | None = None) -> int:
     return 0 if result.agrees else 1
 
 
-def _around(ours: dict, theirs: dict, run: Path, reference: Path) -> dict[str, list[str]]:
+def _around(ours: dict, theirs: dict, *facts: dict) -> dict[str, list[str]]:
     """What differs in data, parameters and environment, each a line of text."""
-    facts = [read_json(Path(folder) / "run.json") for folder in (run, reference)]
     data = re.compile(r"01_preprocess/\w+/(\w+_hash|title|files)$")
     pairs = {
         "data": [{key: one[key] for key in one if data.match(key)} for one in (ours, theirs)],
@@ -215,5 +191,5 @@ def _close(ours: object, theirs: object) -> bool:
         )
     if isinstance(ours, list) and isinstance(theirs, list):
         return len(ours) == len(theirs) and all(a == b or _close(a, b) for a, b in zip(ours, theirs))
-    numbers = all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in (ours, theirs))
+    numbers = {type(ours), type(theirs)} <= {int, float}
     return numbers and abs(ours - theirs) <= RELATIVE * max(abs(ours), abs(theirs))

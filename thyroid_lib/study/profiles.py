@@ -54,6 +54,8 @@ class ProfileError(ValueError):
 def declared(stage: str) -> dict[str, object]:
     """The parameters a notebook declares in its cell tagged ``parameters``, with their stored defaults.
 
+    Without ``run_dir``, which the runner gives to each.
+
     Args:
         stage: the notebook, such as "01_preprocess".
 
@@ -76,7 +78,7 @@ def declared(stage: str) -> dict[str, object]:
         if not typed:
             said = f"{stage}.ipynb: expected 'name: type = literal', came '{ast.unparse(line)}'"
             raise ProfileError([said])
-    return found
+    return {name: found[name] for name in found if name != "run_dir"}
 
 
 def load(profile: str) -> dict:

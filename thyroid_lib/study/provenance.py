@@ -64,11 +64,11 @@ def environment() -> dict:
 
 
 def _git(*arguments: str) -> str | None:
+    options = {"cwd": PROJECT, "capture_output": True, "text": True, "timeout": 20, "check": True}
     try:
-        done = subprocess.run(["git", *arguments], cwd=PROJECT, capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
+        return subprocess.run(["git", *arguments], **options).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _processor() -> str:

@@ -9,6 +9,8 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping
+from html import escape
+from itertools import cycle
 from pathlib import Path
 
 from thyroid_lib.common.files import REPORTS, merge, read_json, write_json
@@ -42,11 +44,6 @@ class Run:
     def facts(self) -> dict:
         """``run.json``: profile, parameters, environment, stages that succeeded, and ``notes``."""
         return read_json(self.dir / "run.json")
-
-    @property
-    def notes(self) -> dict:
-        """What is known about how the run went: times, hardware, choices."""
-        return self.facts.get("notes", {})
 
     def record(self, stage: str, metrics: Mapping) -> None:
         """Keep numbers of one notebook in ``metrics.json``.
@@ -83,7 +80,7 @@ class Run:
         name: str,
         *,
         caption: str,
-        alt: str | None = None,
+        alt: str = "",
         simulated: bool = False,
         patient: bool | None = None,
     ):
@@ -111,7 +108,7 @@ class Run:
             raise ValueError(f"figure {name!r}: expected an alt text and a caption, one is empty; give both")
         if not re.fullmatch(r"\d\d_[a-z0-9_]+", name):
             raise ValueError(
-                f"figure name {name!r}: expected the notebook's number and words, like 03_curves"
+                f"figure name {name!r}: expected its notebook's number and words, like 03_curves"
             )
         share = min(100, round(100 * figure.get_size_inches()[0] / WIDTH))  # letters of one size everywhere
         buffer = io.BytesIO()
@@ -121,15 +118,8 @@ class Run:
         if patient is None:
             shown = [image.get_array().shape for axes in figure.axes for image in axes.images]
             patient = not simulated and any(min(shape[:2]) >= PICTURE for shape in shown)
-        words = {
-            "alt": alt,
-            "caption": caption,
-            "simulated": bool(simulated),
-            "patient": bool(patient),
-            "name": name,
-            "share": share,
-            "width": round(share / 100 * WIDTH * SCREEN),  # in JupyterLab; a report goes by the share
-        }
+        words = dict(alt=alt, caption=caption, simulated=simulated, patient=patient, name=name, share=share)
+        words["width"] = round(share / 100 * WIDTH * SCREEN)  # in JupyterLab; a report goes by the share
         data = {"image/png": base64.b64encode(buffer.getvalue()).decode("ascii"), "text/plain": alt}
         display(data, raw=True, metadata={"image/png": words})
         if "THYROID_STATUS" not in os.environ:  # a report draws the caption itself
@@ -143,9 +133,6 @@ class Run:
             caption: one sentence.
             digits: decimals of floating-point columns.
         """
-        from html import escape
-        from itertools import cycle
-
         from IPython.display import HTML, display
 
         frame = frame if frame.index.name is None else frame.reset_index()

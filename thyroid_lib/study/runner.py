@@ -19,7 +19,7 @@ from pathlib import Path
 from thyroid_lib.common.files import PROJECT, REPORTS, DamagedFile, write_json, write_text
 from thyroid_lib.common.fingerprint import digest
 from thyroid_lib.common.templates import render
-from thyroid_lib.study import profiles, provenance
+from thyroid_lib.study import profiles, provenance, report
 from thyroid_lib.study.compare import against_reference
 from thyroid_lib.study.run import Run, open_run
 from thyroid_lib.study.watch import Watch, clock
@@ -56,11 +56,9 @@ def main(argv: list[str] | None = None) -> int:
         run = open_run(folder)
         lock = open(folder / ".lock", "w")  # the system lets go of it on any exit
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        print(f"Nothing was started: another run is writing to {_shown(folder)}.", file=sys.stderr)
-        return 2
     except (ValueError, OSError) as error:
-        print(f"Nothing was started.\n{error}", file=sys.stderr)
+        busy = isinstance(error, BlockingIOError) and f"{_shown(folder)}: another run is writing to it."
+        print(f"Nothing was started.\n{busy or error}", file=sys.stderr)
         return 2
     try:
         with lock:
@@ -74,13 +72,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(run: Run, options: argparse.Namespace, stages: list[profiles.Stage], resolved: dict) -> int:
-    from thyroid_lib.study import report
-
     _sweep(run.dir)
     (run.dir / ".work").mkdir()
     run.tell({
         "run": run.dir.name, "profile": options.profile, "environment": provenance.environment(),
-        "parameters": {stage.name: _parameters(stage, resolved) for stage in profiles.STAGES},
+        "parameters": {name: profiles.declared(name) | resolved[name] for name in resolved},
     })  # fmt: skip
     prints, renderer = _fingerprints(resolved), provenance.renderer_hash()
     for stage in stages:
@@ -107,8 +103,6 @@ def _execute(run: Run, stage: profiles.Stage, parameters: dict, fingerprint: str
     """Run one notebook aside, for so many minutes at most, render it, and put both in the place of the last ones."""
     import nbformat
     import papermill
-
-    from thyroid_lib.study import report
 
     logging.getLogger("papermill").setLevel(logging.ERROR)  # parameters are checked before, by profiles.py
     before, metrics, work = _snapshot(run.dir), run.metrics, run.dir / ".work"
@@ -178,33 +172,15 @@ def _fingerprints(resolved: dict[str, dict]) -> dict[str, str]:
     return prints
 
 
-def _parameters(stage: profiles.Stage, resolved: dict) -> dict:
-    stored = profiles.declared(profiles.NOTEBOOKS / f"{stage.name}.ipynb")
-    values = {name: parameter.default for name, parameter in stored.items()} | resolved[stage.name]
-    return {name: value for name, value in values.items() if name != "run_dir"}
-
-
 def _chosen(options: argparse.Namespace, done: dict) -> list[profiles.Stage]:
     """The stages asked for, in order; their inputs are there, or come before them."""
-
-    def find(number: str, option: str) -> int:
-        for place, stage in enumerate(profiles.STAGES):
-            if number == stage.name or number.zfill(2) == stage.name.partition("_")[0]:
-                return place
-        known = ", ".join(stage.name for stage in profiles.STAGES)
-        raise ValueError(f"{option} {number}: expected one of {known}, or its number")
-
-    if options.only:
-        stages = [profiles.STAGES[place] for place in sorted({find(one, "--only") for one in options.only})]
-    else:
-        rest = profiles.STAGES[find(options.first, "--from") if options.first else 0 :]
-        asked = "06_ablation" if options.with_ablation else ""
-        stages = [stage for stage in rest if stage.default or stage.name == asked]
+    extra = "06_ablation" if options.with_ablation else ""
+    usual = [stage.name for stage in profiles.STAGES if stage.default or stage.name == extra]
+    asked = options.only or [name for name in usual if name >= options.first]
+    stages = [stage for stage in profiles.STAGES if stage.name in asked]
     there = {stage.name for stage in stages} | set(done)
     words = "--from/--only: {} reads the files of {}, which this run does not have yet"
-    missing = [
-        words.format(stage.name, need) for stage in stages for need in stage.needs if need not in there
-    ]
+    missing = [words.format(stage.name, need) for stage in stages for need in sorted({*stage.needs} - there)]
     if missing:
         raise profiles.ProfileError(missing)
     return stages
@@ -256,8 +232,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--run", help="name of the folder under reports/ (the profile's name)")
     for name, words in DATA.items():
         add(f"--{name.replace('_', '-')}", metavar="SPEC", help=words)
-    add("--from", dest="first", metavar="NN", help="start with this notebook")
-    add("--only", action="append", metavar="NN", help="this notebook and no other; repeatable")
+    one = {"type": _stage, "choices": [stage.name for stage in profiles.STAGES], "metavar": "NN"}
+    add("--from", dest="first", default="", **one, help="start with this notebook, or its number")
+    add("--only", action="append", **one, help="this notebook and no other, or its number; repeatable")
     add("--with-ablation", action="store_true", help="run 06_ablation too")
     words = "that one notebook may take; 0 for any time (a day)"
     add("--time-limit", type=_minutes, default=DAY, metavar="MINUTES", help=words)
@@ -265,6 +242,12 @@ def _parser() -> argparse.ArgumentParser:
     words = "one parameter, on top of the profile"
     add("--set", action="append", default=[], metavar="NN.NAME=VALUE", help=words)
     return parser
+
+
+def _stage(text: str) -> str:
+    """The name of a stage, of its name or number."""
+    names = (stage.name for stage in profiles.STAGES)
+    return next((name for name in names if text.zfill(2) == name.partition("_")[0]), text)
 
 
 def _minutes(text: str) -> float:

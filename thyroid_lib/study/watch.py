@@ -48,7 +48,7 @@ class Watch:
     def __exit__(self, *_) -> None:
         self._over.set()
         self._thread.join()
-        self._look()
+        self._seen |= _descendants() - self._ours
         end(self._seen)
 
     def _follow(self) -> None:
@@ -56,7 +56,7 @@ class Watch:
         while not self._over.wait(0.25 if terminal else 0.5):
             if self.seconds - looked > 1:
                 looked = self.seconds
-                self._look()
+                self._seen |= _descendants() - self._ours
             if self.limit and self.seconds > self.limit and not self.late:
                 self.late = True
                 end(self._seen, grace=0)  # the runner learns of it as of any notebook that died
@@ -72,14 +72,9 @@ class Watch:
         if terminal:
             print("\r\x1b[K", end="", flush=True)
 
-    def _look(self) -> None:
-        self._seen |= _descendants() - self._ours
-
 
 def _descendants() -> set[psutil.Process]:
-    with contextlib.suppress(psutil.Error):
-        return set(psutil.Process().children(recursive=True))
-    return set()
+    return set(psutil.Process().children(recursive=True))
 
 
 def end(processes, grace: float = GRACE) -> None:
