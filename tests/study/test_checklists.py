@@ -2,8 +2,6 @@
 
 import json
 
-import pandas as pd
-
 from thyroid_lib.study import checklists
 from thyroid_lib.study.checklists import NOT_DONE, REPORTED
 
@@ -35,8 +33,6 @@ def test_a_run_fills_its_numbers_in_and_an_empty_one_claims_none(tmp_path):
     rows = filled.set_index(["standard", "item"]).loc["CLAIM 2024"]
     assert rows.loc["32", "state"] == REPORTED and "0.81 (0.70 to 0.90)" in rows.loc["32", "value"]
     assert "2000 draws" in rows.loc["29", "value"]
-    checklists.write(filled, tmp_path / "reviewers.csv")
-    assert len(pd.read_csv(tmp_path / "reviewers.csv")) == len(filled)
     cards = checklists.write_cards(tmp_path, {"a": ("type a", "甲")})
     assert {path.name for path in cards} == {"STUDY_CARD.md", "DATA_SHEET.md"}
     assert "0.81 (0.70 to 0.90)" in (tmp_path / "STUDY_CARD.md").read_text()
@@ -48,6 +44,6 @@ def test_the_flow_loses_no_image():
         "patients": 40, "unlabelled": 6, "tested": 18, "tested_patients": 8, "not_tested": 72,
     }  # fmt: skip
     ((files, cut, used),) = checklists.flow_steps({"finetune": counts})
-    assert files == ("Clinical data: clinic\n100 files", ["3 × cannot be read", "1 × no region"])
+    assert files == ["Clinical data: clinic\n100 files", ["3 × cannot be read", "1 × no region"]]
     assert cut[1] == ["6 × no label", "72 × in folds not tested in this run"]
     assert used[0].startswith("Internal testing\n18 images of 8 patients")

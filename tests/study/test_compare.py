@@ -87,7 +87,7 @@ def test_every_key_is_listed_when_asked_for(tmp_path, capsys):
     a, b = folder(tmp_path / "a", many(2)), folder(tmp_path / "b", many(0))
     assert compare.main([str(a), str(b), "--all"]) == 0
     said = capsys.readouterr().out
-    assert all(f"05_evaluate/m{n:03}" in said for n in range(100)) and compare.RULE in said
+    assert all(f"05_evaluate/m{n:03}" in said for n in range(100)) and compare.rule() in said
 
 
 def test_other_parameters_and_packages_are_listed_and_do_not_decide_and_a_place_is_no_difference(

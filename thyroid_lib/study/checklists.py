@@ -7,6 +7,7 @@ are a help for authors; a journal wants its own form.
 
 from pathlib import Path
 
+import jinja2
 import pandas as pd
 import yaml
 
@@ -15,6 +16,7 @@ from thyroid_lib.common.templates import TEMPLATES, environment, render
 from thyroid_lib.data.crops import Crops
 from thyroid_lib.evaluation import task
 from thyroid_lib.evaluation.predictions import OURS
+from thyroid_lib.study.run import Run
 
 REPORTED, NOT_DONE, NOT_APPLICABLE, AUTHORS = "reported", "not done", "not applicable", "for the authors"
 STATES = (REPORTED, NOT_DONE, NOT_APPLICABLE, AUTHORS)
@@ -37,48 +39,40 @@ def facts(folder: Path) -> dict[str, tuple[str, str, str]]:
     Returns:
         answer -> state (``REPORTED`` or ``NOT_DONE``), its words, the notebook or file where more is.
     """
-    import jinja2
-
-    known, said = _known(Path(folder)), {}
+    known, said = _known(Run(folder)), {}
     words = environment().overlay(undefined=jinja2.ChainableUndefined)  # a run may lack any of it
     for name, answer in source()["answers"].items():
         done = "says" in answer and words.compile_expression(answer.get("when", "true"))(**known)
-        texts = (answer.get(key, "") for key in (("says", "where") if done else ("otherwise", "look")))
-        said[name] = (
-            REPORTED if done else NOT_DONE,
-            *(words.from_string(text).render(known) for text in texts),
-        )
+        texts = [answer.get(key, "") for key in (("says", "where") if done else ("otherwise", "look"))]
+        value, place = (words.from_string(text).render(known) for text in texts)
+        said[name] = REPORTED if done else NOT_DONE, value, place
     return said
 
 
-def _known(folder: Path) -> dict:
-    """The names that an answer may speak of: what notebook 05 recorded, and the eleven below."""
-    recorded, classifier = (
-        read_json(folder / name) for name in ("metrics.json", "classifier/classifier.json")
-    )
-    found, training = recorded.get("05_evaluate", {}), classifier.get("training", {})
+def _known(run: Run) -> dict:
+    """The names that an answer may speak of: what notebook 05 recorded, and the nine below."""
+    classifier, found = read_json(run.dir / "classifier/classifier.json"), run.metrics.get("05_evaluate", {})
     roles = {
-        role: read_json(folder / "data" / role / "crops.json") | _people(folder / "data" / role / "index.csv")
+        role: read_json(run.dir / "data" / role / "crops.json")
+        | _people(run.dir / "data" / role / "index.csv")
         for role in ("pretrain", "finetune", "external")
-        if (folder / "data" / role / "crops.json").is_file()
+        if (run.dir / "data" / role / "crops.json").is_file()
     }
     tested = [role["simulated"] for name, role in roles.items() if name != "pretrain"]
     simulated = bool(tested) and all(tested)  # whatever the network was pre-trained on
-    clinic, images = roles.get("finetune", {}), training.get("images_of", {})
+    clinic, images = roles.get("finetune", {}), classifier.get("training", {}).get("images_of", {})
     groups = found.get("internal", {}).get(OURS, {}).get("subgroups", {})
     return found | {
-        "prepared": recorded.get("01_preprocess", {}),
-        "commit": read_json(folder / "run.json").get("environment", {}).get("git_commit"),
+        "prepared": run.metrics.get("01_preprocess", {}),
+        "environment": run.facts.get("environment", {}),
         "classifier": classifier,
-        "training": training,
         "roles": roles,
         "simulated": simulated,
         "task": task.of(clinic.get("names", {}), simulated=simulated),
         "images_of": {key: images[key] for key in [*clinic.get("classes", []), *images] if key in images},
         "subgroups": [one["macro_auroc"]["value"] for levels in groups.values() for one in levels.values()],
         "changes": [
-            {"kind": kind, "loss": list(levels.values())[-1]["loss"]}
-            for kind, levels in found.get("robustness", {}).items()
+            [*levels.values()][-1] | {"kind": kind} for kind, levels in found.get("robustness", {}).items()
         ],
     }
 
@@ -105,13 +99,14 @@ def fill(folder: Path) -> pd.DataFrame:
         Columns standard, item, asks, state (one of ``STATES``), value, place.
     """
     said = facts(folder) | {"authors": (AUTHORS, "", "")}
-    rows = [
-        (standard, item["item"], item["asks"])
-        + (said.get(item["answer"]) or (NOT_APPLICABLE, item["answer"].removeprefix("na: "), ""))
-        for standard, items in source()["standards"].items()
-        for item in items
+    standards = source()["standards"].items()
+    table = pd.DataFrame([{"standard": name} | item for name, items in standards for item in items])
+    answers = [
+        said.get(answer) or (NOT_APPLICABLE, answer.removeprefix("na: "), "")
+        for answer in table.pop("answer")
     ]
-    return pd.DataFrame(rows, columns=["standard", "item", "asks", "state", "value", "place"])
+    table[["state", "value", "place"]] = answers
+    return table
 
 
 def summary(filled: pd.DataFrame) -> dict:
@@ -127,15 +122,6 @@ def summary(filled: pd.DataFrame) -> dict:
     return counts.to_dict("index")
 
 
-def write(filled: pd.DataFrame, path: Path) -> None:
-    """Writes the table as CSV.
-
-    Args:
-        filled: of :func:`fill`;  path: of the file.
-    """
-    write_text(path, filled.to_csv(index=False, lineterminator="\n"))
-
-
 def flow_counts(folder: Path, predictions: pd.DataFrame) -> dict:
     """From files to tested images, for the clinic's data and the external source.
 
@@ -146,25 +132,23 @@ def flow_counts(folder: Path, predictions: pd.DataFrame) -> dict:
         role -> {"title", "files", "left_out": {reason: files}, "crops", "patients", "unlabelled", "tested",
         "tested_patients", "not_tested"}.
     """
-    recorded = read_json(Path(folder) / "metrics.json").get("01_preprocess", {})
-    result = {}
+    run, result = Run(folder), {}
     for role, place in (("finetune", "internal"), ("external", "external")):
-        if not (Path(folder) / "data" / role / "crops.json").is_file():
+        if not (run.dir / "data" / role / "crops.json").is_file():
             continue
-        crops = Crops.open(Path(folder) / "data" / role)
+        crops = Crops.open(run.dir / "data" / role)
         left = crops.excluded["reason"].value_counts().to_dict()
         problems = crops.folder / "problems.csv"
         if problems.is_file():
             table = pd.read_csv(problems, dtype=str, keep_default_na=False)
             gone = table[table["action"] == "row left out"]
-            gone = gone.drop_duplicates("row" if "row" in gone else "image")
-            left |= gone["problem"].value_counts().to_dict()
+            left |= gone.drop_duplicates("row")["problem"].value_counts().to_dict()
         used = predictions[(predictions["model"] == OURS) & (predictions["set"] == place)]
         labelled = int((crops.labels >= 0).sum())
         result[role] = {
             "title": crops.title,
-            "files": int(recorded.get(role, {}).get("files", len(crops) + sum(left.values()))),
-            "left_out": {str(reason): int(count) for reason, count in left.items()},
+            "files": run.metrics["01_preprocess"][role]["files"],
+            "left_out": left,
             "crops": len(crops),
             "patients": int(crops.index["patient"].nunique()),
             "unlabelled": len(crops) - labelled,
@@ -181,25 +165,7 @@ def flow_steps(counts: dict) -> list[list[tuple[str, list[str]]]]:
     Args:
         counts: of :func:`flow_counts`.
     """
-    chains = []
-    for role, c in counts.items():
-        where, kind = ("Clinical data", "Internal testing")
-        if role == "external":
-            where, kind = ("External source", "External testing, frozen classifier")
-        reasons = [*c["left_out"].items()]
-        left = reasons[:4] + [("other", c["files"] - c["crops"] - sum(c["left_out"].values()))]
-        more = [f"{len(reasons) - 4} further reasons in problems.csv"] * (len(reasons) > 4)
-        after = [("no label", c["unlabelled"]), ("in folds not tested in this run", c["not_tested"])]
-        chains.append([
-            (f"{where}: {c['title']}\n{c['files']} files", _counted(left[:-1]) + more + _counted(left[-1:])),
-            (f"Crops\n{c['crops']} images of {c['patients']} patients", _counted(after)),
-            (f"{kind}\n{c['tested']} images of {c['tested_patients']} patients", []),
-        ])  # fmt: skip
-    return chains
-
-
-def _counted(left_out: list[tuple[str, int]]) -> list[str]:
-    return [f"{count} × {reason}" for reason, count in left_out if count > 0]
+    return yaml.safe_load(render("reviewers/flow.yaml.j2", counts=counts)) or []
 
 
 def write_cards(folder: Path, names: dict) -> list[Path]:
@@ -212,15 +178,15 @@ def write_cards(folder: Path, names: dict) -> list[Path]:
         The two paths. The card follows Mitchell 2019 (arXiv 1810.03993), the sheet Gebru 2021 (arXiv
         1803.09010), filled with this run's facts.
     """
-    known = _known(Path(folder))
-    said = {name: words or NOT_DONE for name, (_, words, _) in facts(folder).items()}
-    flow = {}
-    for role, counts in known.get("flow", {}).items():
-        labels = Crops.open(Path(folder) / "data" / role).index["label"]
-        flow[role] = counts | {"classes": labels.value_counts().to_dict()}
-    maps = known.get("maps", {}).get("trained", {}).get("verdicts", {})
+    known = _known(Run(folder))
+    known["said"] = {name: words or NOT_DONE for name, (_, words, _) in facts(folder).items()}
+    flow = known.get("flow", {})
+    for role in flow:
+        flow[role]["classes"] = (
+            Crops.open(Path(folder) / "data" / role).index["label"].value_counts().to_dict()
+        )
     written = [Path(folder) / name for name in CARDS]
     for path in written:
-        text = render(CARDS[path.name], said=said, verdicts=maps, names=names, roles=flow, task=known["task"])
-        write_text(path, text)
+        maps = known.get("maps", {})
+        write_text(path, render(CARDS[path.name], **known | {"names": names, "flow": flow, "maps": maps}))
     return written

@@ -9,6 +9,7 @@ import base64
 import io
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -29,17 +30,6 @@ ADDRESSES = ("src", "href", "xlink:href", "poster", "data")
 
 class ReportError(ValueError):
     """A notebook's output cannot become a report."""
-
-
-def render(notebook: Path, page: Path) -> None:
-    """Turn an executed ``.ipynb`` into an HTML file.
-
-    Raises:
-        ReportError: a figure has no alt text or caption.
-    """
-    import nbformat
-
-    write_text(page, to_html(nbformat.read(notebook, as_version=4), page.stem))
 
 
 def to_html(notebook, name: str) -> str:
@@ -133,20 +123,18 @@ def write_index(run: Run) -> Path:
     Returns:
         The path of the run's index.
     """
-    facts, metrics = run.facts, run.metrics
+    facts = run.facts
     pages = [page for stage in profiles.STAGES if (page := run.dir / f"{stage.name}.html").exists()]
     stages = [_card(page) | facts.get("stages", {}).get(page.stem, {}) for page in pages]
-    sources = metrics.get("01_preprocess", {}).items()
-    files = ("metrics.json", "predictions.csv", "run.json")
-    page = fill(
-        "index/run.html.j2", run=facts, name=run.dir.name, stages=stages, headline=headline(metrics),
-        data={role: about for role, about in sources if "title" in about}, simulated=is_simulated(facts),
-        environment=facts.get("environment", {}), css=_css(),
-        files=[name for name in files if (run.dir / name).exists()],
-    )  # fmt: skip
+    files = [name for name in ("metrics.json", "predictions.csv", "run.json") if (run.dir / name).exists()]
+    page = _index("run", run=facts, metrics=run.metrics, name=run.dir.name, stages=stages, files=files)
     write_text(run.dir / "index.html", page)
     write_list(run.dir.parent)
     return run.dir / "index.html"
+
+
+def _index(template: str, **values) -> str:
+    return fill(f"index/{template}.html.j2", css=_css(), is_simulated=is_simulated, **values)
 
 
 def _card(page: Path) -> dict:
@@ -164,11 +152,6 @@ def _card(page: Path) -> dict:
     }
 
 
-def headline(metrics: Mapping) -> list[dict]:
-    """The numbers an index opens with: each a label and a metric of notebook 05."""
-    return list(metrics.get("05_evaluate", {}).get("headline", {}).values())
-
-
 def is_simulated(facts: Mapping) -> bool:
     """Whether any data source of a run is the phantom simulator."""
     parameters = facts.get("parameters", {}).values()
@@ -180,17 +163,10 @@ def write_list(reports: Path) -> None:
     """Write the index of a folder of runs."""
     runs = []
     for path in sorted(reports.glob("*/run.json"), key=lambda path: -path.stat().st_mtime):
-        try:
-            facts, metrics = Run(path.parent).facts, Run(path.parent).metrics
-        except ValueError:
-            continue
-        if (path.parent / "index.html").exists():
-            times = [stage.get("finished", "") for stage in facts.get("stages", {}).values()]
-            runs.append({
-                "name": path.parent.name, "profile": facts.get("profile", ""), "finished": max(times, default=""),
-                "simulated": is_simulated(facts), "headline": headline(metrics)[:1],
-            })  # fmt: skip
-    write_text(reports / "index.html", fill("index/runs.html.j2", runs=runs, css=_css()))
+        run = Run(path.parent)
+        with suppress(ValueError):  # damaged
+            runs += [(run.dir.name, run.facts, run.metrics)] * (run.dir / "index.html").exists()
+    write_text(reports / "index.html", _index("runs", runs=runs))
 
 
 def _thumbnail(source: str, width: int = 480) -> str:

@@ -16,6 +16,9 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+import nbformat
+import papermill
+
 from thyroid_lib.common.files import PROJECT, REPORTS, DamagedFile, write_json, write_text
 from thyroid_lib.common.fingerprint import digest
 from thyroid_lib.common.templates import render
@@ -85,7 +88,8 @@ def _run(run: Run, options: argparse.Namespace, stages: list[profiles.Stage], re
             _execute(run, stage, resolved[stage.name], prints[stage.name], options.time_limit)
             continue
         if done.get("renderer") != renderer:
-            report.render(run.dir / f"{stage.name}.ipynb", run.dir / f"{stage.name}.html")
+            notebook = nbformat.read(run.dir / f"{stage.name}.ipynb", as_version=4)
+            write_text(run.dir / f"{stage.name}.html", report.to_html(notebook, stage.name))
             run.tell({"stages": {stage.name: {"renderer": renderer}}})
         news = "skipped" if done.get("renderer") == renderer else "report drawn anew"
         print(f"{stage.name:<16} unchanged, {news}", flush=True)
@@ -101,9 +105,6 @@ def _run(run: Run, options: argparse.Namespace, stages: list[profiles.Stage], re
 
 def _execute(run: Run, stage: profiles.Stage, parameters: dict, fingerprint: str, minutes: float) -> None:
     """Run one notebook aside, for so many minutes at most, render it, and put both in the place of the last ones."""
-    import nbformat
-    import papermill
-
     logging.getLogger("papermill").setLevel(logging.ERROR)  # parameters are checked before, by profiles.py
     before, metrics, work = _snapshot(run.dir), run.metrics, run.dir / ".work"
     run.forget(stage.name)
