@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import platformdirs
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -60,6 +59,19 @@ def write_json(path: Path, content: Mapping) -> None:
     write_text(path, json.dumps(_plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def _plain(value):
+    """``value`` in JSON's own types; floats keep nine significant digits, which any float32 survives."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):  # numpy's arrays and numbers
+        return _plain(value.tolist())
+    if isinstance(value, float):
+        return float(f"{value:.9g}") if math.isfinite(value) else None
+    return value if isinstance(value, int | None) else str(value)
+
+
 class DamagedFile(ValueError):
     """A file of a run that is not what this project wrote there."""
 
@@ -79,21 +91,6 @@ def read_json(path: Path) -> dict:
     if not isinstance(content, dict):
         raise DamagedFile(f"{path}: expected a JSON object, came {type(content).__name__}")
     return content
-
-
-def _plain(value):
-    """``value`` in JSON's own types; floats keep nine significant digits, which any float32 survives."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, np.ndarray)):
-        return [_plain(item) for item in value]
-    if isinstance(value, (bool, np.bool_)):
-        return bool(value)
-    if isinstance(value, (int, np.integer)):
-        return int(value)
-    if isinstance(value, (float, np.floating)):
-        return float(f"{float(value):.9g}") if math.isfinite(value) else None
-    return value if value is None else str(value)
 
 
 def merge(old: Mapping, new: Mapping) -> dict:

@@ -1,6 +1,7 @@
 """Independent jobs (folds, seeds, arms, frames) side by side: joblib, or a Dask cluster by a setting."""
 
 import contextlib
+import functools
 import logging
 import multiprocessing
 import os
@@ -39,19 +40,16 @@ def _tied(function: Callable, job: dict):
     return function(**job)
 
 
-_watching = False
-
-
+@functools.cache
 def exit_with_parent() -> None:
     """Lets this worker process end when the process that started it is gone.
 
     joblib's workers would finish what they have begun, hold its folder meanwhile, and be in the way of whoever
     starts the same command again. Called within a job; a second call does nothing.
     """
-    global _watching
-    if _watching or multiprocessing.parent_process() is None:
+    if multiprocessing.parent_process() is None:
         return
-    _watching, parent = True, os.getppid()
+    parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:

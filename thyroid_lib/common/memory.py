@@ -1,7 +1,6 @@
 """Memory that is used again and again stays with the process."""
 
 import ctypes
-import sys
 import warnings
 
 # A worker process that keeps its memory looks to joblib as if it leaked, and joblib replaces it by a new one between
@@ -19,12 +18,10 @@ def keep_memory() -> bool:
     Returns:
         Whether it was done; False on systems with another C library.
     """
-    if not sys.platform.startswith("linux"):
-        return False
     trim_threshold, top_pad, mmap_max = -1, -2, -4  # names of malloc.h
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
+    except (OSError, AttributeError):  # another system, or another C library
         return False
     # -1 is "never"; any other limit is met by larger batches, which then map all their memory anew at every step
     wanted = ((mmap_max, 0), (trim_threshold, -1), (top_pad, 64 * 2**20))

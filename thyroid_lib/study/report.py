@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from bs4 import BeautifulSoup
+from PIL import Image
 
 from thyroid_lib.common.files import write_text
 from thyroid_lib.common.templates import TEMPLATES
@@ -47,38 +48,29 @@ def to_html(notebook, name: str) -> str:
     _check(notebook, name)
     exporter = HTMLExporter(
         template_name="report", extra_template_basedirs=[str(TEMPLATES)], embed_images=False,
-        exclude_input_prompt=True, exclude_output_prompt=True,
+        exclude_input_prompt=True, exclude_output_prompt=True, exclude_anchor_links=True,
     )  # fmt: skip
-    html, _ = exporter.from_notebook_node(notebook, {"report_css": _css(), "metadata": {"name": name}})
+    html, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": name}})
     return str(_dressed(BeautifulSoup(html, "html.parser"), name))
-
-
-def _css() -> str:
-    return (TEMPLATES / "report" / "report.css").read_text(encoding="utf-8")
 
 
 def _check(notebook, name: str) -> None:
     for position, cell in enumerate(notebook.cells):
+        where = f"{name}, cell {position}"
         for output in cell.get("outputs", []):
             if output.output_type == "stream" and output.name == "stderr":
-                raise ReportError(
-                    f"{name}, cell {position} wrote to standard error: {output.text.strip()[:300]}"
-                )
+                raise ReportError(f"{where} wrote to standard error: {output.text.strip()[:300]}")
             if "image/png" in output.get("data", {}):
                 words = output.metadata.get("image/png", {})
                 lacking = [word for word in ("alt", "caption") if not str(words.get(word, "")).strip()]
                 if lacking:
-                    raise ReportError(
-                        f"{name}, cell {position}: a figure has no {' and no '.join(lacking)}; "
-                        "show figures with run.show(figure, name, caption=..., alt=...)"
-                    )
+                    advice = "show figures with run.show(figure, name, caption=..., alt=...)"
+                    raise ReportError(f"{where}: a figure has no {' and no '.join(lacking)}; {advice}")
 
 
 def _dressed(page: BeautifulSoup, name: str) -> BeautifulSoup:
     """Add the table of contents and the page's title; drop what a reader has no use for, or a browser acts on."""
     _inert(page)
-    for anchor in page.select("a.anchor-link"):
-        anchor.decompose()
     if (title := page.find("h1")) and page.title:
         page.title.string = title.get_text(strip=True)
     for cell in page.select("div.jp-CodeCell"):
@@ -127,14 +119,11 @@ def write_index(run: Run) -> Path:
     pages = [page for stage in profiles.STAGES if (page := run.dir / f"{stage.name}.html").exists()]
     stages = [_card(page) | facts.get("stages", {}).get(page.stem, {}) for page in pages]
     files = [name for name in ("metrics.json", "predictions.csv", "run.json") if (run.dir / name).exists()]
-    page = _index("run", run=facts, metrics=run.metrics, name=run.dir.name, stages=stages, files=files)
+    known = {"run": facts, "metrics": run.metrics, "is_simulated": is_simulated}
+    page = fill("index/run.html.j2", name=run.dir.name, stages=stages, files=files, **known)
     write_text(run.dir / "index.html", page)
     write_list(run.dir.parent)
     return run.dir / "index.html"
-
-
-def _index(template: str, **values) -> str:
-    return fill(f"index/{template}.html.j2", css=_css(), is_simulated=is_simulated, **values)
 
 
 def _card(page: Path) -> dict:
@@ -166,16 +155,23 @@ def write_list(reports: Path) -> None:
         run = Run(path.parent)
         with suppress(ValueError):  # damaged
             runs += [(run.dir.name, run.facts, run.metrics)] * (run.dir / "index.html").exists()
-    write_text(reports / "index.html", _index("runs", runs=runs))
+    write_text(reports / "index.html", fill("index/runs.html.j2", runs=runs, is_simulated=is_simulated))
 
 
 def _thumbnail(source: str, width: int = 480) -> str:
     """A small copy of an embedded picture as a data address, at most three quarters as high as wide."""
-    from PIL import Image
+    image = picture(source)
+    small = image.resize((width, max(1, round(image.height * width / image.width))), Image.Resampling.LANCZOS)
+    return address(small.crop((0, 0, width, min(small.height, round(width * 0.75)))), "jpeg", quality=95)
 
-    image = Image.open(io.BytesIO(base64.b64decode(source.partition("base64,")[2]))).convert("RGB")
-    height = max(1, round(image.height * width / image.width))
-    small = image.resize((width, height), Image.Resampling.LANCZOS)
+
+def picture(source: str) -> Image.Image:
+    """The RGB picture of a data address."""
+    return Image.open(io.BytesIO(base64.b64decode(source.partition("base64,")[2]))).convert("RGB")
+
+
+def address(image: Image.Image, kind: str, **options) -> str:
+    """A picture as a data address; the options are those of Pillow's writer of that kind."""
     buffer = io.BytesIO()
-    small.crop((0, 0, width, min(height, round(width * 0.75)))).save(buffer, "JPEG", quality=95)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    image.save(buffer, kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
