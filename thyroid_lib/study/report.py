@@ -48,7 +48,7 @@ def to_html(notebook, name: str) -> str:
     _check(notebook, name)
     exporter = HTMLExporter(
         template_name="report", extra_template_basedirs=[str(TEMPLATES)], embed_images=False,
-        exclude_input_prompt=True, exclude_output_prompt=True, exclude_anchor_links=True,
+        exclude_input_prompt=True, exclude_output_prompt=True,
     )  # fmt: skip
     html, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": name}})
     return str(_dressed(BeautifulSoup(html, "html.parser"), name))
@@ -71,6 +71,8 @@ def _check(notebook, name: str) -> None:
 def _dressed(page: BeautifulSoup, name: str) -> BeautifulSoup:
     """Add the table of contents and the page's title; drop what a reader has no use for, or a browser acts on."""
     _inert(page)
+    for anchor in page.select("a.anchor-link"):
+        anchor.decompose()
     if (title := page.find("h1")) and page.title:
         page.title.string = title.get_text(strip=True)
     for cell in page.select("div.jp-CodeCell"):
