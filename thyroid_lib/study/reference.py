@@ -72,10 +72,11 @@ class Reference:
         missing = [name for name in files if not (self.run / name).is_file()]
         missing += ["its profile"] * (not self.profile) + ["data/<role>/crops.json"] * (not found)
         if missing:
+            advice = "run ./run_all.sh first, then name the folder under reports/"
             raise NotPublishable(
-                f"{self.run}: expected a finished run, missing: {', '.join(missing)}; run ./run_all.sh first, "
-                "then name the folder under reports/"
+                f"{self.run}: expected a finished run, missing: {', '.join(missing)}; {advice}"
             )
+        self.figures, self.left_out = 0, []  # how many stay, and the names of those that do not
         self._pseudonym = partial(pseudonym, "reference", self.profile)
 
     @property
@@ -109,29 +110,28 @@ class Reference:
         folder.parent.mkdir(parents=True, exist_ok=True)
         if folder.exists() and not (folder / "run.json").is_file():
             raise NotPublishable(
-                f"{folder}: expected no folder or a reference to replace, found something else"
+                f"{folder}: expected nothing or a reference to replace, found something else"
             )
         with tempfile.TemporaryDirectory(prefix=".reference.", dir=folder.parent) as room:
             made = Path(room) / folder.name
             made.mkdir()
-            about = self._fill(made)
+            self._fill(made)
             report.write_index(Run(made))
             self._refuse(made)
-            about["bytes"] = sum(path.stat().st_size for path in made.iterdir())
-            if about["bytes"] > MOST:
-                raise NotPublishable(
-                    f"{folder}: {about['bytes'] / 2**20:.1f} MiB, at most {MOST / 2**20:.0f} MiB are meant to be "
-                    "committed; fewer folds or smaller figures make it smaller"
-                )
+            size = sum(path.stat().st_size for path in made.iterdir())
+            if size > MOST:
+                most = f"at most {MOST / 2**20:.0f} MiB are meant to be committed"
+                advice = "fewer folds or smaller figures make it smaller"
+                raise NotPublishable(f"{folder}: {size / 2**20:.1f} MiB, {most}; {advice}")
             if folder.exists():
                 shutil.rmtree(folder)
             made.rename(folder)
         report.write_list(folder.parent)
-        return folder, about
+        return folder, {"figures": self.figures, "left_out": self.left_out, "bytes": size}
 
-    def _fill(self, folder: Path) -> dict:
-        pages = [self._page(stage, folder / f"{stage}.html") for stage in self.stages]
-        figures, left_out = sum(kept for kept, _ in pages), [name for _, left in pages for name in left]
+    def _fill(self, folder: Path) -> None:
+        for stage in self.stages:
+            write_text(folder / f"{stage}.html", self._page(stage))
         write_json(folder / "metrics.json", read_json(self.run / "metrics.json"))
         write_text(folder / "predictions.csv", self._predictions())
         for name in TEXTS:
@@ -140,15 +140,17 @@ class Reference:
         facts = {name: self.facts[name] for name in ("run", "environment", "notes") if name in self.facts}
         stages = self.facts["stages"].items()
         hidden = "HMAC-SHA-256 under a key that is not published"
-        identities = "as simulated" if self.simulated else hidden
+        facts["reference"] = {
+            "figures": self.figures,
+            "figures_left_out": self.left_out,
+            "identities": "as simulated" if self.simulated else hidden,
+        }
         facts |= {
             "profile": self.profile,
             "parameters": profiles.public(self.facts.get("parameters", {})),
             "stages": {name: {key: stage[key] for key in ("seconds", "finished")} for name, stage in stages},
-            "reference": {"figures": figures, "figures_left_out": left_out, "identities": identities},
         }
         write_json(folder / "run.json", facts)
-        return {"figures": figures, "left_out": left_out}
 
     def _predictions(self) -> str:
         """``predictions.csv`` with pseudonyms for real images; rows in an order that tells nothing of the names."""
@@ -166,32 +168,30 @@ class Reference:
         table = table.sort_values(["model", "set", "image", "fold"], kind="stable")
         return table.to_csv(index=False, float_format="%.9g", lineterminator="\n")
 
-    def _page(self, stage: str, page: Path) -> tuple[int, list[str]]:
-        """One report, drawn anew from its executed notebook; gives how many figures stay, and which do not."""
-        notebook = nbformat.read(self.run / f"{stage}.ipynb", as_version=4)
-        kept, left = 0, []
+    def _page(self, stage: str) -> str:
+        """One report, drawn anew from its executed notebook without what must stay at home."""
+        notebook, left = nbformat.read(self.run / f"{stage}.ipynb", as_version=4), []
         for cell in notebook.cells:
             cell.source = self._without_names(cell.source)
             for output in cell.get("outputs", []):
                 words = output.get("metadata", {}).get("image/png", {})
                 data = output.get("data", {})
                 if "image/png" in data and (self.simulated or words.get("patient") is False):
-                    kept += 1
+                    self.figures += 1
                 elif "image/png" in data:
                     left.append(words.get("name", stage))
                     said = {key: str(words.get(key, "")) for key in ("caption", "alt")}
-                    output.data = nbformat.from_dict({"text/html": render("study/left_out.html.j2", **said)})
-                    output.metadata = nbformat.from_dict({})
+                    output.data = {"text/html": render("study/left_out.html.j2", **said)}
+                    output.metadata = {}
                 elif "data" in output:
-                    output.data = nbformat.from_dict({kind: self._without_names(data[kind]) for kind in data})
+                    output.data = {kind: self._without_names(data[kind]) for kind in data}
                 elif output.output_type == "stream":
                     output.text = self._without_names(output.text)
         if left:
             notice = render("study/notice.md.j2", count=len(left))
             notebook.cells.insert(1, nbformat.v4.new_markdown_cell(notice))
-        text = report.to_html(notebook, stage)
-        write_text(page, re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", _smaller, text))
-        return kept, left
+        self.left_out += left
+        return re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", _smaller, report.to_html(notebook, stage))
 
     @cached_property
     def _private(self) -> dict[str, str]:
@@ -223,10 +223,8 @@ class Reference:
             found = [place for place in own if len(place) > 1 and place in text]
             found += [match[0] for one in (_LAYOUT, self._pattern) if (match := one.search(text))]
             if found:
-                raise NotPublishable(
-                    f"{path.name}: expected no path of this machine and no name of a real image, found {found[0]!r}; "
-                    "nothing was published"
-                )
+                wanted = "expected no path of this machine and no name of a real image"
+                raise NotPublishable(f"{path.name}: {wanted}, found {found[0]!r}; nothing was published")
 
 
 def main(argv: list[str] | None = None) -> int:
