@@ -44,11 +44,7 @@ STAGES = (
 
 
 class ProfileError(ValueError):
-    """What is wrong with the parameters of a run; ``problems`` lists every one of them."""
-
-    def __init__(self, problems: list[str]):
-        super().__init__("\n".join(problems))
-        self.problems = problems
+    """Everything that is wrong with the parameters of a run, a line for each problem."""
 
 
 def declared(stage: str) -> dict[str, object]:
@@ -67,7 +63,7 @@ def declared(stage: str) -> dict[str, object]:
     cells = nbformat.read(NOTEBOOKS / f"{stage}.ipynb", as_version=4).cells
     tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
     if len(tagged) != 1:
-        raise ProfileError([f"{stage}.ipynb: expected one cell tagged 'parameters', came {len(tagged)}"])
+        raise ProfileError(f"{stage}.ipynb: expected one cell tagged 'parameters', came {len(tagged)}")
     found = {}
     for line in ast.parse(tagged[0].source).body:
         try:
@@ -76,8 +72,8 @@ def declared(stage: str) -> dict[str, object]:
         except (AttributeError, ValueError, TypeError):
             typed = False
         if not typed:
-            said = f"{stage}.ipynb: expected 'name: type = literal', came '{ast.unparse(line)}'"
-            raise ProfileError([said])
+            came = ast.unparse(line)
+            raise ProfileError(f"{stage}.ipynb: expected 'name: type = literal', came '{came}'")
     return {name: found[name] for name in found if name != "run_dir"}
 
 
@@ -92,14 +88,14 @@ def load(profile: str) -> dict:
         path = Path(os.environ.get("THYROID_CALLER", "."), profile)
         if path.suffix not in (".yaml", ".yml") or not path.is_file():
             known = ", ".join(sorted(file.stem for file in PROFILES.glob("*.yaml")))
-            raise ProfileError([f"profile '{profile}': expected one of {known}, or the path of a .yaml file"])
+            raise ProfileError(f"profile '{profile}': expected one of {known}, or the path of a .yaml file")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except _NO_YAML as error:
-        raise ProfileError([f"profile {path.name}: not readable as YAML: {error}"]) from None
+        raise ProfileError(f"profile {path.name}: not readable as YAML: {error}") from None
     if not isinstance(content, dict) or not all(isinstance(part or {}, dict) for part in content.values()):
         raise ProfileError(
-            [f"profile {path.name}: expected notebook names, each with 'parameter: value' lines"]
+            f"profile {path.name}: expected names of notebooks, each with 'parameter: value' lines"
         )
     return {str(book): {str(name): part[name] for name in part or {}} for book, part in content.items()}
 
@@ -133,10 +129,8 @@ def resolve(profile: dict, settings: list[str], data: dict[str, str]) -> dict[st
                 raise ValueError(f"{who} parameter '{named(name)}'{_nearest(name, known)}")
             for book in takers:
                 if name in notebooks[book]:
-                    typed = _typed(name, value, notebooks[book][name])
-                    if isinstance(typed, dict):  # what it does not name stays as it was
-                        typed = resolved[book].get(name, notebooks[book][name]) | typed
-                    resolved[book][name] = typed
+                    before = resolved[book].get(name, notebooks[book][name])
+                    resolved[book][name] = _typed(name, value, before)
         except ValueError as error:
             problems.append(f"{origin}: {error}")
 
@@ -163,7 +157,7 @@ def resolve(profile: dict, settings: list[str], data: dict[str, str]) -> dict[st
         if name.endswith("_data") and (problem := spec_problem(value))
     ]
     if problems:
-        raise ProfileError(list(dict.fromkeys(problems)))
+        raise ProfileError("\n".join(dict.fromkeys(problems)))
     return resolved
 
 
@@ -235,16 +229,16 @@ def spec_problem(spec: str) -> str:
     return "" if there else f"'{named(spec)}': {named(str(path))} is not there"
 
 
-def _typed(name: str, value: object, default: object) -> object:
-    """``value`` in the type of a parameter's default; YAML reads 1e-3 as a text, which is meant as a number."""
-    wanted, given = type(default), type(value)
+def _typed(name: str, value: object, before: object) -> object:
+    """``value`` in the type of what it replaces; YAML reads 1e-3 as a text, which is meant as a number."""
+    wanted, given = type(before), type(value)
     if wanted is str and (value is None or given in (int, float)):
         return "" if value is None else str(value)
     with contextlib.suppress(ValueError, OverflowError):
         value = float(value) if wanted is float and given in (int, str) else value
     if type(value) is not wanted:
         raise ValueError(f"'{name}' expects {wanted.__name__}, came {quoted(value)}")
-    return value
+    return before | value if wanted is dict else value  # what a mapping does not name stays as it was
 
 
 def _nearest(name: str, known) -> str:

@@ -65,8 +65,8 @@ class Reference:
         self.profile = profile or Path(self.facts.get("profile", "")).stem
         self.stages = sorted(self.facts.get("stages", {}))
         found = {path.parent.name: read_json(path) for path in sorted(self.run.glob("data/*/crops.json"))}
-        # of every role that the run has, whether its frames are simulated
         self.roles = {role: crops["simulated"] for role, crops in found.items()}
+        self.simulated = all(self.roles.values())
         files = ["metrics.json", "predictions.csv", "run.json", "05_evaluate.ipynb"]
         files += [f"{name}.ipynb" for name in self.stages]
         missing = [name for name in files if not (self.run / name).is_file()]
@@ -78,11 +78,6 @@ class Reference:
             )
         self.figures, self.left_out = 0, []  # how many stay, and the names of those that do not
         self._pseudonym = partial(pseudonym, "reference", self.profile)
-
-    @property
-    def simulated(self) -> bool:
-        """Whether every source of the run is the phantom simulator."""
-        return all(self.roles.values())
 
     @cached_property
     def names(self) -> dict[str, str]:
