@@ -1,5 +1,7 @@
 """What the tests of the study share."""
 
+import contextlib
+import io
 import shutil
 
 import pytest
@@ -15,17 +17,26 @@ def project(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def done(tmp_path_factory):
-    """That study when it has run."""
-    folder = tmp_path_factory.mktemp("done")
-    with pytest.MonkeyPatch.context() as patch:
+def ran(tmp_path_factory):
+    """That study run one notebook after the other: its folder, where `begun` is as after the first; what was said."""
+    folder = tmp_path_factory.mktemp("ran")
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as said:
         small_study.make(folder, patch)
-        assert runner.main([]) == 0
-    return folder
+        assert runner.main(["--only", "1"]) == 0
+        shutil.copytree(folder / "reports", folder / "begun")
+        assert runner.main(["--from", "02"]) == 0
+    return folder, said.getvalue()
 
 
 @pytest.fixture
-def finished(project, done):
+def begun(project, ran):
+    """A project of its own whose first notebook has run."""
+    shutil.copytree(ran[0] / "begun", project / "reports")
+    return project
+
+
+@pytest.fixture
+def finished(project, ran):
     """A project of its own whose run is finished."""
-    shutil.copytree(done / "reports", project / "reports")
+    shutil.copytree(ran[0] / "reports", project / "reports")
     return project

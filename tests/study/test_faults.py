@@ -41,7 +41,7 @@ def said_by(code: str, *arguments) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, cwd=PROJECT)
 
 
-POINTS = [pytest.param(n, marks=() if n in (5, 9) else pytest.mark.slow) for n in range(1, 13)]
+POINTS = [pytest.param(n, marks=() if n == 9 else pytest.mark.slow) for n in range(1, 13)]
 
 
 @pytest.mark.parametrize("point", POINTS)
@@ -64,13 +64,13 @@ def test_killed_at_any_write_the_same_command_ends_with_the_same_numbers(project
     sees="its process died",
     do="Give the same command again; if memory was short, with a smaller batch_size or fewer jobs.",
 )
-def test_a_kernel_that_dies_is_told_and_the_next_run_goes_on(tmp_path, monkeypatch, capsys, sees, count):
-    mark = tmp_path / "once"
+def test_a_kernel_that_dies_is_told_and_the_next_run_goes_on(begun, monkeypatch, capsys, sees, count):
+    mark = begun / "once"
     dies = (
         f"import os\nif not os.path.exists({str(mark)!r}):\n"
         f"    open({str(mark)!r}, 'w').close()\n    os.kill(os.getpid(), 9)"
     )
-    project = make(tmp_path, monkeypatch, second=dies)
+    project = make(begun, monkeypatch, second=dies)
     refused(capsys, sees, "02_second failed")
     run = project / "reports" / "quick"
     assert set(read_json(run / "run.json")["stages"]) == {"01_first"}
@@ -111,8 +111,8 @@ def test_a_notebook_that_hangs_is_stopped_with_all_it_started(finished, monkeypa
     count(faults=1)
 
 
-def test_what_a_finished_notebook_left_running_is_ended(tmp_path, monkeypatch, count):
-    project = make(tmp_path, monkeypatch, second=HANGS.format(hang=False) + "\ntime.sleep(2)")
+def test_what_a_finished_notebook_left_running_is_ended(begun, monkeypatch, count):
+    project = make(begun, monkeypatch, second=HANGS.format(hang=False) + "\ntime.sleep(2)")
     assert study.main([]) == 0 and whole(project)
     assert not left_running()
     count(faults=1)
@@ -209,12 +209,12 @@ def test_a_read_only_place_is_told_before_anything_runs(project, disk, monkeypat
     sees="another run is writing to",
     do="Wait for the first, or give the second a folder of its own with `--run NAME`.",
 )
-def test_a_second_run_stops_and_the_first_is_not_disturbed(tmp_path, monkeypatch, capsys, sees, count):
-    go = tmp_path / "go"
+def test_a_second_run_stops_and_the_first_is_not_disturbed(begun, monkeypatch, capsys, sees, count):
+    go = begun / "go"
     waits = f"import os, time\nwhile not os.path.exists({str(go)!r}):\n    time.sleep(0.1)"
-    project = make(tmp_path, monkeypatch, first=waits)
+    project = make(begun, monkeypatch, second=waits)
     first = child(project)
-    assert wait_for((project / "reports" / "quick" / ".work" / "01_first.ipynb").exists)
+    assert wait_for((project / "reports" / "quick" / ".work" / "02_second.ipynb").exists)
     refused(capsys, sees, "Nothing was started", status=2)
     go.touch()
     first.communicate(timeout=600)
@@ -222,18 +222,16 @@ def test_a_second_run_stops_and_the_first_is_not_disturbed(tmp_path, monkeypatch
     count(faults=1)
 
 
-def test_a_clock_that_jumps_changes_neither_numbers_nor_what_is_skipped(project, monkeypatch, capsys, count):
+def test_a_clock_that_jumps_changes_neither_numbers_nor_what_is_skipped(begun, monkeypatch, capsys, count):
     real, calls = time.time, iter(range(10**9))
 
-    def jumping() -> float:
-        ours = (
-            sys._getframe(1).f_globals["__name__"].startswith("thyroid_lib")
-        )  # Jupyter's waits keep the time
-        return real() + ours * (-1) ** next(calls) * 40_000_000  # a year and more, to and fro
+    def jumping() -> float:  # a year and more, to and fro, for this project: Jupyter's waits keep the time
+        ours = sys._getframe(1).f_globals["__name__"].startswith("thyroid_lib")
+        return real() + ours * (-1) ** next(calls) * 40_000_000
 
     monkeypatch.setattr(time, "time", jumping)
-    assert study.main([]) == 0 and whole(project)
-    run = project / "reports" / "quick"
+    assert study.main([]) == 0 and whole(begun)
+    run = begun / "reports" / "quick"
     assert all(0 < stage["seconds"] < 100_000 for stage in read_json(run / "run.json")["stages"].values())
     for path in run.rglob("*"):
         os.utime(path, (2**33, 2**33))  # files from the year 2242

@@ -14,14 +14,12 @@ from thyroid_lib.study import profiles, report, runner
 from thyroid_lib.study.run import Run, open_run
 
 
-def test_only_and_from_choose_stages_and_a_second_run_does_nothing(project, capsys):
-    assert runner.main(["--only", "1"]) == 0
-    assert runner.main(["--from", "02"]) == 0
-    said = capsys.readouterr().out
+def test_only_and_from_choose_stages_and_a_second_run_does_nothing(finished, ran, capsys):
+    folder, said = ran
     assert said.count("01_first.html") == 1 and said.count("02_second.html") == 1
-    assert small_study.whole(project)
-    run = project / "reports" / "quick"
-    assert str(run / "index.html") in said
+    assert str(folder / "reports" / "quick" / "index.html") in said
+    assert small_study.whole(finished)
+    run = finished / "reports" / "quick"
     assert (run / "figures" / "02_line.png").stat().st_size > 1000
     facts = read_json(run / "run.json")
     assert facts["parameters"]["01_first"] == {"factor": 3, "finetune_data": "", "rate": 0.1}
@@ -50,12 +48,7 @@ def test_a_failing_cell_names_itself_and_keeps_the_last_good_report(finished, mo
     small_study.make(finished, monkeypatch, first="ratio = factor / (factor - 3)")
     assert runner.main([]) == 1
     told = capsys.readouterr().err
-    for words in (
-        "01_first failed",
-        "notebooks/01_first.ipynb",
-        "cell      ",
-        "ratio = factor / (factor - 3)",
-    ):
+    for words in ("01_first failed", "notebooks/01_first.ipynb", "cell  ", "ratio = factor / (factor - 3)"):
         assert words in told
     assert "ZeroDivisionError: division by zero" in told and "the last good report" in told
     partial = run / ".work" / "01_first.ipynb"
