@@ -39,7 +39,7 @@ def test_memory_that_is_used_again_is_not_asked_of_the_kernel_again(size, times)
 
 
 def test_elsewhere_nothing_is_done(monkeypatch):
-    monkeypatch.setattr(memory.sys, "platform", "darwin")
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: memory.ctypes.c_int)  # another C library
     assert memory.keep_memory() is False
 
 

@@ -26,21 +26,20 @@ from thyroid_lib.training import hardware
 LOCK = (PROJECT / "requirements.lock").read_text(encoding="utf-8")
 PINS = [Requirement(line.rstrip("\\ ")) for line in LOCK.splitlines() if re.match(r"[a-z0-9]", line)]
 PYTHONS = ["3.11", "3.12", "3.13"]
-SYSTEMS = {
-    "linux": ("Linux", "x86_64", "posix"),
-    "darwin": ("Darwin", "arm64", "posix"),
-    "win32": ("Windows", "AMD64", "nt"),
-}
+SYSTEMS = [
+    ("linux", "Linux", "x86_64", "posix"),
+    ("darwin", "Darwin", "arm64", "posix"),
+    ("win32", "Windows", "AMD64", "nt"),
+]
 on_linux = pytest.mark.skipif(
-    sys.platform != "linux", reason="uses /proc for a home that cannot be written to"
+    sys.platform != "linux", reason="uses /proc for a home where nothing can be written"
 )
 ODD = "Über 研究 (copy) 'a' & b"
 
 
 @pytest.mark.parametrize("python", PYTHONS)
-@pytest.mark.parametrize("system", list(SYSTEMS))
-def test_the_lock_pins_each_package_once_for_every_python_and_system(python, system):
-    name, machine, kind = SYSTEMS[system]
+@pytest.mark.parametrize("system, name, machine, kind", SYSTEMS)
+def test_the_lock_pins_each_package_once_for_every_python_and_system(python, system, name, machine, kind):
     environment = default_environment() | dict(
         python_version=python, python_full_version=f"{python}.4", os_name=kind,
         sys_platform=system, platform_system=name, platform_machine=machine,

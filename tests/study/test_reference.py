@@ -44,21 +44,16 @@ def code(source, *outputs):
     return cell
 
 
-@pytest.fixture
-def run(tmp_path, monkeypatch):
+def make(place):
     """A run on real data with one figure of each kind, and image names in a table and in a parameter."""
-    monkeypatch.setenv("THYROID_HASH_KEY", "a key of sixteen and more")
-    folder = tmp_path / "reports" / "mine"
+    folder = place / "reports" / "mine"
     spec = "ddti:../../somewhere/private/ddti?labels=groups"
     text = nbformat.v4.new_output("display_data", {"text/html": "<p>12_1.jpg = 30_2.jpg, 112_1.jpg</p>"})
     pages = {
         "01_preprocess": [
             nbformat.v4.new_markdown_cell("# 01 Preprocess\n\nWhich frames?\n\n## Frames"),
             code(f'finetune_data = "{spec}"'),
-            *(
-                code(kind, figure(f"01_{kind}", patient, seed))
-                for seed, (kind, patient) in enumerate(FIGURES.items())
-            ),
+            *(code(kind, figure(f"01_{kind}", FIGURES[kind], seed)) for seed, kind in enumerate(FIGURES)),
             code("table", text, nbformat.v4.new_output("stream", text="worst: 7_1.jpg\n")),
         ],
         "05_evaluate": [nbformat.v4.new_markdown_cell("# 05 Evaluate\n\nHow good?\n\n## Found")],
@@ -88,6 +83,23 @@ def run(tmp_path, monkeypatch):
     return folder
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """A run and its reference, which no test changes: their folders, and what was said of the reference."""
+    place = tmp_path_factory.mktemp("shared")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("THYROID_HASH_KEY", "a key of sixteen and more")
+        run = make(place)
+        return run, *published(run, place)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A run of its own."""
+    monkeypatch.setenv("THYROID_HASH_KEY", "a key of sixteen and more")
+    return make(tmp_path)
+
+
 def describe(folder, *, simulated):
     names = {key: [key, key] for key in CLASSES}
     about = {"simulated": simulated, "classes": CLASSES, "names": names, "title": "DDTI"}
@@ -102,8 +114,8 @@ def page(folder, name="01_preprocess"):
     return BeautifulSoup((folder / f"{name}.html").read_text(encoding="utf-8"), "html.parser")
 
 
-def test_figures_of_patients_stay_at_home_and_a_sentence_says_so(run, tmp_path):
-    folder, about = published(run, tmp_path)
+def test_figures_of_patients_stay_at_home_and_a_sentence_says_so(shared):
+    _, folder, about = shared
     soup = page(folder)
     assert about["left_out"] == ["01_steps", "01_old"], "a figure that does not say is kept at home too"
     assert [image["alt"] for image in soup.select("main img")] == ["alt text of 01_audit"]
@@ -112,11 +124,7 @@ def test_figures_of_patients_stay_at_home_and_a_sentence_says_so(run, tmp_path):
     assert "caption of 01_steps" in places[0] and "alt text of 01_steps" in places[0]
     assert "2 figures" in soup.select_one("blockquote").get_text(" ")
     assert all("iVBOR" not in path.read_text() for path in folder.iterdir()), "no PNG is left in any file"
-
-
-def test_the_figures_that_stay_keep_every_pixel(run, tmp_path):
-    folder, _ = published(run, tmp_path)
-    source = page(folder).select_one("main img")["src"]
+    source = soup.select_one("main img")["src"]  # what stays keeps every pixel
     kept = Image.open(io.BytesIO(base64.b64decode(source.partition("base64,")[2])))
     original = Image.open(io.BytesIO(base64.b64decode(picture(1))))
     assert np.array_equal(np.asarray(kept.convert("L")), np.asarray(original))
@@ -130,8 +138,8 @@ def test_of_phantoms_everything_stays(run, tmp_path):
     assert "12_1.jpg" in page(folder).get_text() and not page(folder).select("figure.left-out")
 
 
-def test_no_file_names_an_image_a_patient_or_a_place(run, tmp_path):
-    folder, _ = published(run, tmp_path)
+def test_no_file_names_an_image_a_patient_or_a_place(shared):
+    _, folder, _ = shared
     text = "\n".join(path.read_text(encoding="utf-8") for path in folder.iterdir())
     for name in NAMES:
         assert not re.search(rf"(?<!\d){re.escape(name)}", text)
@@ -142,8 +150,8 @@ def test_no_file_names_an_image_a_patient_or_a_place(run, tmp_path):
     assert "outputs" not in facts["stages"]["01_preprocess"]
 
 
-def test_predictions_keep_their_numbers_under_keyed_names(run, tmp_path, monkeypatch):
-    folder, _ = published(run, tmp_path)
+def test_predictions_keep_their_numbers_under_keyed_names(shared, tmp_path, monkeypatch):
+    run, folder, _ = shared
     ours, theirs = read_predictions(run / "predictions.csv"), read_predictions(folder / "predictions.csv")
     assert sorted(ours["p_4a"]) == sorted(theirs["p_4a"])
     assert ours["p_4a"].tolist() != theirs["p_4a"].tolist(), "the order of the file names would tell them"
@@ -157,8 +165,8 @@ def test_predictions_keep_their_numbers_under_keyed_names(run, tmp_path, monkeyp
     assert set(read_predictions(other / "predictions.csv")["patient"]).isdisjoint(theirs["patient"])
 
 
-def test_a_run_agrees_with_its_own_reference(run, tmp_path, capsys):
-    folder, _ = published(run, tmp_path)
+def test_a_run_agrees_with_its_own_reference(shared, capsys):
+    run, folder, _ = shared
     assert compare.main([str(run), str(folder)]) == 0
     assert "same data, parameters and environment" in capsys.readouterr().out
 
@@ -190,11 +198,7 @@ def test_a_folder_that_is_no_finished_run_or_no_reference_is_refused(run, tmp_pa
 
 PUBLIC = [
     ("finetune_data", "ddti:../../data/ddti?labels=two", "ddti:ddti?labels=two"),
-    (
-        "finetune_data",
-        "dicom:/srv/pacs/x?labels=/srv/x/labels.csv&frames=1",
-        "dicom:x?labels=labels.csv&frames=1",
-    ),
+    ("finetune_data", "dicom:/srv/x?labels=/srv/y/labels.csv&frames=1", "dicom:x?labels=labels.csv&frames=1"),
     ("finetune_data", "phantom:clinic?patients=9", "phantom:clinic?patients=9"),
     ("external_data", "", ""),
     ("initial_weights", "/srv/weights/w.safetensors", "w.safetensors"),
@@ -208,28 +212,23 @@ def test_of_a_path_the_last_part_is_published(name, value, public):
     assert profiles.public_value(name, value) == public
 
 
-def shown(tmp_path, monkeypatch, **words):
-    """Metadata of a figure with a picture of 64 px and a matrix of 4 px, as `Run.show` displays it."""
-    seen = []
-    monkeypatch.setattr("IPython.display.display", lambda *args, **kwargs: seen.append(kwargs))
-    fig, (left, right) = plt.subplots(1, 2)
-    left.imshow(np.zeros((words.pop("side", 64), 64)))
-    right.imshow(np.zeros((4, 4)))
-    Run(tmp_path).show(fig, "01_x", caption="A figure.", alt="What it shows.", **words)
-    return seen[0]["metadata"]["image/png"]
-
-
 SHOWN = [
-    ({}, True),
-    ({"side": 4}, False),  # a matrix is no picture
-    ({"simulated": True}, False),
-    ({"simulated": True, "patient": True}, True),  # one real frame is enough
-    ({"patient": False}, False),
+    (64, {}, True),
+    (4, {}, False),  # a matrix is no picture
+    (64, {"simulated": True}, False),
+    (64, {"simulated": True, "patient": True}, True),  # one real frame is enough
+    (64, {"patient": False}, False),
 ]
 
 
-@pytest.mark.parametrize("words, patient", SHOWN)
+@pytest.mark.parametrize("side, words, patient", SHOWN)
 def test_a_figure_declares_whether_it_shows_patients_and_a_picture_does_where_it_is_silent(
-    tmp_path, monkeypatch, words, patient
+    tmp_path, monkeypatch, side, words, patient
 ):
-    assert shown(tmp_path, monkeypatch, **words)["patient"] is patient
+    seen = []
+    monkeypatch.setattr("IPython.display.display", lambda *args, **kwargs: seen.append(kwargs))
+    fig, (left, right) = plt.subplots(1, 2)
+    left.imshow(np.zeros((side, 64)))
+    right.imshow(np.zeros((4, 4)))
+    Run(tmp_path).show(fig, "01_x", caption="A figure.", alt="What it shows.", **words)
+    assert seen[0]["metadata"]["image/png"]["patient"] is patient

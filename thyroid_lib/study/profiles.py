@@ -222,10 +222,7 @@ def spec_problem(spec: str) -> str:
         near = _nearest(kind, SOURCES)
         return f"'{named(spec)}': expected KIND:PATH with KIND one of {', '.join(SOURCES)}{near}"
     path = spec_path(spec)
-    try:
-        there = path is None or path.exists()
-    except (OSError, ValueError):  # too long, or no name at all
-        there = False
+    there = path is None or os.path.exists(path)
     return "" if there else f"'{named(spec)}': {named(str(path))} is not there"
 
 

@@ -106,7 +106,7 @@ def _run(run: Run, options: argparse.Namespace, stages: list[profiles.Stage], re
 def _execute(run: Run, stage: profiles.Stage, parameters: dict, fingerprint: str, minutes: float) -> None:
     """Run one notebook aside, for so many minutes at most, render it, and put both in the place of the last ones."""
     logging.getLogger("papermill").setLevel(logging.ERROR)  # parameters are checked before, by profiles.py
-    before, metrics, work = _snapshot(run.dir), run.metrics, run.dir / ".work"
+    before, metrics, work, book = _snapshot(run.dir), run.metrics, run.dir / ".work", f"{stage.name}.ipynb"
     run.forget(stage.name)
     # outside the checkout a path would name the machine: there the folder comes from the environment
     inside = run.dir.is_relative_to(PROJECT)
@@ -122,19 +122,18 @@ def _execute(run: Run, stage: profiles.Stage, parameters: dict, fingerprint: str
     try:
         with Watch(stage.name, work / "status", 60 * minutes) as watch:
             notebook = papermill.execute_notebook(
-                str(profiles.NOTEBOOKS / f"{stage.name}.ipynb"), str(work / f"{stage.name}.ipynb"),
+                str(profiles.NOTEBOOKS / book), str(work / book),
                 {"run_dir": run_dir, **parameters}, cwd=str(profiles.NOTEBOOKS), kernel_name="python3",
                 progress_bar=False, extra_arguments=["--IPKernelApp.log_level=50"],  # its notices are no news
             )  # fmt: skip
-            for key in ("input_path", "output_path"):
-                notebook.metadata.papermill[key] = f"{stage.name}.ipynb"
+            notebook.metadata.papermill.update(input_path=book, output_path=book)
             page = report.to_html(notebook, stage.name)
     except BaseException as error:
         write_json(run.dir / "metrics.json", metrics)
         if isinstance(error, Exception):  # of a cell, of the report, or a kernel that died or never came up
             raise StageFailed(_failure(run, stage.name, error, watch)) from error
         raise
-    write_text(run.dir / f"{stage.name}.ipynb", nbformat.writes(notebook))
+    write_text(run.dir / book, nbformat.writes(notebook))
     write_text(run.dir / f"{stage.name}.html", page)
     after, facts = _snapshot(run.dir), run.facts
     outputs = {name: after[name][0] for name in after if after[name] != before.get(name)}
@@ -224,8 +223,9 @@ def _shown(path: Path) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    words = "Run the study's notebooks into a folder of HTML reports."
-    parser = argparse.ArgumentParser("./run_all.sh", description=words)
+    parser = argparse.ArgumentParser(
+        "./run_all.sh", description="Run the notebooks into a folder of HTML reports."
+    )
     add = parser.add_argument
     add("--profile", default="quick", help="notebooks/profiles/NAME.yaml, or a path (quick)")
     add("--run", help="name of the folder under reports/ (the profile's name)")
@@ -235,11 +235,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--from", dest="first", default="", **one, help="start with this notebook, or its number")
     add("--only", action="append", **one, help="this notebook and no other, or its number; repeatable")
     add("--with-ablation", action="store_true", help="run 06_ablation too")
-    words = "that one notebook may take; 0 for any time (a day)"
-    add("--time-limit", type=_minutes, default=DAY, metavar="MINUTES", help=words)
+    add("--time-limit", type=_minutes, default=DAY, metavar="MINUTES", help="of one notebook; 0: no limit")
     add("--force", action="store_true", help="run stages even if nothing changed")
-    words = "one parameter, on top of the profile"
-    add("--set", action="append", default=[], metavar="NN.NAME=VALUE", help=words)
+    add("--set", action="append", default=[], metavar="NN.NAME=VALUE", help="one parameter, over the profile")
     return parser
 
 
