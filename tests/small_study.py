@@ -88,9 +88,7 @@ def make(folder: Path, monkeypatch, first: str = "", second: str = "") -> Path:
     monkeypatch.setattr(profiles, "NOTEBOOKS", books)
     monkeypatch.setattr(profiles, "PROFILES", books / "profiles")
     monkeypatch.setattr(profiles, "STAGES", stages)
-    monkeypatch.setattr(
-        runner.provenance, "library_hash", lambda: "the library"
-    )  # it may be edited meanwhile
+    monkeypatch.setattr(runner.provenance, "library_hash", lambda: "the library")  # it may change meanwhile
     monkeypatch.setenv("THYROID_REPORTS", str(folder / "reports"))
     monkeypatch.setenv("THYROID_STATUS", os.devnull)
     return folder

@@ -104,9 +104,8 @@ def merge(old: Mapping, new: Mapping) -> dict:
 
 def natural(text: str) -> list:
     """Sort key under which frame 10 follows frame 9."""
-    return [
-        (1, int(part), "") if part.isdecimal() else (0, 0, part) for part in re.split(r"(\d+)", str(text))
-    ]
+    parts = re.split(r"(\d+)", str(text))
+    return [(1, int(part), "") if part.isdecimal() else (0, 0, part) for part in parts]
 
 
 def cache_folder() -> Path:

@@ -34,18 +34,17 @@ def progress(
     """
     if total is None and hasattr(iterable, "__len__"):
         total = len(iterable)
-    if "THYROID_STATUS" not in os.environ:
-        with tqdm(desc=description, total=total, leave=False, dynamic_ncols=True) as bar:
-            for item in iterable:
-                yield item
-                bar.update(size(item) if size else 1)
-        return
-    done = 0
-    for item in iterable:
-        status(f"{description}: {done} of {total}" if total else f"{description}: {done}")
-        yield item
-        done += size(item) if size else 1
-    status(description + ": done", now=True)
+    headless, done = "THYROID_STATUS" in os.environ, 0
+    with tqdm(desc=description, total=total, leave=False, dynamic_ncols=True, disable=headless) as bar:
+        for item in iterable:
+            if headless:
+                status(f"{description}: {done} of {total}" if total else f"{description}: {done}")
+            yield item
+            step = size(item) if size else 1
+            done += step
+            bar.update(step)
+    if headless:
+        status(description + ": done", now=True)
 
 
 def status(text: str, now: bool = False, share: float | None = None) -> None:

@@ -101,11 +101,9 @@ def fill(folder: Path) -> pd.DataFrame:
     said = facts(folder) | {"authors": (AUTHORS, "", "")}
     standards = source()["standards"].items()
     table = pd.DataFrame([{"standard": name} | item for name, items in standards for item in items])
-    answers = [
-        said.get(answer) or (NOT_APPLICABLE, answer.removeprefix("na: "), "")
-        for answer in table.pop("answer")
+    table[["state", "value", "place"]] = [
+        said.get(one) or (NOT_APPLICABLE, one.removeprefix("na: "), "") for one in table.pop("answer")
     ]
-    table[["state", "value", "place"]] = answers
     return table
 
 
@@ -182,9 +180,8 @@ def write_cards(folder: Path, names: dict) -> list[Path]:
     known["said"] = {name: words or NOT_DONE for name, (_, words, _) in facts(folder).items()}
     flow = known.get("flow", {})
     for role in flow:
-        flow[role]["classes"] = (
-            Crops.open(Path(folder) / "data" / role).index["label"].value_counts().to_dict()
-        )
+        labels = Crops.open(Path(folder) / "data" / role).index["label"]
+        flow[role]["classes"] = labels.value_counts().to_dict()
     written = [Path(folder) / name for name in CARDS]
     for path in written:
         maps = known.get("maps", {})

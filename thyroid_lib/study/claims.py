@@ -80,9 +80,7 @@ def write(project: Path = PROJECT, check: bool = False) -> list[str]:
         before, begin, rest = (project / name).read_text(encoding="utf-8").partition(BEGIN)
         _, end, after = rest.partition(END)
         if not begin or not end:
-            raise ValueError(
-                f"{name}: expected '{BEGIN}' and '{END}', one is missing; put them where results belong"
-            )
+            raise ValueError(f"{name}: expected '{BEGIN}' and '{END}' around the results, one is missing")
         wanted[name] = f"{before}{BEGIN}\n{results(language, project)}\n{END}{after}"
     stale = []
     for name, text in wanted.items():

@@ -85,9 +85,7 @@ def compare(run: Path, reference: Path) -> Comparison:
     runs = [Run(run), Run(reference)]
     for one in runs:
         if not (one.dir / "metrics.json").is_file():
-            raise ValueError(
-                f"{one.dir}: expected a run with metrics.json, found none; name a folder of reports/"
-            )
+            raise ValueError(f"{one.dir}: expected a run with metrics.json; name a folder of reports/")
     ours, theirs = (dict(leaves(one.metrics)) for one in runs)
     counts = Counter(_stage(key) for key in ours)
     for key in theirs:

@@ -94,9 +94,7 @@ def load(profile: str) -> dict:
     except _NO_YAML as error:
         raise ProfileError(f"profile {path.name}: not readable as YAML: {error}") from None
     if not isinstance(content, dict) or not all(isinstance(part or {}, dict) for part in content.values()):
-        raise ProfileError(
-            f"profile {path.name}: expected names of notebooks, each with 'parameter: value' lines"
-        )
+        raise ProfileError(f"profile {path.name}: expected notebooks, each with 'parameter: value' lines")
     return {str(book): {str(name): part[name] for name in part or {}} for book, part in content.items()}
 
 
@@ -201,10 +199,7 @@ def public_value(name: str, value: object) -> object:
 
 def public(parameters: dict[str, dict]) -> dict[str, dict]:
     """``public_value`` over notebook -> name -> value."""
-    return {
-        book: {name: public_value(name, values[name]) for name in values}
-        for book, values in parameters.items()
-    }
+    return {book: {name: public_value(name, of[name]) for name in of} for book, of in parameters.items()}
 
 
 def spec_path(spec: str) -> Path | None:

@@ -23,9 +23,8 @@ _VERSIONS = (
 def library_hash() -> str:
     """Fingerprint of the code and the texts of ``thyroid_lib`` that notebooks run."""
     names = [path.relative_to(LIBRARY).as_posix() for path in LIBRARY.rglob("*") if path.suffix in _CODE]
-    return digest(
-        *(part for name in sorted(names) if not _AROUND.match(name) for part in (name, LIBRARY / name))
-    )
+    ours = [name for name in sorted(names) if not _AROUND.match(name)]
+    return digest(*(part for name in ours for part in (name, LIBRARY / name)))
 
 
 def renderer_hash() -> str:

@@ -72,10 +72,10 @@ class Reference:
         missing = [name for name in files if not (self.run / name).is_file()]
         missing += ["its profile"] * (not self.profile) + ["data/<role>/crops.json"] * (not found)
         if missing:
-            advice = "run ./run_all.sh first, then name the folder under reports/"
-            raise NotPublishable(
-                f"{self.run}: expected a finished run, missing: {', '.join(missing)}; {advice}"
+            advice = (
+                f"missing: {', '.join(missing)}; run ./run_all.sh first, then name the folder under reports/"
             )
+            raise NotPublishable(f"{self.run}: expected a finished run, {advice}")
         self.figures, self.left_out = 0, []  # how many stay, and the names of those that do not
         self._pseudonym = partial(pseudonym, "reference", self.profile)
 
@@ -104,9 +104,7 @@ class Reference:
         folder = FOLDER / self.profile if folder is None else Path(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         if folder.exists() and not (folder / "run.json").is_file():
-            raise NotPublishable(
-                f"{folder}: expected nothing or a reference to replace, found something else"
-            )
+            raise NotPublishable(f"{folder}: expected a reference to replace, found something else")
         with tempfile.TemporaryDirectory(prefix=".reference.", dir=folder.parent) as room:
             made = Path(room) / folder.name
             made.mkdir()
@@ -115,9 +113,8 @@ class Reference:
             self._refuse(made)
             size = sum(path.stat().st_size for path in made.iterdir())
             if size > MOST:
-                most = f"at most {MOST / 2**20:.0f} MiB are meant to be committed"
-                advice = "fewer folds or smaller figures make it smaller"
-                raise NotPublishable(f"{folder}: {size / 2**20:.1f} MiB, {most}; {advice}")
+                advice = "are meant to be committed; fewer folds or smaller figures make it smaller"
+                raise NotPublishable(f"{folder}: {size / 2**20:.1f} MiB, at most {MOST / 2**20:.0f} {advice}")
             if folder.exists():
                 shutil.rmtree(folder)
             made.rename(folder)

@@ -74,16 +74,7 @@ class Run:
         write_json(self.dir / "run.json", facts)
         write_json(self.dir / "metrics.json", metrics)
 
-    def show(
-        self,
-        figure,
-        name: str,
-        *,
-        caption: str,
-        alt: str = "",
-        simulated: bool = False,
-        patient: bool | None = None,
-    ):
+    def show(self, figure, name: str, *, caption: str, alt="", simulated=False, patient: bool | None = None):
         """Save a figure as ``figures/<name>.png`` and display it; the last statement of a cell.
 
         Args:
@@ -107,9 +98,7 @@ class Run:
         if not alt.strip() or not caption.strip():
             raise ValueError(f"figure {name!r}: expected an alt text and a caption, one is empty; give both")
         if not re.fullmatch(r"\d\d_[a-z0-9_]+", name):
-            raise ValueError(
-                f"figure name {name!r}: expected its notebook's number and words, like 03_curves"
-            )
+            raise ValueError(f"figure {name!r}: expected the notebook's number and words, like 03_curves")
         share = min(100, round(100 * figure.get_size_inches()[0] / WIDTH))  # letters of one size everywhere
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", metadata={"Software": None})

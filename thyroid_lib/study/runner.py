@@ -223,9 +223,7 @@ def _shown(path: Path) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "./run_all.sh", description="Run the notebooks into a folder of HTML reports."
-    )
+    parser = argparse.ArgumentParser("./run_all.sh", description="Run the notebooks into HTML reports.")
     add = parser.add_argument
     add("--profile", default="quick", help="notebooks/profiles/NAME.yaml, or a path (quick)")
     add("--run", help="name of the folder under reports/ (the profile's name)")
