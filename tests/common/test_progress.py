@@ -68,16 +68,3 @@ def test_the_live_curve_keeps_every_training_of_the_cell(monkeypatch):
     assert "scratch" not in drawn[0].alt
     assert "finetuned, fold 1 of 1" in drawn[1].alt and "scratch, fold 1 of 1" in drawn[1].alt
     assert drawn[1].axes[0].get_ylabel() == "cross-entropy"
-
-
-def test_a_training_says_its_title_with_its_history(tmp_path):
-    from small_training import TRAIN, VALIDATION, asked, spots
-
-    from thyroid_lib.training import loop
-
-    titles = []
-    loop.fit(
-        asked(epochs=1), spots(), TRAIN, VALIDATION, tmp_path, title="scratch",
-        on_epoch=lambda history: titles.append(history.attrs["title"]),
-    )  # fmt: skip
-    assert titles == ["scratch"]
