@@ -15,8 +15,8 @@ import platformdirs
 PROJECT = Path(__file__).resolve().parents[2]
 LIBRARY = PROJECT / "thyroid_lib"
 REPORTS = PROJECT / "reports"
+# How the name of a file ends that is still being written; what a killed process leaves of them may be deleted.
 PART = ".part"
-"""How the name of a file ends that is still being written; what a killed process leaves of them may be deleted."""
 _UMASK = os.umask(0o022)
 os.umask(_UMASK)
 FILE_MODE, FOLDER_MODE = 0o666 & ~_UMASK, 0o777 & ~_UMASK  # what any program gives; temporary files get less

@@ -4,12 +4,9 @@ import reprlib
 import unicodedata
 from collections.abc import Iterable, Mapping
 
-MOST = 80
-"""Characters of a value that a message shows."""
-MORE = 300
-"""The same where two values are held against each other and may differ late."""
-NAMES = 12
-"""Names of a list that a message shows."""
+MOST = 80  # characters of a value that a message shows
+MORE = 300  # the same where two values are held against each other and may differ late
+NAMES = 12  # names of a list that a message shows
 _ESCAPED = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 
 

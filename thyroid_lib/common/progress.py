@@ -10,11 +10,9 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
 
 from tqdm.auto import tqdm
 
-T = TypeVar("T")
 _EVERY = 0.2  # seconds between two updates of the status file
 _BAR, _WORDS = "{percentage:3.0f}% {bar} {desc}", "{desc}"
 _line: tqdm | None = None
@@ -22,8 +20,8 @@ _written = 0.0
 
 
 def progress(
-    iterable: Iterable[T], description: str, total: int | None = None, size: Callable[[T], int] | None = None
-) -> Iterator[T]:
+    iterable: Iterable, description: str, total: int | None = None, size: Callable | None = None
+) -> Iterator:
     """Yield the items of ``iterable`` and show how far it is.
 
     Args:

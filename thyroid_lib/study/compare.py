@@ -24,11 +24,11 @@ from thyroid_lib.study.run import Run
 
 RELATIVE = 0.01
 OUTSIDE = 0.05
+# Keys that follow one training or one decoder, with no interval to judge them by.
 NOISY = re.compile("|".join(yaml.safe_load((TEMPLATES / "study" / "noisy.yaml").read_text(encoding="utf-8"))))
-"""Keys that follow one training or one decoder, with no interval to judge them by."""
 HEADLINE = "05_evaluate/headline/"
+# Parts of an environment that always differ and explain nothing; ``library_sha256`` tells other code.
 UNTOLD = ("git_commit", "git_clean", "executable_is_venv")
-"""Parts of an environment that always differ and explain nothing; ``library_sha256`` tells other code."""
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,8 @@ from thyroid_lib.study import profiles, report
 from thyroid_lib.study.run import Run
 
 FOLDER = REPORTS / "reference"
+# Bytes of a reference folder above which it is refused: a repository is no archive of pictures.
 MOST = 8 * 2**20
-"""Bytes of a reference folder above which it is refused: a repository is no archive of pictures."""
 
 OLDEST = 90  # years; above, an age alone may tell who it is
 TEXTS = ("STUDY_CARD.md", "DATA_SHEET.md", "reviewers.csv")
