@@ -40,7 +40,7 @@ def test_what_is_written_is_read_back_sorted_with_nine_digits(tmp_path):
     whole = pd.concat([study(place="external"), study()])
     path = predictions_file.write_predictions([whole], tmp_path / "predictions.csv")
     read = predictions_file.read_predictions(path)
-    assert read.attrs["classes"] == KEYS and covariates_of(read) == ["age", "printed_text", "sex"]
+    assert predictions_file.classes_of(read) == KEYS and covariates_of(read) == ["age", "printed_text", "sex"]
     again = predictions_file.write_predictions([read], tmp_path / "again.csv")
     assert path.read_bytes() == again.read_bytes()
     expected = whole.sort_values(["set", "image"])["p_nodular_goiter"]
@@ -49,7 +49,8 @@ def test_what_is_written_is_read_back_sorted_with_nine_digits(tmp_path):
 
 def test_free_text_and_paths_never_reach_the_predictions():
     row = {
-        "image": "a.png", "path": "/home/x/a.png", "patient": "p", "label": "a", "text": "Mrs Jane Doe",
+        "image": "a.png", "path": "/home/x/a.png", "patient": "p", "group": "p", "dataset": "d", "label": "a",
+        "text": "Mrs Jane Doe",
         "sha256": "f" * 64, "remark": "seen by Dr Who on the first of May in room 12",
     }  # fmt: skip
     about = {"model": "m", "set": "internal", "fold": 0}
@@ -65,9 +66,9 @@ def test_free_text_and_paths_never_reach_the_predictions():
         (lambda t: t.assign(set="test"), "expected set to be one of"),
         (lambda t: t.assign(truth="lymphoma"), "expected every truth"),
         (lambda t: t.assign(p_nodular_goiter=0.9), "sum to 1"),
-        (lambda t: pd.concat([t, t.head(1)]), "stands twice"),
-        (lambda t: t.assign(group="one"), "more than one fold"),
-        (lambda t: t.assign(image="/" + t["image"]), "relative to their data set"),
+        (lambda t: pd.concat([t, t.head(1)]), "one row per model, set, image and fold"),
+        (lambda t: t.assign(group="one"), "each group in one fold"),
+        (lambda t: t.assign(image="/" + t["image"]), "relative to their data set.*first model finetuned"),
         (lambda t: t.drop(columns="truth"), "missing"),
     ],
 )

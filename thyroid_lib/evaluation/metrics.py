@@ -13,16 +13,8 @@ from functools import cached_property, partial
 import numpy as np
 import pandas as pd
 
-from thyroid_lib.evaluation.bootstrap import (
-    MINIMUM_PATIENTS,
-    UNBOUNDED,
-    Clusters,
-    delong,
-    estimate,
-    rank_statistics,
-    ratio,
-    scarcer_sides,
-)
+from thyroid_lib.evaluation import bootstrap
+from thyroid_lib.evaluation.bootstrap import MINIMUM_PATIENTS, UNBOUNDED, Clusters, estimate, ratio
 from thyroid_lib.evaluation.predictions import by_patient, classes_of
 
 THRESHOLDS = np.round(np.arange(0.05, 0.951, 0.05), 2)
@@ -77,7 +69,7 @@ class Sample:
         self.probabilities = self.columns("p_")
         self.positive = self.columns("positive_") > 0.5
         self.patients = predictions["patient"].to_numpy().astype(str)
-        self.sides = scarcer_sides(self.patients, self.is_class)
+        self.sides = bootstrap.scarcer_sides(self.patients, self.is_class)
         self.clusters = Clusters(self.patients, draws, seed)
         shares = [prevalence[key] for key in self.classes] if prevalence else self.is_class.mean(axis=0)
         self.prevalence = np.array(shares, float)
@@ -123,11 +115,9 @@ class Sample:
     @cached_property
     def ranks(self) -> tuple[np.ndarray, np.ndarray]:
         """AUROC and average precision of each class against the rest, each float64 (draws + 1, C)."""
-        found = [
-            rank_statistics(p, positive, self.clusters)
-            for p, positive in zip(self.probabilities.T, self.is_class.T)
-        ]
-        return tuple(np.stack(values, axis=1) for values in zip(*found))
+        classes = zip(self.probabilities.T, self.is_class.T)
+        found = np.array([bootstrap.rank_statistics(p, positive, self.clusters) for p, positive in classes])
+        return tuple(found.transpose(1, 2, 0))
 
     @cached_property
     def confusion(self) -> np.ndarray:
@@ -285,12 +275,9 @@ METRICS |= {
     for name, metric in METRICS.items()
     if metric.of in (brier, log_loss, top_label_error, classwise_error)
 }
-METRICS |= {
-    f"net_benefit/{{}}/{t:.2f}": Metric(
-        f"net benefit at {t:.2f}", partial(net_benefit, threshold=t), "scarcer side", UNBOUNDED
-    )
-    for t in THRESHOLDS
-}
+for t in THRESHOLDS:
+    title, of = f"net benefit at {t:.2f}", partial(net_benefit, threshold=t)
+    METRICS[f"net_benefit/{{}}/{t:.2f}"] = Metric(title, of, "scarcer side", UNBOUNDED)
 
 
 def evaluate(predictions: pd.DataFrame, *, ordered: bool = False, decisions: bool = True, **options) -> dict:
@@ -318,7 +305,7 @@ def evaluate(predictions: pd.DataFrame, *, ordered: bool = False, decisions: boo
         own = sample.is_class[:, k]
         result[f"prevalence/{key}"] = float(sample.prevalence[k])
         result[f"images/{key}"], result[f"patients/{key}"] = int(own.sum()), sample.patients_with(own)
-        result[f"delong/{key}"] = delong(sample.probabilities[:, k], own, sample.patients)
+        result[f"delong/{key}"] = bootstrap.delong(sample.probabilities[:, k], own, sample.patients)
         counts = zip(sample.classes, sample.confusion[0, k])
         result |= {f"confusion/{key}/{other}": int(count) for other, count in counts}
         for t in THRESHOLDS if decisions else ():
