@@ -4,7 +4,6 @@ Multiplications and memory are computed without arithmetic, on torch's "meta" de
 machine. Throughput is what this machine does, and differs from run to run.
 """
 
-import time
 import weakref
 
 import pandas as pd
@@ -12,6 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.benchmark import timer
 
 from thyroid_lib import network
 from thyroid_lib.common.memory import keep_memory
@@ -45,8 +45,8 @@ def training_memory(config: dict, size: int, batch_size: int) -> int:
     """
     with torch.device("meta"):
         model = network.build(config).train()
-    weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
-    moments = 2 * sum(p.numel() * p.element_size() for p in model.parameters())
+    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    moments = 2 * sum(parameter.nbytes for parameter in model.parameters())
     with torch.device("meta"), _Living(model.state_dict().values()) as living:
         images = torch.empty(batch_size, config["in_chans"], size, size)
         labels = torch.zeros(batch_size, dtype=torch.long)
@@ -68,18 +68,15 @@ class _Living(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         made = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, torch.Tensor):
-                self._born(tensor.untyped_storage())
+        tensors = (leaf for leaf in tree_leaves(made) if isinstance(leaf, torch.Tensor))
+        for storage in (tensor.untyped_storage() for tensor in tensors):
+            key = storage._cdata
+            if key not in self.known:  # a view has the storage of another
+                self.known.add(key)
+                self.now += storage.nbytes()
+                self.most = max(self.most, self.now)
+                weakref.finalize(storage, self._died, key, storage.nbytes())
         return made
-
-    def _born(self, storage) -> None:
-        key = storage._cdata
-        if key not in self.known:  # a view has the storage of another
-            self.known.add(key)
-            self.now += storage.nbytes()
-            self.most = max(self.most, self.now)
-            weakref.finalize(storage, self._died, key, storage.nbytes())
 
     def _died(self, key: int, size: int) -> None:
         self.known.discard(key)
@@ -137,18 +134,15 @@ def _turn(config: dict, size: int, batch_size: int, precision: str) -> dict[str,
 
     def seconds(work) -> float:
         work()  # the first pass chooses kernels and fills the optimizer's state
-        wait()
-        begin = time.perf_counter()
+        begin = timer()  # waits for a GPU
         work()
-        wait()
-        return time.perf_counter() - begin
+        return timer() - begin
 
-    on_gpu = device.type == "cuda"
-    wait = torch.cuda.synchronize if on_gpu else lambda: None
-    if on_gpu:
+    if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     model.train()
     found = {"training": seconds(step)}
-    held = {"gpu_mib": torch.cuda.max_memory_allocated() / MIB} if on_gpu else {}
+    if torch.cuda.is_available():
+        found["gpu_mib"] = torch.cuda.max_memory_allocated() / MIB
     model.eval()
-    return found | held | {"classifying": seconds(classify)}
+    return found | {"classifying": seconds(classify)}
