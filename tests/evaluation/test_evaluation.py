@@ -387,7 +387,7 @@ def test_conformal_sets_keep_their_promise_and_equal_the_quantile_by_hand():
     table = study(patients=1200, images=1, folds=1)
     calibration, tested = table[table["patient"] < "p0600"], table[table["patient"] >= "p0600"]
     calibration = calibration.assign(set="validation")
-    metrics, sets = selective.conformal(tested, calibration, draws=200)
+    metrics, sets = selective.conformal(evaluation.Sample(tested, draws=200), calibration)
     assert metrics["coverage"]["value"] == pytest.approx(0.9, abs=0.04)
     own = calibration.apply(lambda row: row["p_" + row["truth"]], axis=1)
     level = np.sort(1 - own)[int(np.ceil(601 * 0.9)) - 1]  # the ceil((n + 1) x coverage)-th smallest
@@ -399,12 +399,13 @@ def test_conformal_sets_keep_their_promise_and_equal_the_quantile_by_hand():
 
 
 def test_conformal_sets_are_refused_when_calibration_is_too_small():
-    metrics, _ = selective.conformal(study(patients=30), study(patients=3).assign(set="validation"), draws=20)
+    few = study(patients=3).assign(set="validation")
+    metrics, _ = selective.conformal(evaluation.Sample(study(patients=30), draws=20), few)
     assert "too few" in metrics["reason"] and "coverage" not in metrics
 
 
 def test_without_validation_rows_halves_of_the_patients_calibrate_each_other():
-    metrics, sets = selective.conformal(study(patients=100), study().head(0), draws=50)
+    metrics, sets = selective.conformal(evaluation.Sample(study(patients=100), draws=50), study().head(0))
     assert metrics["calibrated_on"].startswith("the other half") and len(sets) == len(study(patients=100))
 
 

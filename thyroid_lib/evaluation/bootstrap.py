@@ -13,7 +13,7 @@ scarcer side; for a mean over classes, from those of every class (Satterthwaite 
 ``benchmarks/bootstrap_coverage.py`` measures the coverage.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 from scipy import special, stats
@@ -160,24 +160,18 @@ def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
 
 
 def estimate(
-    samples: np.ndarray,
-    *,
-    n_images: int,
-    n_patients: int,
-    effective: int | Sequence[int] | None = None,
-    bounds: tuple[float, float] = UNBOUNDED,
-    minimum: int = MINIMUM_PATIENTS,
+    samples: np.ndarray, *, n_images, n_patients, effective=None, bounds=UNBOUNDED, minimum=MINIMUM_PATIENTS
 ) -> dict:
     """One reported number: its value, its 95 % interval and what it rests on.
 
     Args:
         samples: float (draws + 1,), the value first, then the draws; NaN where undefined.
-        n_images: images behind the number.
-        n_patients: patients behind the number.
-        effective: patients of the scarcer side (for example with the lesion type), which limits precision; for a
-            mean over classes, those of each class; ``n_patients`` when not given.
-        bounds: smallest and largest possible value; both infinite for a difference.
-        minimum: fewer effective patients than this give no value.
+        n_images: int, images behind the number.
+        n_patients: int, patients behind the number.
+        effective: int, patients of the scarcer side (for example with the lesion type), which limits precision; for
+            a mean over classes, int (C,), those of each class; ``n_patients`` when not given.
+        bounds: (float, float), smallest and largest possible value; both infinite for a difference.
+        minimum: int; fewer effective patients than this give no value.
 
     Returns:
         {"value", "low", "high", "n_images", "n_patients"} and, where value or interval is None, "reason".

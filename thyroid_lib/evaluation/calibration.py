@@ -25,7 +25,11 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     Raises:
         ValueError: no images, or logits that are not finite.
     """
-    logits, labels = _checked(logits, labels)
+    logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
+    strange = int((~np.isfinite(logits)).sum())
+    if strange or not len(labels):
+        came = f"{len(labels)} images and {strange} numbers that are not finite came"
+        raise ValueError(f"expected finite logits of at least one image, {came}: did training diverge?")
 
     def loss(log_t: float) -> float:
         scaled = log_softmax(logits / np.exp(log_t), axis=1)
@@ -52,7 +56,6 @@ def operating_points(probabilities: np.ndarray, labels: np.ndarray, classes: lis
     Returns:
         Class key -> threshold in 0..1.
     """
-    probabilities, labels = _checked(probabilities, labels)
     points = {}
     for i, key in enumerate(classes):
         positive = labels == i
@@ -84,13 +87,3 @@ def macro_auroc(scores: np.ndarray, labels: np.ndarray) -> float:
             ranked = mannwhitneyu(scores[positive, i], scores[~positive, i], method="asymptotic")
             areas.append(ranked.statistic / pairs)
     return float(np.mean(areas)) if areas else float("nan")
-
-
-def _checked(values, labels) -> tuple[np.ndarray, np.ndarray]:
-    values, labels = np.asarray(values, np.float64), np.asarray(labels)
-    came = f"{values.shape} and {labels.shape} came"
-    if values.ndim != 2 or len(values) != len(labels) or not len(labels):
-        raise ValueError(f"expected scores (N, C) and labels (N,), {came}; is the validation part empty?")
-    if strange := int((~np.isfinite(values)).sum()):
-        raise ValueError(f"expected finite scores, {strange} are not: did training diverge?")
-    return values, labels

@@ -49,12 +49,10 @@ def compare(first: pd.DataFrame, second: pd.DataFrame, **options) -> dict:
         images that only one of the two predicted.
 
     Raises:
-        ValueError: the two have no image in common, or disagree on an image's reference standard.
+        ValueError: the two have no image in common (as `Sample` says), or disagree on an image's reference standard.
     """
     place, pair = ["set", "image"], ((first, second), (second, first))
     one, two = (table.merge(other[place]).sort_values(place) for table, other in pair)
-    if not len(one):
-        raise ValueError("compare: expected images that both models predicted, got none")
     if list(one["truth"]) != list(two["truth"]):
         raise ValueError("compare: the two models' rows disagree on the reference standard of an image")
     a, b = Sample(one, **options), Sample(two, **options)

@@ -7,8 +7,8 @@ wherever it has them; every function gives the value for the sample and for ever
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -35,10 +35,11 @@ class Sample:
             rows when not given.
 
     Attributes:
-        classes: C class keys;  truth: int (N,);  is_class: bool (N, C);  probabilities: float (N, C),
-        calibrated;  positive: bool (N, C), verdicts;  patients: str (N,);  sides: of ``bootstrap.scarcer_sides``;
-        clusters: the draws;  prevalence: float (C,);  names: every metric's name -> (its key in `METRICS`, number of
-        the class or None);  about: {"unit"[, "patients_excluded_mixed": left out of a patient-level analysis]}.
+        table: the rows, one per image or patient;  seed: of the draws;  clusters: the draws;
+        classes: C class keys;  truth: int (N,);  is_class: bool (N, C);  probabilities: float (N, C), calibrated;
+        patients: str (N,);  sides: of ``bootstrap.scarcer_sides``;  prevalence: float (C,);
+        names: every metric's name -> (its key in `METRICS`, number of the class or None);
+        about: {"unit"[, "patients_excluded_mixed": left out of a patient-level analysis]}.
 
     Raises:
         ValueError: rows of several models or sets, no rows, or an unknown unit.
@@ -58,7 +59,7 @@ class Sample:
         if unit == "patient":
             predictions, mixed = by_patient(predictions)
             self.about["patients_excluded_mixed"] = len(mixed)
-        self._table, self._draws = predictions, {}
+        self.table, self.seed, self._draws = predictions, seed, {}
         self.names = {
             template.format(key): (template, k if "{}" in template else None)
             for template in METRICS
@@ -67,7 +68,6 @@ class Sample:
         self.truth = predictions["truth"].map(self.classes.index).to_numpy(np.int64)
         self.is_class = self.truth[:, None] == np.arange(len(self.classes))
         self.probabilities = self.columns("p_")
-        self.positive = self.columns("positive_") > 0.5
         self.patients = predictions["patient"].to_numpy().astype(str)
         self.sides = bootstrap.scarcer_sides(self.patients, self.is_class)
         self.clusters = Clusters(self.patients, draws, seed)
@@ -76,7 +76,7 @@ class Sample:
 
     def columns(self, prefix: str) -> np.ndarray:
         """The class columns with this prefix, float64 (N, C)."""
-        return self._table[[prefix + key for key in self.classes]].to_numpy(np.float64)
+        return self.table[[prefix + key for key in self.classes]].to_numpy(np.float64)
 
     def draws(self, name: str) -> np.ndarray:
         """A metric of the sample and of every draw.
@@ -128,7 +128,7 @@ class Sample:
 
     def rates(self) -> tuple[np.ndarray, np.ndarray]:
         """Sensitivity and specificity at the operating points, each float64 (draws + 1, C)."""
-        means, positive = self.clusters.means, self.positive
+        means, positive = self.clusters.means, self.columns("positive_") > 0.5
         return means(positive, self.is_class), means(~positive, ~self.is_class)
 
 
@@ -230,8 +230,7 @@ RESTS_ON = {
 """What a metric rests on -> options of `Sample.estimate`: its images, and the patients that limit its precision."""
 
 
-@dataclass(frozen=True)
-class Metric:
+class Metric(NamedTuple):
     """One metric.
 
     Attributes:
@@ -271,7 +270,7 @@ METRICS = {
 """Name in metrics.json -> metric; {} stands for a class key."""
 
 METRICS |= {
-    f"raw/{name}": replace(metric, title=f"raw {metric.title}", of=partial(metric.of, prefix="raw_"))
+    f"raw/{name}": metric._replace(title=f"raw {metric.title}", of=partial(metric.of, prefix="raw_"))
     for name, metric in METRICS.items()
     if metric.of in (brier, log_loss, top_label_error, classwise_error)
 }

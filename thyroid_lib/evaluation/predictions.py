@@ -39,61 +39,49 @@ _LONGEST_COVARIATE = 40  # characters; anything longer is free text and may iden
 
 
 def prediction_table(
-    index_rows: pd.DataFrame,
-    classes: list[str],
-    logits: np.ndarray,
-    temperature: float,
-    operating_points: dict[str, float],
-    *,
-    model: str,
-    set: str,
-    fold: int,
+    index: pd.DataFrame, classes: list[str], logits, temperature: float, points: dict[str, float], **about
 ) -> pd.DataFrame:
     """Turns logits into rows of ``predictions.csv``.
 
     Args:
-        index_rows: N rows of ``Crops.index`` (image, patient, group, dataset, label and covariates).
+        index: N rows of ``Crops.index`` (image, patient, group, dataset, label and covariates).
         classes: the C class keys in the order of the network's outputs.
         logits: float (N, C), before temperature.
         temperature: > 0, fitted on the validation part; probabilities are softmax(logits / temperature).
-        operating_points: class key -> threshold in 0..1 on the calibrated probability, fixed on validation.
-        model: name of the arm, e.g. "finetuned".
-        set: "internal", "external" or "validation".
-        fold: fold whose model made these predictions; -1 when it was the mean of several.
+        points: class key -> threshold in 0..1 on the calibrated probability, fixed on validation.
+        **about: ``model``, name of the arm, e.g. "finetuned"; ``set``, "internal", "external" or "validation";
+            ``fold``, int, whose model made these predictions; -1 when it was the mean of several.
 
     Returns:
         DataFrame with N rows in the column order of this module's docstring. A column of printed text becomes
         the yes/no covariate ``printed_text``; free text itself is never copied.
 
     Raises:
-        KeyError: a class has no operating point.
+        KeyError: a class has no operating point, or ``model``, ``set`` or ``fold`` is not given.
         ValueError: shapes or set name do not fit, or the logits are not finite.
     """
-    logits, rows = np.asarray(logits, np.float64), index_rows.reset_index(drop=True)
-    table = rows.assign(model=model, set=set, fold=int(fold), truth=rows["label"])[IDENTITY].astype(_TEXT)
+    logits, rows = np.asarray(logits, np.float64), index.reset_index(drop=True)
+    table = rows.assign(truth=rows["label"], **about)[IDENTITY].astype(_TEXT)
     table[[f"p_{key}" for key in classes]] = softmax(logits / temperature, axis=1)
     table[[f"raw_{key}" for key in classes]] = softmax(logits, axis=1)
-    table = pd.concat([_with_verdicts(table, operating_points), _covariates(rows)], axis=1)
+    table = pd.concat([_with_verdicts(table, points), _covariates(rows)], axis=1)
     return _check(table, "prediction_table")
 
 
-def mean_predictions(
-    tables: list[pd.DataFrame], operating_points: dict[str, float], *, fold: int = -1
-) -> pd.DataFrame:
+def mean_predictions(tables: list[pd.DataFrame], points: dict[str, float]) -> pd.DataFrame:
     """Averages the probabilities that several folds' models gave the same images.
 
     Args:
         tables: outputs of :func:`prediction_table` for the same rows, one per model.
-        operating_points: class key -> threshold for the mean probability.
-        fold: what the result states as its fold.
+        points: class key -> threshold for the mean probability.
 
     Returns:
-        One table; ``p_`` and ``raw_`` columns are means over the tables.
+        One table, fold -1; ``p_`` and ``raw_`` columns are means over the tables.
     """
     means = [prefix + key for prefix in ("p_", "raw_") for key in classes_of(tables[0])]
-    result = tables[0].assign(fold=int(fold))
+    result = tables[0].assign(fold=-1)
     result[means] = np.mean([table[means] for table in tables], axis=0)
-    return _with_verdicts(result, operating_points)
+    return _with_verdicts(result, points)
 
 
 def _with_verdicts(table: pd.DataFrame, points: dict[str, float]) -> pd.DataFrame:
@@ -136,9 +124,7 @@ def read_predictions(path: str | Path) -> pd.DataFrame:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(
-            f"read_predictions: expected a file at {path}; notebook 04_finetune writes it: run that first"
-        )
+        raise FileNotFoundError(f"expected a file at {path}; notebook 04_finetune writes it: run that first")
     table = pd.read_csv(path, dtype=_TEXT, keep_default_na=False, na_values=[""])
     return _check(table.fillna(dict.fromkeys(table.select_dtypes(exclude="number"), "")), str(path))
 
@@ -158,8 +144,7 @@ def classes_of(table: pd.DataFrame) -> list[str]:
     keys = [c[2:] for c in table.columns if c.startswith("p_") and f"raw_{c[2:]}" in table.columns]
     if len(keys) < 2:
         raise ValueError(
-            "predictions: expected columns p_<key> and raw_<key> for at least two classes, got "
-            f"{listed(table.columns)}"
+            f"expected columns p_<key> and raw_<key> for at least two classes, got {listed(table)}"
         )
     return keys
 

@@ -44,9 +44,9 @@ def overall_table(found: dict) -> pd.DataFrame:
     for unit in ("image", "patient"):
         table[f"by {unit}"] = [say(found[unit][name], 3) for name in shown]
     if "folds" in found:
-        folds = [found["folds"].get(name) or {} for name in shown]
-        spread = ["{mean:.3f} ± {sd:.3f}" if fold.get("sd") is not None else "–" for fold in folds]
-        table["mean ± SD over folds"] = [text.format(**fold) for text, fold in zip(spread, folds)]
+        folds = [found["folds"].get(name, {"sd": None}) for name in shown]
+        spread = ["–" if fold["sd"] is None else "{mean:.3f} ± {sd:.3f}".format(**fold) for fold in folds]
+        table["mean ± SD over folds"] = spread
     return table
 
 
@@ -56,7 +56,7 @@ def error_table(found: dict, names: dict) -> pd.DataFrame:
     Args:
         found: of ``summary.errors``;  names: class key -> (English, Chinese).
     """
-    rows = [
+    return pd.DataFrame(
         {
             "reference standard": english(names, key),
             "images": e["images"],
@@ -65,8 +65,7 @@ def error_table(found: dict, names: dict) -> pd.DataFrame:
             "median probability of the wrong type": number(e["median_probability"], 2),
         }
         for key, e in found.items()
-    ]
-    return pd.DataFrame(rows)
+    )
 
 
 def caption(title: str, found: dict, simulated: bool) -> str:

@@ -16,32 +16,25 @@ EVERY = 5
 
 
 def summarize(
-    predictions: pd.DataFrame,
-    *,
-    subgroup_minimum: int = 10,
-    confidence: float = 0.9,
-    prevalence: dict[str, float] | None = None,
-    ordered: bool = False,
-    draws: int = 2000,
-    **options,
+    predictions, *, subgroup_minimum=10, confidence=0.9, prevalence=None, ordered=False, **options
 ) -> dict:
     """Every statistic on saved predictions.
 
     Args:
-        predictions: of ``read_predictions``.
-        subgroup_minimum: fewest patients per type in a subgroup.
-        confidence: wanted coverage of the prediction sets.
-        prevalence: class key -> share that PPV and NPV speak of; observed share when not given.
-        ordered: adds the weighted kappa.
-        draws, **options: draws, seed and minimum of ``metrics.Sample``.
+        predictions: DataFrame of ``read_predictions``.
+        subgroup_minimum: int, fewest patients per type in a subgroup.
+        confidence: float, 0..1, wanted coverage of the prediction sets.
+        prevalence: dict, class key -> share that PPV and NPV speak of; observed share when not given.
+        ordered: bool, adds the weighted kappa.
+        **options: draws, seed and minimum of ``metrics.Sample``.
 
     Returns:
         set ("internal", "external") -> model -> {"image", "patient": of ``evaluate``; "folds"; and for the
         study's own model "referral", "conformal", "subgroups", "curves"}; "difference" -> set -> other model
         -> paired differences; "drop" -> model -> internal minus external.
     """
-    result: dict = {"draws": draws, "difference": {}, "drop": {}}
-    options |= {"draws": draws}
+    options = {"draws": 2000} | options
+    result: dict = {"draws": options["draws"], "difference": {}, "drop": {}}
     first, *others = sorted({*predictions["model"]}, key=lambda name: (name != OURS, name))
     for model in (first, *others):
         parts = {place: rows for place in PLACES if len(rows := select(predictions, model, place))}
@@ -57,9 +50,7 @@ def summarize(
             if model == first:
                 sample, validation = Sample(rows, **options), select(predictions, model, "validation")
                 found["referral"] = selective.referral(sample)
-                found["conformal"], _ = selective.conformal(
-                    rows, validation, confidence=confidence, **options
-                )
+                found["conformal"], _ = selective.conformal(sample, validation, confidence)
                 found["curves"] = {key: _recorded(curve) for key, curve in curves(sample).items()}
                 found["subgroups"] = comparison.subgroups(rows, **options | {"minimum": subgroup_minimum})
             elif len(ours := select(predictions, first, place)):
@@ -85,16 +76,16 @@ def errors(table: pd.DataFrame) -> dict:
         class key -> {"images", "errors", "taken_for": {key: images}, "median_probability"}, the last being
         the median probability of the wrong type, None without errors.
     """
-    classes, result = classes_of(table), {}
-    sure = table[["p_" + key for key in classes]].max(axis=1)
-    for key in classes:
-        own = table["truth"] == key
-        wrong = own & (table["predicted"] != key)
+    columns, result = {key: "p_" + key for key in classes_of(table)}, {}
+    for key in columns:
+        own = table[table["truth"] == key]
+        wrong = own[own["predicted"] != key]
+        sure = wrong[[*columns.values()]].max(axis=1)
         result[key] = {
-            "images": int(own.sum()),
-            "errors": int(wrong.sum()),
-            "taken_for": table.loc[wrong, "predicted"].value_counts().to_dict(),
-            "median_probability": float(sure[wrong].median()) if wrong.any() else None,
+            "images": len(own),
+            "errors": len(wrong),
+            "taken_for": wrong["predicted"].value_counts().to_dict(),
+            "median_probability": float(sure.median()) if len(wrong) else None,
         }
     return result
 

@@ -123,8 +123,8 @@ def _turn(config: dict, size: int, batch_size: int, precision: str) -> dict[str,
 
     def step() -> None:
         with low:
-            logits = model(x)
-        cross_entropy(logits.float(), y).backward()
+            loss = cross_entropy(model(x).float(), y)
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

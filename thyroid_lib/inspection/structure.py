@@ -66,8 +66,7 @@ def describe(module: nn.Module) -> str:
         if isinstance(layer, nn.MaxPool2d):
             words["max-pooling 3×3 / 2"] += 1
         elif isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
-            alone = "depthwise " if layer.groups > 1 else ""
-            kind = "separable " if name.endswith("depthwise") else alone
+            kind = "separable " if name.endswith("depthwise") else "depthwise " * (layer.groups > 1)
             spread = f", dilation {layer.dilation[0]}" if layer.padding != (0, 0) else ""
             words[f"{kind}3×3" + (f" / 2{spread}" if layer.stride != (1, 1) else "")] += 1
     return ", ".join(f"{n} × {word}" if n > 1 else word for word, n in words.items()) or "1×1 projection"
