@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
+from scipy import special, stats
 from sklearn import metrics as sk
 from small_predictions import KEYS, study
 
@@ -15,25 +15,23 @@ from thyroid_lib.evaluation import metrics as evaluation
 from thyroid_lib.evaluation import predictions as predictions_file
 from thyroid_lib.evaluation.bootstrap import Clusters, delong, estimate, rank_statistics, scarcer_sides
 from thyroid_lib.evaluation.predictions import by_patient, covariates_of
-from thyroid_lib.evaluation.task import is_ordered
 from thyroid_lib.study import profiles
 from thyroid_lib.training import summary as fine_tuning
 
 
 def handmade(truth, probabilities, patients=None, classes=("a", "b")):
-    """Predictions with exactly these probabilities; a verdict is positive from 0.5."""
-    p = np.asarray(probabilities, float)
-    rows = pd.DataFrame({"image": [f"{i}.png" for i in range(len(p))]}).assign(
-        model="finetuned", set="internal"
+    """Predictions with these probabilities; a verdict is positive from 0.5."""
+    owners = [f"p{i}" for i in (range(len(truth)) if patients is None else patients)]
+    index = pd.DataFrame(
+        {"image": map(str, range(len(truth))), "patient": owners, "group": owners, "label": truth}
     )
-    rows["patient"] = [f"p{i}" for i in (range(len(p)) if patients is None else patients)]
-    rows["group"], rows["dataset"], rows["fold"], rows["truth"] = rows["patient"], "d", 0, list(truth)
-    for prefix, values in (("p_", p), ("raw_", p), ("positive_", (p >= 0.5).astype(int))):
-        rows[[prefix + key for key in classes]] = values
-    return rows
-
-
-# predictions.csv
+    about = {"model": "finetuned", "set": "internal", "fold": 0}
+    with np.errstate(divide="ignore"):
+        logits = np.log(np.asarray(probabilities, float))
+    points = dict.fromkeys(classes, 0.5)
+    return predictions_file.prediction_table(
+        index.assign(dataset="d"), [*classes], logits, 1.0, points, **about
+    )
 
 
 def test_what_is_written_is_read_back_sorted_with_nine_digits(tmp_path):
@@ -72,15 +70,13 @@ def test_free_text_and_paths_never_reach_the_predictions():
         (lambda t: t.drop(columns="truth"), "missing"),
     ],
 )
-def test_a_damaged_table_is_refused_with_the_reason(tmp_path, damage, message):
+def test_a_damaged_table_is_refused_with_the_reason_and_never_written(tmp_path, damage, message):
     with pytest.raises((ValueError, KeyError), match=message):
         predictions_file.write_predictions([damage(study(patients=20))], tmp_path / "p.csv")
-    assert not (tmp_path / "p.csv").exists()
-
-
-def test_a_missing_file_names_the_notebook_that_writes_it(tmp_path):
-    with pytest.raises(FileNotFoundError, match="04_finetune"):
-        predictions_file.read_predictions(tmp_path / "predictions.csv")
+    with pytest.raises(
+        FileNotFoundError, match="04_finetune"
+    ):  # a missing file names the notebook that writes it
+        predictions_file.read_predictions(tmp_path / "p.csv")
 
 
 def test_mean_predictions_average_probabilities_and_apply_the_given_points():
@@ -92,15 +88,12 @@ def test_mean_predictions_average_probabilities_and_apply_the_given_points():
     assert (mean["positive_nodular_goiter"] == (expected >= 0.5)).all() and (mean["fold"] == -1).all()
 
 
-# metrics against independent code
-
-
 def test_every_metric_equals_scikit_learn_on_the_same_file(tmp_path):
     path = predictions_file.write_predictions([study(patients=80)], tmp_path / "predictions.csv")
     found = evaluation.evaluate(predictions_file.read_predictions(path), draws=50, ordered=True)
     raw = pd.read_csv(path)  # independent reading
-    p = raw[[f"p_{k}" for k in KEYS]].to_numpy()
-    y, predicted = raw["truth"].map(KEYS.index), p.argmax(1)
+    p, y = raw[[f"p_{k}" for k in KEYS]].to_numpy(), raw["truth"].map(KEYS.index)
+    predicted = p.argmax(1)
     expected = {
         "macro_auroc": sk.roc_auc_score(y, p, multi_class="ovr"),
         "accuracy": sk.accuracy_score(y, predicted),
@@ -111,33 +104,25 @@ def test_every_metric_equals_scikit_learn_on_the_same_file(tmp_path):
         "log_loss": sk.log_loss(y, p),
     }
     for k, key in enumerate(KEYS):
-        called = raw[f"positive_{key}"]
+        is_type, called, sure = y == k, raw[f"positive_{key}"], p[:, k] >= 0.35
+        (_, alarms), (_, hits) = sk.confusion_matrix(is_type, sure)
         expected |= {
-            f"auroc/{key}": sk.roc_auc_score(y == k, p[:, k]),
-            f"average_precision/{key}": sk.average_precision_score(y == k, p[:, k]),
-            f"sensitivity/{key}": sk.recall_score(y == k, called),
-            f"specificity/{key}": sk.recall_score(y != k, 1 - called),
-            f"ppv/{key}": sk.precision_score(y == k, called),
-            f"npv/{key}": sk.precision_score(y != k, 1 - called),
+            f"auroc/{key}": sk.roc_auc_score(is_type, p[:, k]),
+            f"average_precision/{key}": sk.average_precision_score(is_type, p[:, k]),
+            f"sensitivity/{key}": sk.recall_score(is_type, called),
+            f"specificity/{key}": sk.recall_score(~is_type, 1 - called),
+            f"ppv/{key}": sk.precision_score(is_type, called),
+            f"npv/{key}": sk.precision_score(~is_type, 1 - called),
+            f"net_benefit/{key}/0.35": (hits - alarms * 0.35 / 0.65) / len(y),  # Vickers & Elkin 2006
         }
+        everyone = is_type.mean() - (~is_type).mean() * 0.35 / 0.65
+        assert found[f"net_benefit/{key}/0.35/all"] == pytest.approx(everyone)
     for name, value in expected.items():
         assert found[name]["value"] == pytest.approx(value, abs=1e-8), name
         assert found[name]["low"] <= found[name]["value"] <= found[name]["high"], name
         assert found[name]["n_patients"] == 80 or "/" in name
     matrix = [[found[f"confusion/{t}/{q}"] for q in KEYS] for t in KEYS]
     assert (np.array(matrix) == sk.confusion_matrix(y, predicted)).all()
-
-
-def test_net_benefit_follows_vickers_formula():
-    table = study(patients=80)
-    found = evaluation.evaluate(table, draws=20)
-    called = table["p_papillary_carcinoma"] >= 0.35
-    is_type = table["truth"] == "papillary_carcinoma"
-    n = len(table)
-    by_hand = (called & is_type).sum() / n - (called & ~is_type).sum() / n * 0.35 / 0.65
-    everyone = is_type.mean() - (1 - is_type.mean()) * 0.35 / 0.65
-    assert found["net_benefit/papillary_carcinoma/0.35"]["value"] == pytest.approx(by_hand)
-    assert found["net_benefit/papillary_carcinoma/0.35/all"] == pytest.approx(everyone)
 
 
 def test_predictive_values_follow_bayes_at_the_stated_prevalence():
@@ -169,41 +154,29 @@ def test_a_draw_takes_patients_whole_and_as_many_as_there_are():
     assert len({tuple(row) for row in clusters.multiplicities}) == 10  # all multisets of 3 out of 3
 
 
-# hand-made cases with known answers
-
-
-def test_a_perfect_classifier_has_auroc_one_and_an_honest_lower_bound():
-    truth = ["a"] * 10 + ["b"] * 10
-    found = evaluation.evaluate(handmade(truth, [[1, 0]] * 10 + [[0, 1]] * 10), draws=200)
+def test_a_perfect_classifier_has_an_honest_lower_bound_and_a_constant_one_chance():
+    found = evaluation.evaluate(handmade(["a", "b"] * 10, [[1, 0], [0, 1]] * 10), draws=200)
     for name in ("macro_auroc", "accuracy", "balanced_accuracy", "mcc"):
         assert found[name]["value"] == 1 and found[name]["high"] == 1
     assert found["brier"]["value"] == 0
     # 10 of 10 patients: Clopper-Pearson's lower bound is 0.025 ** (1 / 10)
     assert found["sensitivity/a"]["low"] == pytest.approx(0.025**0.1)
-
-
-def test_a_constant_classifier_has_auroc_one_half_and_mcc_zero():
     found = evaluation.evaluate(handmade(["a", "b"] * 15, [[0.6, 0.4]] * 30), draws=200)
     assert found["macro_auroc"]["value"] == 0.5 and found["macro_auroc"]["low"] == 0.5
     assert found["mcc"]["value"] == 0 and found["accuracy"]["value"] == 0.5
     assert found["average_precision/a"]["value"] == pytest.approx(0.5)
 
 
-def test_an_absent_class_gives_a_reason_instead_of_a_number():
+def test_an_absent_class_and_one_patient_give_a_reason_instead_of_a_number():
     table = handmade(["a", "b"] * 12, [[0.5, 0.3, 0.2], [0.2, 0.6, 0.2]] * 12, classes=("a", "b", "c"))
     found = evaluation.evaluate(table, draws=100)
     for name in ("auroc/c", "sensitivity/c", "macro_auroc", "balanced_accuracy"):
         assert found[name]["value"] is None and "too few: 0 patients" in found[name]["reason"], name
     assert found["accuracy"]["value"] == 1.0 and found["auroc/a"]["value"] == 1.0
-
-
-def test_one_patient_is_too_few_however_many_images():
     table = handmade(["a", "b"] * 50, [[0.9, 0.1], [0.2, 0.8]] * 50, patients=[1] * 100)
     found = evaluation.evaluate(table, draws=100)
-    assert found["accuracy"] == {
-        "value": None, "low": None, "high": None, "n_images": 100, "n_patients": 1,
-        "reason": "too few: 1 patient, at least 5 needed",
-    }  # fmt: skip
+    reason = {"reason": "too few: 1 patient, at least 5 needed", "n_images": 100, "n_patients": 1}
+    assert found["accuracy"] == {"value": None, "low": None, "high": None} | reason
 
 
 def test_copies_of_an_image_do_not_narrow_the_interval():
@@ -220,22 +193,12 @@ def test_copies_of_an_image_do_not_narrow_the_interval():
 
 
 def test_a_patients_probability_is_the_mean_over_images_and_mixed_patients_are_counted():
-    table = handmade(
-        ["a", "a", "b", "b", "a", "b"], [[0.9, 0.1], [0.3, 0.7], [0.2, 0.8], [0.4, 0.6], [1, 0], [0, 1]],
-        patients=[1, 1, 2, 2, 3, 3],
-    )  # fmt: skip
+    p = [[0.9, 0.1], [0.3, 0.7], [0.2, 0.8], [0.4, 0.6], [1, 0], [0, 1]]
+    table = handmade(["a", "a", "b", "b", "a", "b"], p, patients=[1, 1, 2, 2, 3, 3])
     patients, mixed = by_patient(table)
     assert mixed == ["p3"] and list(patients["p_a"]) == pytest.approx([0.6, 0.3])
     assert list(patients["positive_a"]) == [1, 0]
     assert evaluation.evaluate(table, draws=20, unit="patient", minimum=1)["patients_excluded_mixed"] == 1
-
-
-def test_rows_of_two_models_are_not_mixed_up():
-    with pytest.raises(ValueError, match="one model"):
-        evaluation.evaluate(pd.concat([study(), study(model="scratch")]))
-
-
-# calibration
 
 
 def test_calibration_error_of_a_calibrated_classifier_is_small_and_of_an_overconfident_one_is_its_gap():
@@ -253,16 +216,11 @@ def test_bins_hold_equal_numbers_and_never_part_equal_values():
     assert len(np.unique(evaluation.bins(np.full(100, 0.25)))) == 1
 
 
-# intervals, differences, cross-checks
-
-
 def test_delong_equals_its_published_form_and_agrees_with_the_bootstrap():
     # Hanley & McNeil's and DeLong's textbook check: variance from the placement values by hand
     positive = np.array([1, 1, 1, 0, 0, 0, 0], bool)
     scores = np.array([0.9, 0.6, 0.4, 0.5, 0.3, 0.2, 0.4])
-    above = (scores[positive][:, None] > scores[~positive]) + 0.5 * (
-        scores[positive][:, None] == scores[~positive]
-    )
+    above = np.heaviside(scores[positive][:, None] - scores[~positive], 0.5)
     v10, v01 = above.mean(1), above.mean(0)
     se = np.sqrt(v10.var(ddof=1) / 3 + v01.var(ddof=1) / 4)
     found = delong(scores, positive, np.arange(7))
@@ -277,22 +235,24 @@ def test_delong_equals_its_published_form_and_agrees_with_the_bootstrap():
     assert alone < 0.85 * clustered  # images are not independent
 
 
-def test_the_interval_of_a_mean_is_students():
-    rng = np.random.default_rng(11)
-    values = rng.normal(size=12)
-    clusters = Clusters(np.arange(12), 20000, 1)
-    found = estimate((clusters.sums(values) / 12)[:, 0], n_images=12, n_patients=12)
+def test_the_interval_of_a_mean_is_students_between_bounds_on_the_logit_scale():
+    values = np.random.default_rng(11).normal(size=12)
+    found = estimate(Clusters(np.arange(12), 20000, 1).means(values), n_images=12, n_patients=12)
     student = stats.t.interval(0.95, 11, values.mean(), stats.sem(values))
     assert (found["low"], found["high"]) == pytest.approx(student, abs=0.06)
+    hit = np.random.default_rng(4).random(15) < 0.8
+    draws = Clusters(np.arange(15), 20000, 2).means(hit)
+    found = estimate(draws, n_images=15, n_patients=15, bounds=(0.0, 1.0))
+    share = hit.mean()
+    se = np.sqrt(share * (1 - share) / 14) / (share * (1 - share))  # of the logit, by the delta method
+    student = special.expit(stats.t.interval(0.95, 14, special.logit(share), se))
+    assert (found["low"], found["high"]) == pytest.approx(student, abs=0.01)
 
 
 def test_the_interval_of_a_mean_over_classes_has_the_degrees_of_freedom_of_all_of_them():
-    rng = np.random.default_rng(12)
-    one, two = rng.normal(size=8), rng.normal(size=8)
-    values = np.concatenate([one, two])
-    of = np.repeat([[True, False], [False, True]], 8, axis=0)
-    clusters = Clusters(np.arange(16), 40000, 3)
-    means = clusters.sums(values[:, None] * of) / clusters.sums(of)
+    one, two = np.random.default_rng(12).normal(size=(2, 8))
+    values, of = np.r_[one, two], np.repeat(np.eye(2, dtype=bool), 8, axis=0)
+    means = Clusters(np.arange(16), 40000, 3).means(np.c_[values, values], of)
     found = estimate(means.mean(1), n_images=16, n_patients=16, effective=[8, 8])
     welch = stats.ttest_ind(one, -two, equal_var=True).confidence_interval(0.95)
     # the mean of two means is half the difference of one to the other's negative; 14 degrees of freedom
@@ -304,21 +264,8 @@ def test_the_interval_of_a_mean_over_classes_has_the_degrees_of_freedom_of_all_o
 
 def test_two_classes_have_one_scarcer_side():
     patients = np.array(["a", "a", "b", "c", "d"])
-    labels = np.array([0, 0, 0, 1, 1])
-    assert scarcer_sides(patients, labels[:, None] == np.arange(2)) == [2]
-    assert scarcer_sides(patients, np.array([0, 0, 1, 1, 2])[:, None] == np.arange(3)) == [1, 2, 1]
-
-
-def test_an_interval_between_bounds_is_students_on_the_logit_scale():
-    rng = np.random.default_rng(4)
-    hit = rng.random(15) < 0.8
-    clusters = Clusters(np.arange(15), 20000, 2)
-    found = estimate((clusters.sums(hit) / 15)[:, 0], n_images=15, n_patients=15, bounds=(0.0, 1.0))
-    share = hit.mean()
-    se = np.sqrt(share * (1 - share) / 14) / (share * (1 - share))  # of the logit, by the delta method
-    reach = stats.t.isf(0.025, 14) * se
-    expected = 1 / (1 + np.exp(-(np.log(share / (1 - share)) + np.array([-reach, reach]))))
-    assert (found["low"], found["high"]) == pytest.approx(expected, abs=0.01)
+    assert scarcer_sides(patients, np.eye(2, dtype=bool)[[0, 0, 0, 1, 1]]) == [2]
+    assert scarcer_sides(patients, np.eye(3, dtype=bool)[[0, 0, 1, 1, 2]]) == [1, 2, 1]
 
 
 def test_paired_differences_are_zero_for_the_same_model_and_narrower_than_two_separate_intervals():
@@ -332,7 +279,7 @@ def test_paired_differences_are_zero_for_the_same_model_and_narrower_than_two_se
     assert pair["high"] - pair["low"] < single["high"] - single["low"]
 
 
-def test_models_are_compared_on_shared_images_and_the_rest_is_counted():
+def test_models_are_compared_on_shared_images_never_mixed_and_the_rest_is_counted():
     ours, other = study(patients=60), study(patients=60, model="scratch")
     other = other[other["fold"] < 3]
     found = comparison.compare(ours, other, draws=50)
@@ -340,6 +287,8 @@ def test_models_are_compared_on_shared_images_and_the_rest_is_counted():
     assert found["images_left_out"] == len(ours) - len(other)
     with pytest.raises(ValueError, match="reference standard"):
         comparison.compare(ours, other.assign(truth=KEYS[0]), draws=50)
+    with pytest.raises(ValueError, match="one model"):
+        evaluation.evaluate(pd.concat([ours, other]))
 
 
 def test_subgroups_below_the_minimum_say_so_and_thirds_of_a_number_are_named():
@@ -357,14 +306,11 @@ def test_mean_and_sd_over_folds_are_those_of_the_folds():
     predicted = table[[f"p_{k}" for k in KEYS]].to_numpy().argmax(1)
     truth = table["truth"].map(KEYS.index)
     of = [
-        sk.balanced_accuracy_score(truth[own], predicted[own])
-        for own in (table["fold"] == k for k in range(5))
+        sk.balanced_accuracy_score(truth[rows], predicted[rows])
+        for rows in table.groupby("fold").groups.values()
     ]
     expected = {"mean": pytest.approx(np.mean(of)), "sd": pytest.approx(np.std(of, ddof=1)), "n_folds": 5}
     assert comparison.across_folds(table)["balanced_accuracy"] == expected
-
-
-# selective use
 
 
 def test_referral_of_the_least_certain_half_keeps_the_accuracy_of_the_certain_half():
@@ -374,11 +320,8 @@ def test_referral_of_the_least_certain_half_keeps_the_accuracy_of_the_certain_ha
     assert found["accuracy/0.0"]["value"] == pytest.approx(0.75)
     assert found["accuracy/0.5"]["value"] == 1.0
     assert found["accuracy/0.5"]["n_images"] == 20
-
-
-def test_ties_in_certainty_are_broken_at_random_not_in_favour():
-    table = handmade(["a", "b"] * 20, [[0.7, 0.3]] * 40)
-    found = selective.referral(evaluation.Sample(table, draws=50))
+    tied = evaluation.Sample(handmade(["a", "b"] * 20, [[0.7, 0.3]] * 40), draws=50)
+    found = selective.referral(tied)  # ties are broken at random, not in favour
     assert [found[f"accuracy/{f:.1f}"]["value"] for f in (0.0, 0.3, 0.8)] == pytest.approx([0.5] * 3)
 
 
@@ -398,18 +341,12 @@ def test_conformal_sets_keep_their_promise_and_equal_the_quantile_by_hand():
     assert metrics["set_size"]["value"] == pytest.approx(by_hand.sum(1).mean(), abs=0.01)
 
 
-def test_conformal_sets_are_refused_when_calibration_is_too_small():
-    few = study(patients=3).assign(set="validation")
-    metrics, _ = selective.conformal(evaluation.Sample(study(patients=30), draws=20), few)
+def test_sets_are_refused_where_too_few_calibrate_and_halves_calibrate_each_other_where_none_do():
+    sample, validation = evaluation.Sample(study(patients=100), draws=50), study(patients=3)
+    metrics, _ = selective.conformal(sample, validation.assign(set="validation"))
     assert "too few" in metrics["reason"] and "coverage" not in metrics
-
-
-def test_without_validation_rows_halves_of_the_patients_calibrate_each_other():
-    metrics, sets = selective.conformal(evaluation.Sample(study(patients=100), draws=50), study().head(0))
-    assert metrics["calibrated_on"].startswith("the other half") and len(sets) == len(study(patients=100))
-
-
-# the whole
+    metrics, sets = selective.conformal(sample, validation.head(0))
+    assert metrics["calibrated_on"].startswith("the other half") and len(sets) == len(sample.truth)
 
 
 def test_the_summary_of_a_run_is_complete_repeatable_and_states_what_fine_tuning_states():
@@ -417,7 +354,9 @@ def test_the_summary_of_a_run_is_complete_repeatable_and_states_what_fine_tuning
     whole, options = pd.concat(tables, ignore_index=True), {"draws": 100, "seed": 3}
     one, two = (summary.summarize(whole, **options) for _ in range(2))
     assert json.dumps(one) == json.dumps(two) and summary.complete(one)
-    ours = one["internal"]["finetuned"]
+    ours, number = one["internal"]["finetuned"], one["internal"]["finetuned"]["image"]["accuracy"]
+    without_n = {name: value for name, value in number.items() if name != "n_images"}
+    assert not summary.complete([number | {"low": None}]) and not summary.complete({"x": without_n})
     assert ours["folds"]["macro_auroc"]["n_folds"] == 5 and "net_benefit/nodular_goiter/0.50" in ours["image"]
     assert set(one["difference"]["internal"]) == {"scratch"} and "finetuned" in one["drop"]
     text = report.findings(one, {}, simulated=True)
@@ -439,18 +378,6 @@ def test_every_profile_gives_both_notebooks_the_same_draws(profile):
 
     for name in ("draws", "seed"):
         assert given("04_finetune", name) == given("05_evaluate", name)
-
-
-def test_a_number_without_interval_or_reason_is_noticed():
-    whole = {"x": {"value": 0.5, "low": 0.4, "high": 0.6, "n_images": 3, "n_patients": 2}}
-    assert summary.complete(whole)
-    assert not summary.complete({"x": {**whole["x"], "low": None}})
-    assert not summary.complete({"x": {"value": 0.5, "low": 0.4, "high": 0.6}})
-
-
-def test_tirads_groups_are_ordered_and_lesion_types_are_not():
-    assert is_ordered(["2-3", "4a", "4b", "4c-5"]) and is_ordered(["tirads_2", "tirads_4a"])
-    assert not is_ordered(KEYS) and is_ordered(KEYS, "yes")
 
 
 def test_the_coverage_that_the_documentation_states_was_measured_and_holds():
