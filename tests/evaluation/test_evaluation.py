@@ -22,16 +22,13 @@ from thyroid_lib.training import summary as fine_tuning
 def handmade(truth, probabilities, patients=None, classes=("a", "b")):
     """Predictions with these probabilities; a verdict is positive from 0.5."""
     owners = [f"p{i}" for i in (range(len(truth)) if patients is None else patients)]
-    index = pd.DataFrame(
-        {"image": map(str, range(len(truth))), "patient": owners, "group": owners, "label": truth}
-    )
+    index = pd.DataFrame({"patient": owners, "group": owners, "dataset": "d", "label": truth})
+    index["image"] = index.index.astype(str)
     about = {"model": "finetuned", "set": "internal", "fold": 0}
     with np.errstate(divide="ignore"):
         logits = np.log(np.asarray(probabilities, float))
     points = dict.fromkeys(classes, 0.5)
-    return predictions_file.prediction_table(
-        index.assign(dataset="d"), [*classes], logits, 1.0, points, **about
-    )
+    return predictions_file.prediction_table(index, [*classes], logits, 1.0, points, **about)
 
 
 def test_what_is_written_is_read_back_sorted_with_nine_digits(tmp_path):
@@ -48,8 +45,7 @@ def test_what_is_written_is_read_back_sorted_with_nine_digits(tmp_path):
 def test_free_text_and_paths_never_reach_the_predictions():
     row = {
         "image": "a.png", "path": "/home/x/a.png", "patient": "p", "group": "p", "dataset": "d", "label": "a",
-        "text": "Mrs Jane Doe",
-        "sha256": "f" * 64, "remark": "seen by Dr Who on the first of May in room 12",
+        "text": "Mrs Jane Doe", "sha256": "f" * 64, "remark": "seen by Dr Who on the first of May in room 12",
     }  # fmt: skip
     about = {"model": "m", "set": "internal", "fold": 0}
     rows, points = pd.DataFrame([row]), {"a": 0.5, "b": 0.5}
@@ -141,10 +137,9 @@ def test_weighted_rank_statistics_equal_scikit_learn_with_ties():
     clusters = Clusters(rng.integers(0, 70, 300), draws=30)
     auroc, precision = rank_statistics(scores, positive, clusters)
     for draw in (0, 7, 30):
-        weight = clusters.multiplicities[draw][clusters.index]
-        assert auroc[draw] == pytest.approx(sk.roc_auc_score(positive, scores, sample_weight=weight))
-        expected = sk.average_precision_score(positive, scores, sample_weight=weight)
-        assert precision[draw] == pytest.approx(expected)
+        weights = {"sample_weight": clusters.multiplicities[draw][clusters.index]}
+        assert auroc[draw] == pytest.approx(sk.roc_auc_score(positive, scores, **weights))
+        assert precision[draw] == pytest.approx(sk.average_precision_score(positive, scores, **weights))
 
 
 def test_a_draw_takes_patients_whole_and_as_many_as_there_are():
@@ -204,11 +199,11 @@ def test_a_patients_probability_is_the_mean_over_images_and_mixed_patients_are_c
 def test_calibration_error_of_a_calibrated_classifier_is_small_and_of_an_overconfident_one_is_its_gap():
     rng = np.random.default_rng(7)
     p = rng.uniform(0.5, 1, 4000)
-    truth = np.where(rng.random(4000) < p, "a", "b")
-    honest = evaluation.evaluate(handmade(truth, np.c_[p, 1 - p]), draws=50)["ece_top_label"]["value"]
+    honest = handmade(np.where(rng.random(4000) < p, "a", "b"), np.c_[p, 1 - p])
     bold = handmade(np.where(rng.random(4000) < 0.7, "a", "b"), [[0.95, 0.05]] * 4000)
-    assert honest < 0.02
-    assert evaluation.evaluate(bold, draws=50)["ece_top_label"]["value"] == pytest.approx(0.25, abs=0.02)
+    assert evaluation.Sample(honest, draws=50).number("ece_top_label")["value"] < 0.02
+    found = evaluation.Sample(bold, draws=50).number("ece_top_label")
+    assert found["value"] == pytest.approx(0.25, abs=0.02)
 
 
 def test_bins_hold_equal_numbers_and_never_part_equal_values():
@@ -226,13 +221,11 @@ def test_delong_equals_its_published_form_and_agrees_with_the_bootstrap():
     found = delong(scores, positive, np.arange(7))
     assert (found["auroc"], found["se"]) == pytest.approx((v10.mean(), se))
     table = study(patients=200)
-    chosen = (table["truth"] == KEYS[0]).to_numpy()
-    clusters = Clusters(table["patient"], 1000)
-    draws = rank_statistics(table["p_nodular_goiter"], chosen, clusters)[0]
-    clustered = delong(table["p_nodular_goiter"], chosen, table["patient"])["se"]
+    scores, chosen = table["p_nodular_goiter"], (table["truth"] == KEYS[0]).to_numpy()
+    draws, _ = rank_statistics(scores, chosen, Clusters(table["patient"], 1000))
+    clustered = delong(scores, chosen, table["patient"])["se"]
     assert clustered == pytest.approx(draws[1:].std(), rel=0.12)
-    alone = delong(table["p_nodular_goiter"], chosen, table["image"])["se"]
-    assert alone < 0.85 * clustered  # images are not independent
+    assert delong(scores, chosen, table["image"])["se"] < 0.85 * clustered  # images are not independent
 
 
 def test_the_interval_of_a_mean_is_students_between_bounds_on_the_logit_scale():
@@ -241,9 +234,8 @@ def test_the_interval_of_a_mean_is_students_between_bounds_on_the_logit_scale():
     student = stats.t.interval(0.95, 11, values.mean(), stats.sem(values))
     assert (found["low"], found["high"]) == pytest.approx(student, abs=0.06)
     hit = np.random.default_rng(4).random(15) < 0.8
-    draws = Clusters(np.arange(15), 20000, 2).means(hit)
+    draws, share = Clusters(np.arange(15), 20000, 2).means(hit), hit.mean()
     found = estimate(draws, n_images=15, n_patients=15, bounds=(0.0, 1.0))
-    share = hit.mean()
     se = np.sqrt(share * (1 - share) / 14) / (share * (1 - share))  # of the logit, by the delta method
     student = special.expit(stats.t.interval(0.95, 14, special.logit(share), se))
     assert (found["low"], found["high"]) == pytest.approx(student, abs=0.01)
@@ -305,10 +297,8 @@ def test_mean_and_sd_over_folds_are_those_of_the_folds():
     table = study(patients=100)
     predicted = table[[f"p_{k}" for k in KEYS]].to_numpy().argmax(1)
     truth = table["truth"].map(KEYS.index)
-    of = [
-        sk.balanced_accuracy_score(truth[rows], predicted[rows])
-        for rows in table.groupby("fold").groups.values()
-    ]
+    folds = table.groupby("fold").groups.values()
+    of = [sk.balanced_accuracy_score(truth[rows], predicted[rows]) for rows in folds]
     expected = {"mean": pytest.approx(np.mean(of)), "sd": pytest.approx(np.std(of, ddof=1)), "n_folds": 5}
     assert comparison.across_folds(table)["balanced_accuracy"] == expected
 

@@ -41,19 +41,12 @@ def test_gradient_coverage_is_that_of_the_lattice():
     assert probes.gradient_coverage("max_pool", 1, 15).sum() == 8 * 8  # one winner for each output
 
 
-@pytest.fixture(scope="module")
-def costs():
-    return structure.costs(readings.load("variants"), 96, num_classes=4, in_chans=1)
-
-
-def test_findings_are_made_of_the_numbers(costs):
+def test_findings_and_figures_say_in_words_what_they_show():
+    costs = structure.costs(readings.load("variants"), 96, num_classes=4, in_chans=1)
     numbers = {"costs": costs.set_index("variant").to_dict("index"), "unread_pixels": 0}
     text = render("inspection/findings.md.j2", size=96, timm=None, identity_difference=0.0, **numbers)
     assert "24.12 million parameters (+16% on the original's 20.81)" in text
     assert "no gradient: 0" in text and "left out" in text
-
-
-def test_figures_say_in_words_what_they_show(costs):
     models = network.xception(4, 1, **SMALL), network.optimized_xception(4, 1, **SMALL)
     literal = network.optimized_xception(4, 1, **SMALL, second_connection="three_way", fusion="widen")
     shapes = [structure.map_shapes(model, 96) for model in (*models, literal)]

@@ -4,6 +4,7 @@ Multiplications and memory are computed without arithmetic, on torch's "meta" de
 machine. Throughput is what this machine does, and differs from run to run.
 """
 
+import time
 import weakref
 
 import pandas as pd
@@ -11,7 +12,6 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.benchmark import timer
 
 from thyroid_lib import network
 from thyroid_lib.common.memory import keep_memory
@@ -110,7 +110,7 @@ def throughput(
 
 
 def _turn(config: dict, size: int, batch_size: int, precision: str) -> dict[str, float]:
-    """Seconds of one training step and of classifying one batch, and the GPU's memory of the former, MiB."""
+    """Seconds of one training step and of classifying one batch; MiB of a GPU that the former takes, 0 without one."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(0)
@@ -134,15 +134,16 @@ def _turn(config: dict, size: int, batch_size: int, precision: str) -> dict[str,
 
     def seconds(work) -> float:
         work()  # the first pass chooses kernels and fills the optimizer's state
-        begin = timer()  # waits for a GPU
+        wait()
+        begin = time.perf_counter()
         work()
-        return timer() - begin
+        wait()
+        return time.perf_counter() - begin
 
-    if torch.cuda.is_available():
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     model.train()
-    found = {"training": seconds(step)}
-    if torch.cuda.is_available():
-        found["gpu_mib"] = torch.cuda.max_memory_allocated() / MIB
+    found = {"training": seconds(step), "gpu_mib": torch.cuda.max_memory_allocated() / MIB}
     model.eval()
     return found | {"classifying": seconds(classify)}
