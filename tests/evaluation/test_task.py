@@ -15,23 +15,28 @@ from thyroid_lib.study import checklists
 GROUPS = {key: (f"TI-RADS {key}", f"TI-RADS {key} 类") for key in ("2-3", "4a", "4b", "4c-5")}
 
 
-def test_grades_are_called_grades_and_never_pathology():
-    what = task.of(GROUPS)
-    assert (what.noun, what.plural) == ("TI-RADS group", "TI-RADS groups")
-    assert "No pathology" in what.statement and "no pathology" in what.reference
-    assert "simulated" not in what.statement
+OTHERS = {"benign": ("benign", "良性"), "malignant": ("malignant", "恶性")}
 
 
-def test_lesion_types_are_simulated_only_where_they_are():
-    real, phantom = task.of(LESION_TYPES), task.of(LESION_TYPES, simulated=True)
-    assert real.noun == phantom.noun == "lesion type"
-    assert "simulated" not in real.statement and "**simulated**" in phantom.statement
-    assert "histology" in real.statement and "simulator" in phantom.reference
+@pytest.mark.parametrize(
+    ("names", "simulated", "plural", "statement", "reference"),
+    [
+        (GROUPS, False, "TI-RADS groups", "No pathology", "no pathology"),
+        (LESION_TYPES, False, "lesion types", "histology", "that the data set gives"),
+        (LESION_TYPES, True, "lesion types", "**simulated**", "simulator"),
+        (OTHERS, False, "classes", "benign, malignant", "that the data set gives"),
+    ],
+)
+def test_classes_are_called_what_they_are(names, simulated, plural, statement, reference):
+    what = task.of(names, simulated=simulated)
+    assert what.plural == plural and plural.startswith(what.noun)
+    assert statement in what.statement and reference in what.reference
+    assert ("simulated" in what.statement) == simulated
 
 
-def test_other_labels_are_classes_in_their_own_names():
-    what = task.of({"benign": ("benign", "良性"), "malignant": ("malignant", "恶性")})
-    assert (what.noun, what.plural) == ("class", "classes") and "benign, malignant" in what.statement
+def test_tirads_groups_are_ordered_and_lesion_types_are_not():
+    assert task.is_ordered([*GROUPS]) and task.is_ordered(["tirads_2", "tirads_4a"])
+    assert not task.is_ordered([*LESION_TYPES]) and task.is_ordered([*LESION_TYPES], "yes")
 
 
 def metric(value=0.7):
@@ -39,12 +44,7 @@ def metric(value=0.7):
 
 
 def recorded(**image):
-    image = {
-        "accuracy": metric(),
-        "macro_auroc": metric(),
-        "balanced_accuracy": metric(),
-        "brier": metric(),
-    } | image
+    image = dict.fromkeys(("accuracy", "macro_auroc", "balanced_accuracy", "brier"), metric()) | image
     return {"internal": {"finetuned": {"image": image, "patient": {"macro_auroc": metric()}}}}
 
 
@@ -59,12 +59,11 @@ def test_findings_on_real_grades_say_what_they_are_and_what_was_not_done():
 
 
 def test_findings_tell_what_print_on_real_frames_gives_away_and_on_which_classes():
+    names, few = ("full frame", "crop", "difference"), ["2-3", "4c-5"]
     text = {
-        "all frames": {"full frame": metric(0.8), "crop": metric(0.6), "difference": metric(0.2), "classes": [*GROUPS]},
-        "with text": {
-            "full frame": metric(0.7), "crop": metric(0.7), "difference": metric(0.0), "classes": ["2-3", "4c-5"],
-        },
-    }  # fmt: skip
+        "all frames": dict(zip(names, map(metric, (0.8, 0.6, 0.2)))) | {"classes": [*GROUPS]},
+        "with text": dict(zip(names, map(metric, (0.7, 0.7, 0.0)))) | {"classes": few},
+    }
     areas = {f"auroc/{key}": metric() for key in GROUPS}
     said = report.findings(recorded(**areas) | {"audit": {"text": text}}, GROUPS, simulated=False)
     first, second = (line for line in said.split("\n*") if "Real print" in line)
@@ -72,7 +71,7 @@ def test_findings_tell_what_print_on_real_frames_gives_away_and_on_which_classes
     assert "TI-RADS 4a, TI-RADS 4b left out" in second and "crops leave it out" not in second
 
 
-def role(folder, *, simulated, names, title):
+def role(folder, simulated, names, title=""):
     folder.mkdir(parents=True)
     about = {"simulated": simulated, "classes": [*names], "names": names, "title": title}
     write_json(folder / "crops.json", about)
@@ -81,13 +80,8 @@ def role(folder, *, simulated, names, title):
 
 @pytest.mark.parametrize("simulated", [True, False])
 def test_what_a_run_is_called_follows_the_data_it_is_tested_on(tmp_path, simulated):
-    role(
-        tmp_path / "data" / "pretrain",
-        simulated=not simulated,
-        names={"benign": ("benign", "良性")},
-        title="open",
-    )
-    role(tmp_path / "data" / "finetune", simulated=simulated, names=GROUPS, title="clinic")
+    role(tmp_path / "data" / "pretrain", not simulated, OTHERS)
+    role(tmp_path / "data" / "finetune", simulated, GROUPS)
     facts = checklists.facts(tmp_path)
     assert ("simulated" in facts["identity"][1]) == simulated, "real patients are never called simulated"
     assert ("simulated" in facts["limitations"][1]) == simulated
@@ -96,7 +90,7 @@ def test_what_a_run_is_called_follows_the_data_it_is_tested_on(tmp_path, simulat
 
 def test_the_start_of_a_training_is_told_from_the_classifier(tmp_path):
     assert checklists.facts(tmp_path)["initialization"][0] == "not done"
-    role(tmp_path / "data" / "pretrain", simulated=False, names={"benign": ("benign", "良性")}, title="BUSI")
+    role(tmp_path / "data" / "pretrain", False, OTHERS, "BUSI")
     for weights, said in (("none", "random"), ("0123abcd", "pre-trained on BUSI")):
         write_json(tmp_path / "classifier" / "classifier.json", {"training": {"pretrained_weights": weights}})
         assert checklists.facts(tmp_path)["initialization"][1] == said
@@ -112,14 +106,11 @@ def test_a_set_without_patient_identifiers_claims_no_patients(tmp_path):
     crops = Crops(tmp_path, index, pixels, pixels, None, ["x", "y"], {}, False, "set", None, "")
     crops.__dict__["excluded"] = pd.DataFrame(columns=["image", "reason"])
     flow = pd.DataFrame({"step": ["files"], "images": [2], "patients": [2], "left_out": [0]})
-    clean = index[["image", "patient", "group", "label"]].copy()
-    clean.attrs = {"title": "set", "simulated": False}
-    said = {}
+    index.attrs = {"title": "set", "simulated": False}
     for known, problem in ((True, "its mask is empty"), (False, contract.NO_PATIENTS)):
-        prepared = audit.Prepared("pretrain", clean, pd.DataFrame({"problem": [problem]}), flow)
-        said[known] = audit.findings({"pretrain": prepared}, {"pretrain": crops}, None)
+        prepared = audit.Prepared("pretrain", index, pd.DataFrame({"problem": [problem]}), flow)
+        said = audit.findings({"pretrain": prepared}, {"pretrain": crops}, None)
         (table,) = audit.flows({"pretrain": prepared}, {"pretrain": crops}).values()
-        assert table["patients"].notna().all() == known
-    assert "of 2 patients" in said[True]
-    assert "without patient identifiers, in 1 groups" in said[False] and "of 2 patients" not in said[False]
-    assert "Coloured marks, such as calipers, are on 1 of the crops" in said[False]
+        assert table["patients"].notna().all() == known == ("of 2 patients" in said)
+        assert ("without patient identifiers, in 1 groups" in said) != known
+        assert "Coloured marks, such as calipers, are on 1 of the crops" in said

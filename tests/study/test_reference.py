@@ -63,7 +63,7 @@ def make(place):
         nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / f"{name}.ipynb")
     describe(folder, simulated=False)
     index = pd.DataFrame({
-        "image": NAMES, "patient": [n.partition("_")[0] for n in NAMES], "dataset": "ddti",
+        "image": NAMES, "patient": [n.partition("_")[0] for n in NAMES], "dataset": "ddti", "group": NAMES,
         "label": np.repeat(CLASSES, 4), "age": [93, 93, 40, 40, 41, 41, 50, 50], "sex": "F", "tirads": "2",
         "margins": "well defined",
     })  # fmt: skip

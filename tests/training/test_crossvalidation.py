@@ -15,7 +15,7 @@ from thyroid_lib.classifier import Classifier
 from thyroid_lib.classifier.determination import determine
 from thyroid_lib.data.crops import build
 from thyroid_lib.evaluation.calibration import fit_temperature, operating_points
-from thyroid_lib.evaluation.predictions import read_predictions, write_predictions
+from thyroid_lib.evaluation.predictions import classes_of, read_predictions, write_predictions
 from thyroid_lib.training import folds, loop, pretraining
 
 SHORT = {"epochs": 1, "batch_size": 16, "precision": "32", "threads": 1}
@@ -94,7 +94,7 @@ def test_the_tables_make_a_predictions_file_with_the_mean_of_the_folds_outside(d
     each = [result.tables["external"].set_index("image").loc[outside.index] for result in results]
     for ours, theirs in zip(results, folds.run_reference(data, 2)):
         assert ours.tables["internal"]["image"].equals(theirs.tables["internal"]["image"])
-    key = read.attrs["classes"][0]
+    key = classes_of(read)[0]
     np.testing.assert_allclose(outside[f"p_{key}"], np.mean([t[f"p_{key}"] for t in each], axis=0), rtol=1e-8)
     assert set(read["model"]) == {"finetuned", "reference_signs"}
 

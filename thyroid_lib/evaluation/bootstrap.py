@@ -13,7 +13,7 @@ scarcer side; for a mean over classes, from those of every class (Satterthwaite 
 ``benchmarks/bootstrap_coverage.py`` measures the coverage.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 from scipy import special, stats
@@ -103,13 +103,10 @@ class Clusters:
         """
         order = np.argsort(-scores, kind="stable")
         last = np.append(np.diff(scores[order]) != 0, True)  # of its score
-        ends = slice(None) if last.all() else last
         for block in self._blocks(len(order)):
-            weights = self.multiplicities[block][:, self.index[order]].astype(np.int32)
-            counts = (
-                np.cumsum(part, axis=1, dtype=np.int32) for part in (weights, weights * happened[order])
-            )
-            yield block, *(count[:, ends].astype(np.float64) for count in counts)
+            images = self.multiplicities[block][:, self.index[order]].astype(np.int32)
+            counts = (np.cumsum(count, axis=1) for count in (images, images * happened[order]))
+            yield block, *(count[:, last].astype(np.float64) for count in counts)
 
 
 def rank_statistics(scores: np.ndarray, positive: np.ndarray, clusters: Clusters):
@@ -163,24 +160,18 @@ def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
 
 
 def estimate(
-    samples: np.ndarray,
-    *,
-    n_images: int,
-    n_patients: int,
-    effective: int | Sequence[int] | None = None,
-    bounds: tuple[float, float] = UNBOUNDED,
-    minimum: int = MINIMUM_PATIENTS,
+    samples: np.ndarray, *, n_images, n_patients, effective=None, bounds=UNBOUNDED, minimum=MINIMUM_PATIENTS
 ) -> dict:
     """One reported number: its value, its 95 % interval and what it rests on.
 
     Args:
         samples: float (draws + 1,), the value first, then the draws; NaN where undefined.
-        n_images: images behind the number.
-        n_patients: patients behind the number.
-        effective: patients of the scarcer side (for example with the lesion type), which limits precision; for a
-            mean over classes, those of each class; ``n_patients`` when not given.
-        bounds: smallest and largest possible value; both infinite for a difference.
-        minimum: fewer effective patients than this give no value.
+        n_images: int, images behind the number.
+        n_patients: int, patients behind the number.
+        effective: int, patients of the scarcer side (for example with the lesion type), which limits precision; for
+            a mean over classes, int (C,), those of each class; ``n_patients`` when not given.
+        bounds: (float, float), smallest and largest possible value; both infinite for a difference.
+        minimum: int; fewer effective patients than this give no value.
 
     Returns:
         {"value", "low", "high", "n_images", "n_patients"} and, where value or interval is None, "reason".
@@ -188,12 +179,9 @@ def estimate(
         binomial bound over the effective patients takes its place (Clopper & Pearson 1934).
     """
     counts = np.atleast_1d(n_patients if effective is None else effective)
-    effective = int(counts.min())
-    result = dict.fromkeys(("value", "low", "high")) | {
-        "n_images": int(n_images),
-        "n_patients": int(n_patients),
-    }
-    value, draws = samples[0], samples[1:]
+    effective, value, draws = int(counts.min()), samples[0], samples[1:]
+    about = {"n_images": int(n_images), "n_patients": int(n_patients)}
+    result = dict.fromkeys(("value", "low", "high")) | about
     if effective < minimum:
         who = "patient" + "s" * (effective != 1)
         who += " with the scarcest type" * (effective != n_patients)
@@ -203,21 +191,14 @@ def estimate(
     defined = draws[np.isfinite(draws)]
     if len(defined) < max(1, _DEFINED_SHARE * len(draws)):
         return result | {"reason": f"too few: defined in only {len(defined)} of {len(draws)} draws"}
-    limits = _interval(float(value), defined, _whole_sample(counts), bounds)
-    numbers = zip(("value", "low", "high"), (value, *limits))
+    numbers = zip(result, (value, *_interval(float(value), defined, np.maximum(2, counts), bounds)))
     return result | {name: float(f"{number:.9g}") + 0.0 for name, number in numbers}  # + 0.0: never -0.0
 
 
-def _whole_sample(counts: np.ndarray) -> float:
-    """The size of one sample with as many degrees of freedom as the mean over samples of these sizes.
-
-    Each class adds a variance of 1 / count, known with count - 1 degrees of freedom (Satterthwaite 1946).
-    """
-    counts = np.maximum(2, counts)
-    return float((1 / counts).sum() ** 2 / (1 / (counts**2 * (counts - 1))).sum() + 1)
-
-
-def _interval(value: float, draws: np.ndarray, n: float, bounds: tuple[float, float]) -> tuple[float, float]:
+def _interval(value: float, draws: np.ndarray, counts: np.ndarray, bounds) -> tuple[float, float]:
+    # The size of one sample with as many degrees of freedom as the mean over samples of these sizes: each
+    # class adds a variance of 1 / count, known with count - 1 degrees of freedom (Satterthwaite 1946).
+    n = (1 / counts).sum() ** 2 / (1 / (counts**2 * (counts - 1))).sum() + 1
     (least, most), tail = bounds, (1 - LEVEL) / 2
     reach = np.sqrt(n / (n - 1)) * stats.t.isf(tail, n - 1)
     if np.isfinite(most) and np.isclose(value, bounds, rtol=0, atol=1e-12).any():
@@ -249,11 +230,9 @@ def delong(scores: np.ndarray, positive: np.ndarray, patients) -> dict:
         when a class has fewer than two images.
     """
     scores, positive = np.asarray(scores, np.float64).reshape(len(positive), -1), np.asarray(positive, bool)
-    names = (
-        ("auroc", "se", "low", "high") if scores.shape[1] == 1 else ("difference", "se", "low", "high", "p")
-    )
-    m, n = int(positive.sum()), int((~positive).sum())
-    if m < 2 or n < 2:
+    alone, (m, n) = scores.shape[1] == 1, (positive.sum(), (~positive).sum())
+    names = ("auroc", "se", "low", "high") if alone else ("difference", "se", "low", "high", "p")
+    if min(m, n) < 2:
         return dict.fromkeys(names)
     whole = stats.rankdata(scores, axis=0)
     v10 = (whole[positive] - stats.rankdata(scores[positive], axis=0)) / n
@@ -262,15 +241,12 @@ def delong(scores: np.ndarray, positive: np.ndarray, patients) -> dict:
     of10, of01 = np.zeros((2, index.max() + 1, scores.shape[1]))
     np.add.at(of10, index[positive], (v10 - auroc) / m)
     np.add.at(of01, index[~positive], (v01 - auroc) / n)
-
-    def shared(one, other, clusters):
-        return clusters / max(1, clusters - 1) * one.T @ other
-
-    both = shared(of10, of01, len(of10))
-    covariance = shared(of10, of10, len({*index[positive]})) + shared(of01, of01, len({*index[~positive]}))
-    contrast, least = (np.ones(1), 0.0) if scores.shape[1] == 1 else (np.array([-1.0, 1.0]), -1.0)
-    value = float(contrast @ auroc)
-    se = float(np.sqrt(max(0.0, contrast @ (covariance + both + both.T) @ contrast)))
+    pairs = ((of10, of10, positive), (of01, of01, ~positive), (of10, of01, positive | True))
+    clusters = [len(np.unique(index[chosen])) for *_, chosen in pairs]
+    of_10, of_01, both = (c / max(1, c - 1) * a.T @ b for c, (a, b, _) in zip(clusters, pairs))
+    contrast, least = (np.ones(1), 0.0) if alone else (np.array([-1.0, 1.0]), -1.0)
+    value, variance = contrast @ auroc, contrast @ (of_10 + of_01 + both + both.T) @ contrast
+    se = np.sqrt(max(0.0, variance))
     low, high = np.clip(stats.norm.interval(LEVEL, value, se) if se else (value, value), least, 1.0)
-    p = float(2 * stats.norm.sf(abs(value) / se)) if se > 0 else 1.0
-    return dict(zip(names, (value, se, float(low), float(high), p)))
+    p = 2 * stats.norm.sf(abs(value) / se) if se else 1.0
+    return dict(zip(names, map(float, (value, se, low, high, p))))

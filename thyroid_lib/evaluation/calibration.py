@@ -6,7 +6,8 @@ Temperature scaling: Guo et al. 2017 (arXiv 1706.04599). Operating points: Youde
 import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
-from scipy.stats import rankdata
+from scipy.stats import mannwhitneyu
+from sklearn.metrics import roc_curve
 
 TEMPERATURES = (0.05, 20.0)  # beyond these the fit says that there is nothing to calibrate
 
@@ -24,7 +25,11 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     Raises:
         ValueError: no images, or logits that are not finite.
     """
-    logits, labels = _checked(logits, labels)
+    logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
+    strange = int((~np.isfinite(logits)).sum())
+    if strange or not len(labels):
+        came = f"{len(labels)} images and {strange} numbers that are not finite came"
+        raise ValueError(f"expected finite logits of at least one image, {came}: did training diverge?")
 
     def loss(log_t: float) -> float:
         scaled = log_softmax(logits / np.exp(log_t), axis=1)
@@ -51,17 +56,15 @@ def operating_points(probabilities: np.ndarray, labels: np.ndarray, classes: lis
     Returns:
         Class key -> threshold in 0..1.
     """
-    probabilities, labels = _checked(probabilities, labels)
     points = {}
     for i, key in enumerate(classes):
         positive = labels == i
         if positive.all() or not positive.any():
             points[key] = 1 / len(classes)
             continue
-        scores = np.unique(probabilities[:, i])
-        sensitivity = (probabilities[positive, i][:, None] >= scores).mean(0)
-        specificity = (probabilities[~positive, i][:, None] < scores).mean(0)
-        best = int(np.argmax(np.round(sensitivity + specificity, 12)))  # the lowest score of the best
+        curve = roc_curve(positive, probabilities[:, i], drop_intermediate=False)
+        false, sensitivity, scores = (values[::-1] for values in curve)
+        best = int(np.argmax(np.round(sensitivity - false, 12)))  # the lowest score of the best
         below = scores[best - 1] if best else 0.0
         points[key] = float((below + scores[best]) / 2)
     return points
@@ -80,18 +83,7 @@ def macro_auroc(scores: np.ndarray, labels: np.ndarray) -> float:
     areas = []
     for i in range(scores.shape[1]):
         positive = labels == i
-        p, n = int(positive.sum()), int((~positive).sum())
-        if p and n:
-            ranks = rankdata(scores[:, i])
-            areas.append((ranks[positive].sum() - p * (p + 1) / 2) / (p * n))
+        if pairs := int(positive.sum()) * int((~positive).sum()):
+            ranked = mannwhitneyu(scores[positive, i], scores[~positive, i], method="asymptotic")
+            areas.append(ranked.statistic / pairs)
     return float(np.mean(areas)) if areas else float("nan")
-
-
-def _checked(values, labels) -> tuple[np.ndarray, np.ndarray]:
-    values, labels = np.asarray(values, np.float64), np.asarray(labels)
-    came = f"{values.shape} and {labels.shape} came"
-    if values.ndim != 2 or len(values) != len(labels) or not len(labels):
-        raise ValueError(f"expected scores (N, C) and labels (N,), {came}; is the validation part empty?")
-    if strange := int((~np.isfinite(values)).sum()):
-        raise ValueError(f"expected finite scores, {strange} are not: did training diverge?")
-    return values, labels

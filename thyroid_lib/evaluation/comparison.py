@@ -8,9 +8,9 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
-from thyroid_lib.evaluation.bootstrap import MINIMUM_PATIENTS, UNBOUNDED, delong, estimate
+from thyroid_lib.evaluation.bootstrap import UNBOUNDED, delong, estimate
 from thyroid_lib.evaluation.metrics import Sample
-from thyroid_lib.evaluation.predictions import classes_of, covariates_of
+from thyroid_lib.evaluation.predictions import covariates_of
 
 COMPARED = ("macro_auroc", "balanced_accuracy", "brier")
 """Metrics by which models, sources, folds and subgroups are compared; all but subgroups also by "auroc/<key>"."""
@@ -19,8 +19,7 @@ SUBGROUPS = (
     "age", "sex", "device", "nodule_size", "size", "caliper", "coloured_marks", "printed_text", "view", "source",
     "site", "dataset",
 )  # fmt: skip
-"""A covariate whose name starts with one of these is a subgroup unless others are asked for; every further
-one would be a further chance finding."""
+"""A covariate whose name starts with one of these is a subgroup; every further one would be a chance finding more."""
 
 MOST_LEVELS = 8  # a covariate with more values than this is an identifier, not a subgroup
 
@@ -50,51 +49,39 @@ def compare(first: pd.DataFrame, second: pd.DataFrame, **options) -> dict:
         images that only one of the two predicted.
 
     Raises:
-        ValueError: the two have no image in common, or disagree on an image's reference standard.
+        ValueError: the two have no image in common (as `Sample` says), or disagree on an image's reference standard.
     """
-    place = ["set", "image"]
-    shared = first[place].merge(second[place]).drop_duplicates()
-    if not len(shared):
-        raise ValueError(
-            f"compare: expected images that both {first['model'].iloc[0]!r} and {second['model'].iloc[0]!r} "
-            "predicted, got none"
-        )
-    one, two = (shared.merge(table, on=place, how="left").sort_values(place) for table in (first, second))
-    if not (one["truth"].to_numpy() == two["truth"].to_numpy()).all():
+    place, pair = ["set", "image"], ((first, second), (second, first))
+    one, two = (table.merge(other[place]).sort_values(place) for table, other in pair)
+    if list(one["truth"]) != list(two["truth"]):
         raise ValueError("compare: the two models' rows disagree on the reference standard of an image")
-    one.attrs["classes"] = two.attrs["classes"] = classes_of(first)
     a, b = Sample(one, **options), Sample(two, **options)
-    ours, theirs = samples(a), samples(b)
-    result = {
-        name: a.estimate(ours[name] - theirs[name], effective=a.sides, bounds=UNBOUNDED) for name in ours
-    }
+    theirs, about = samples(b), {"effective": a.sides, "bounds": UNBOUNDED}
+    result = {name: a.estimate(ours - theirs[name], **about) for name, ours in samples(a).items()}
     for k, key in enumerate(a.classes):
         scores = np.column_stack([b.probabilities[:, k], a.probabilities[:, k]])
         result[f"delong/{key}"] = delong(scores, a.is_class[:, k], a.patients)
-    return result | {"images_left_out": len(first) + len(second) - 2 * len(shared)}
+    return result | {"images_left_out": len(first) + len(second) - 2 * len(one)}
 
 
-def drop(
-    internal: pd.DataFrame, external: pd.DataFrame, *, draws=2000, seed=0, minimum=MINIMUM_PATIENTS
-) -> dict:
+def drop(internal: pd.DataFrame, external: pd.DataFrame, *, seed: int = 0, **options) -> dict:
     """How much a model loses on another source: internal minus external testing, two independent samples.
 
     Args:
         internal, external: rows of one model on each set.
-        draws, seed, minimum: of `Sample`.
+        seed: of the first set's draws; the second's are others. **options: draws and minimum of `Sample`.
 
     Returns:
         name -> {"value", "low", "high", "n_images", "n_patients"} for every name of :func:`samples`.
     """
-    a = Sample(internal, draws=draws, seed=seed)
-    b = Sample(external, draws=draws, seed=seed + 1)
-    here, there = samples(a), samples(b)
-    rests = {
+    a, b = Sample(internal, seed=seed, **options), Sample(external, seed=seed + 1, **options)
+    about = {
         "n_images": len(internal) + len(external),
         "n_patients": a.clusters.patients + b.clusters.patients,
-        "effective": [*a.sides, *b.sides],
     }
-    return {name: estimate(here[name] - there[name], minimum=minimum, **rests) for name in here}
+    about |= {"effective": [*a.sides, *b.sides], "minimum": a.minimum}
+    there = samples(b)
+    return {name: estimate(here - there[name], **about) for name, here in samples(a).items()}
 
 
 def levels(values: pd.Series) -> dict[str, pd.Series]:
@@ -107,32 +94,28 @@ def levels(values: pd.Series) -> dict[str, pd.Series]:
     Returns:
         level -> bool per row; empty when there is a single level or more than ``MOST_LEVELS``.
     """
-    stated, found = values.notna() & values.astype(str).str.strip().ne(""), {}
-    known = np.unique(values[stated] if values.dtype.kind in "ifb" else values[stated].astype(str))
-    if values.dtype.kind in "if" and len(known) > 4:
+    stated, kind = values.notna() & values.astype(str).str.strip().ne(""), values.dtype.kind
+    values = values if kind in "ifb" else values.astype(str)
+    known = np.unique(values[stated])
+    if kind in "if" and len(known) > 4:
         cuts = np.unique(np.quantile(values[stated], [0, 1 / 3, 2 / 3, 1]))
         if len(cuts) < 3:
             return {}
-        for low, high in pairwise(cuts):
-            below = values <= high if high == cuts[-1] else values < high
-            found[f"{low:.4g} to {high:.4g}"] = (values >= low) & below
-    elif values.dtype.kind in "ifb":
-        found = {f"{float(value):.4g}": values == value for value in known}
+        third = np.searchsorted(cuts[1:-1], values, side="right")
+        spans = [f"{low:.4g} to {high:.4g}" for low, high in pairwise(cuts)]
+        found = {span: stated & (third == k) for k, span in enumerate(spans)}
     else:
-        found = {value: values.astype(str) == value for value in known}
+        found = {f"{float(v):.4g}" if kind in "ifb" else v: values == v for v in known}
     if not stated.all():
         found["not stated"] = ~stated
     return found if 1 < len(found) <= MOST_LEVELS else {}
 
 
-def subgroups(
-    predictions: pd.DataFrame, covariates: list[str] | None = None, *, minimum: int = 10, **options
-) -> dict:
-    """Macro AUROC, balanced accuracy and Brier score within each subgroup.
+def subgroups(predictions: pd.DataFrame, *, minimum: int = 10, **options) -> dict:
+    """Macro AUROC, balanced accuracy and Brier score within each subgroup that ``SUBGROUPS`` names.
 
     Args:
         predictions: rows of one model and one set.
-        covariates: columns to split by; those that ``SUBGROUPS`` names when not given.
         minimum: fewest patients in a subgroup, and fewest with each lesion type for a number to be given.
         **options: draws and seed of `Sample`.
 
@@ -141,9 +124,7 @@ def subgroups(
         Covariates that cannot be split are absent.
     """
     result: dict = {}
-    if covariates is None:
-        covariates = ["dataset", *(c for c in covariates_of(predictions) if c.startswith(SUBGROUPS))]
-    for covariate in covariates:
+    for covariate in ["dataset", *(c for c in covariates_of(predictions) if c.startswith(SUBGROUPS))]:
         for level, chosen in levels(predictions[covariate]).items():
             part = Sample(predictions[chosen], minimum=minimum, **options)
             result.setdefault(covariate, {})[level] = {name: part.number(name) for name in COMPARED}
@@ -159,14 +140,11 @@ def across_folds(predictions: pd.DataFrame) -> dict:
     Returns:
         name -> {"mean", "sd", "n_folds"}; "sd" is None for one fold, "mean" is None where no fold has it.
     """
-    folds = [samples(Sample(part, draws=0)) for _, part in predictions.groupby("fold", sort=True)]
+    folds = [samples(Sample(part, draws=0)) for _, part in predictions.groupby("fold")]
     result = {}
     for name in folds[0]:
-        values = np.array([fold[name][0] for fold in folds])
-        values = values[np.isfinite(values)]
-        result[name] = {
-            "mean": float(values.mean()) if len(values) else None,
-            "sd": float(values.std(ddof=1)) if len(values) > 1 else None,
-            "n_folds": len(values),
-        }
+        values = pd.Series([fold[name][0] for fold in folds]).dropna()
+        spread = {"mean": values.mean(), "sd": values.std()}
+        known = {key: None if np.isnan(value) else float(value) for key, value in spread.items()}
+        result[name] = known | {"n_folds": len(values)}
     return result

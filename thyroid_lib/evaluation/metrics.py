@@ -7,22 +7,14 @@ wherever it has them; every function gives the value for the sample and for ever
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from thyroid_lib.evaluation.bootstrap import (
-    MINIMUM_PATIENTS,
-    UNBOUNDED,
-    Clusters,
-    delong,
-    estimate,
-    rank_statistics,
-    ratio,
-    scarcer_sides,
-)
+from thyroid_lib.evaluation import bootstrap
+from thyroid_lib.evaluation.bootstrap import MINIMUM_PATIENTS, UNBOUNDED, Clusters, estimate, ratio
 from thyroid_lib.evaluation.predictions import by_patient, classes_of
 
 THRESHOLDS = np.round(np.arange(0.05, 0.951, 0.05), 2)
@@ -43,10 +35,11 @@ class Sample:
             rows when not given.
 
     Attributes:
-        classes: C class keys;  truth: int (N,);  is_class: bool (N, C);  probabilities: float (N, C),
-        calibrated;  positive: bool (N, C), verdicts;  patients: str (N,);  sides: of ``bootstrap.scarcer_sides``;
-        clusters: the draws;  prevalence: float (C,);  names: every metric's name -> (its key in `METRICS`, number of
-        the class or None);  about: {"unit"[, "patients_excluded_mixed": left out of a patient-level analysis]}.
+        table: the rows, one per image or patient;  seed: of the draws;  clusters: the draws;
+        classes: C class keys;  truth: int (N,);  is_class: bool (N, C);  probabilities: float (N, C), calibrated;
+        patients: str (N,);  sides: of ``bootstrap.scarcer_sides``;  prevalence: float (C,);
+        names: every metric's name -> (its key in `METRICS`, number of the class or None);
+        about: {"unit"[, "patients_excluded_mixed": left out of a patient-level analysis]}.
 
     Raises:
         ValueError: rows of several models or sets, no rows, or an unknown unit.
@@ -66,7 +59,7 @@ class Sample:
         if unit == "patient":
             predictions, mixed = by_patient(predictions)
             self.about["patients_excluded_mixed"] = len(mixed)
-        self._table, self._draws = predictions, {}
+        self.table, self.seed, self._draws = predictions, seed, {}
         self.names = {
             template.format(key): (template, k if "{}" in template else None)
             for template in METRICS
@@ -75,16 +68,15 @@ class Sample:
         self.truth = predictions["truth"].map(self.classes.index).to_numpy(np.int64)
         self.is_class = self.truth[:, None] == np.arange(len(self.classes))
         self.probabilities = self.columns("p_")
-        self.positive = self.columns("positive_") > 0.5
         self.patients = predictions["patient"].to_numpy().astype(str)
-        self.sides = scarcer_sides(self.patients, self.is_class)
+        self.sides = bootstrap.scarcer_sides(self.patients, self.is_class)
         self.clusters = Clusters(self.patients, draws, seed)
         shares = [prevalence[key] for key in self.classes] if prevalence else self.is_class.mean(axis=0)
         self.prevalence = np.array(shares, float)
 
     def columns(self, prefix: str) -> np.ndarray:
         """The class columns with this prefix, float64 (N, C)."""
-        return self._table[[prefix + key for key in self.classes]].to_numpy(np.float64)
+        return self.table[[prefix + key for key in self.classes]].to_numpy(np.float64)
 
     def draws(self, name: str) -> np.ndarray:
         """A metric of the sample and of every draw.
@@ -123,11 +115,9 @@ class Sample:
     @cached_property
     def ranks(self) -> tuple[np.ndarray, np.ndarray]:
         """AUROC and average precision of each class against the rest, each float64 (draws + 1, C)."""
-        found = [
-            rank_statistics(p, positive, self.clusters)
-            for p, positive in zip(self.probabilities.T, self.is_class.T)
-        ]
-        return tuple(np.stack(values, axis=1) for values in zip(*found))
+        classes = zip(self.probabilities.T, self.is_class.T)
+        found = np.array([bootstrap.rank_statistics(p, positive, self.clusters) for p, positive in classes])
+        return tuple(found.transpose(1, 2, 0))
 
     @cached_property
     def confusion(self) -> np.ndarray:
@@ -138,7 +128,7 @@ class Sample:
 
     def rates(self) -> tuple[np.ndarray, np.ndarray]:
         """Sensitivity and specificity at the operating points, each float64 (draws + 1, C)."""
-        means, positive = self.clusters.means, self.positive
+        means, positive = self.clusters.means, self.columns("positive_") > 0.5
         return means(positive, self.is_class), means(~positive, ~self.is_class)
 
 
@@ -240,8 +230,7 @@ RESTS_ON = {
 """What a metric rests on -> options of `Sample.estimate`: its images, and the patients that limit its precision."""
 
 
-@dataclass(frozen=True)
-class Metric:
+class Metric(NamedTuple):
     """One metric.
 
     Attributes:
@@ -281,16 +270,13 @@ METRICS = {
 """Name in metrics.json -> metric; {} stands for a class key."""
 
 METRICS |= {
-    f"raw/{name}": replace(metric, title=f"raw {metric.title}", of=partial(metric.of, prefix="raw_"))
+    f"raw/{name}": metric._replace(title=f"raw {metric.title}", of=partial(metric.of, prefix="raw_"))
     for name, metric in METRICS.items()
     if metric.of in (brier, log_loss, top_label_error, classwise_error)
 }
-METRICS |= {
-    f"net_benefit/{{}}/{t:.2f}": Metric(
-        f"net benefit at {t:.2f}", partial(net_benefit, threshold=t), "scarcer side", UNBOUNDED
-    )
-    for t in THRESHOLDS
-}
+for t in THRESHOLDS:
+    title, of = f"net benefit at {t:.2f}", partial(net_benefit, threshold=t)
+    METRICS[f"net_benefit/{{}}/{t:.2f}"] = Metric(title, of, "scarcer side", UNBOUNDED)
 
 
 def evaluate(predictions: pd.DataFrame, *, ordered: bool = False, decisions: bool = True, **options) -> dict:
@@ -318,7 +304,7 @@ def evaluate(predictions: pd.DataFrame, *, ordered: bool = False, decisions: boo
         own = sample.is_class[:, k]
         result[f"prevalence/{key}"] = float(sample.prevalence[k])
         result[f"images/{key}"], result[f"patients/{key}"] = int(own.sum()), sample.patients_with(own)
-        result[f"delong/{key}"] = delong(sample.probabilities[:, k], own, sample.patients)
+        result[f"delong/{key}"] = bootstrap.delong(sample.probabilities[:, k], own, sample.patients)
         counts = zip(sample.classes, sample.confusion[0, k])
         result |= {f"confusion/{key}/{other}": int(count) for other, count in counts}
         for t in THRESHOLDS if decisions else ():

@@ -8,7 +8,6 @@ probability), ``raw_<key>`` (before temperature scaling) and ``positive_<key>`` 
 the operating point that was fixed on the validation part), then covariates such as age, sex or device.
 """
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +15,19 @@ import pandas as pd
 from scipy.special import softmax
 
 from thyroid_lib.common.files import write_text
-from thyroid_lib.common.messages import listed, named, quoted
+from thyroid_lib.common.messages import listed, named
 
-SETS = ("internal", "external", "validation")
+PLACES = ("internal", "external")
+SETS = (*PLACES, "validation")
 """internal: held-out folds; external: another source, frozen model; validation: thresholds came from it."""
 
 OURS = "finetuned"
 """The study's own model; the others stand beside it."""
 
 IDENTITY = ["model", "set", "image", "patient", "group", "dataset", "fold", "truth"]
+_TEXT = dict.fromkeys([column for column in IDENTITY if column != "fold"], str)
 _PREFIXES = ("p_", "raw_", "positive_")
+_ROW = ["model", "set", "image", "fold"]  # what tells rows apart
 
 # Columns of a crop index that describe a file, a place in the frame or free text: never published.
 _NOT_COVARIATES = {
@@ -37,81 +39,54 @@ _LONGEST_COVARIATE = 40  # characters; anything longer is free text and may iden
 
 
 def prediction_table(
-    index_rows: pd.DataFrame,
-    classes: list[str],
-    logits: np.ndarray,
-    temperature: float,
-    operating_points: dict[str, float],
-    *,
-    model: str,
-    set: str,
-    fold: int,
+    index: pd.DataFrame, classes: list[str], logits, temperature: float, points: dict[str, float], **about
 ) -> pd.DataFrame:
     """Turns logits into rows of ``predictions.csv``.
 
     Args:
-        index_rows: N rows of ``Crops.index`` (image, patient, group, dataset, label and covariates).
+        index: N rows of ``Crops.index`` (image, patient, group, dataset, label and covariates).
         classes: the C class keys in the order of the network's outputs.
         logits: float (N, C), before temperature.
         temperature: > 0, fitted on the validation part; probabilities are softmax(logits / temperature).
-        operating_points: class key -> threshold in 0..1 on the calibrated probability, fixed on validation.
-        model: name of the arm, e.g. "finetuned".
-        set: "internal", "external" or "validation".
-        fold: fold whose model made these predictions; -1 when it was the mean of several.
+        points: class key -> threshold in 0..1 on the calibrated probability, fixed on validation.
+        **about: ``model``, name of the arm, e.g. "finetuned"; ``set``, "internal", "external" or "validation";
+            ``fold``, int, whose model made these predictions; -1 when it was the mean of several.
 
     Returns:
         DataFrame with N rows in the column order of this module's docstring. A column of printed text becomes
         the yes/no covariate ``printed_text``; free text itself is never copied.
 
     Raises:
-        KeyError: a class has no operating point.
-        ValueError: shapes, temperature or set name do not fit.
+        KeyError: a class has no operating point, or ``model``, ``set`` or ``fold`` is not given.
+        ValueError: shapes or set name do not fit, or the logits are not finite.
     """
-    logits = np.asarray(logits, dtype=np.float64)
-    if logits.shape != (len(index_rows), len(classes)):
-        raise ValueError(
-            f"prediction_table: expected logits of shape {(len(index_rows), len(classes))} "
-            f"(rows of the index, classes), got {logits.shape}; predict exactly the rows you pass"
-        )
-    if not (np.isfinite(logits).all() and np.isfinite(temperature) and temperature > 0):
-        raise ValueError(
-            f"prediction_table: expected finite logits and a temperature > 0, got {temperature} and "
-            f"{int((~np.isfinite(logits)).sum())} non-finite logits; did {model}, fold {fold}, diverge?"
-        )
-    rows = index_rows.reset_index(drop=True)
-    patient = rows["patient"].astype(str)
-    table = pd.DataFrame({"model": model, "set": set, "image": rows["image"].astype(str), "patient": patient})
-    table["group"] = rows["group"].astype(str) if "group" in rows else patient
-    table["dataset"] = rows["dataset"].astype(str) if "dataset" in rows else ""
-    table["fold"], table["truth"] = int(fold), rows["label"].astype(str)
+    logits, rows = np.asarray(logits, np.float64), index.reset_index(drop=True)
+    table = rows.assign(truth=rows["label"], **about)[IDENTITY].astype(_TEXT)
     table[[f"p_{key}" for key in classes]] = softmax(logits / temperature, axis=1)
     table[[f"raw_{key}" for key in classes]] = softmax(logits, axis=1)
-    table = _with_verdicts(table, classes, operating_points)
-    return _check(pd.concat([table, _covariates(rows)], axis=1), classes, "prediction_table")
+    table = pd.concat([_with_verdicts(table, points), _covariates(rows)], axis=1)
+    return _check(table, "prediction_table")
 
 
-def mean_predictions(
-    tables: list[pd.DataFrame], operating_points: dict[str, float], *, fold: int = -1
-) -> pd.DataFrame:
+def mean_predictions(tables: list[pd.DataFrame], points: dict[str, float]) -> pd.DataFrame:
     """Averages the probabilities that several folds' models gave the same images.
 
     Args:
         tables: outputs of :func:`prediction_table` for the same rows, one per model.
-        operating_points: class key -> threshold for the mean probability.
-        fold: what the result states as its fold.
+        points: class key -> threshold for the mean probability.
 
     Returns:
-        One table; ``p_`` and ``raw_`` columns are means over the tables.
+        One table, fold -1; ``p_`` and ``raw_`` columns are means over the tables.
     """
-    first = tables[0]
-    classes, result = classes_of(first), first.assign(fold=int(fold))
-    for column in [prefix + key for prefix in ("p_", "raw_") for key in classes]:
-        result[column] = np.mean([table[column] for table in tables], axis=0)
-    return _with_verdicts(result, classes, operating_points)
+    means = [prefix + key for prefix in ("p_", "raw_") for key in classes_of(tables[0])]
+    result = tables[0].assign(fold=-1)
+    result[means] = np.mean([table[means] for table in tables], axis=0)
+    return _with_verdicts(result, points)
 
 
-def _with_verdicts(table: pd.DataFrame, classes: list[str], points: dict[str, float]) -> pd.DataFrame:
-    return table.assign(**{f"positive_{k}": (table[f"p_{k}"] >= points[k]).astype(np.int64) for k in classes})
+def _with_verdicts(table: pd.DataFrame, points: dict[str, float]) -> pd.DataFrame:
+    called = {f"positive_{key}": table[f"p_{key}"] >= points[key] for key in classes_of(table)}
+    return table.assign(**called).astype(dict.fromkeys(called, np.int64))
 
 
 def write_predictions(tables: list[pd.DataFrame], path: str | Path) -> Path:
@@ -125,22 +100,10 @@ def write_predictions(tables: list[pd.DataFrame], path: str | Path) -> Path:
         The path.
 
     Raises:
-        ValueError: no rows, classes that differ between tables, or an image that stands twice for one model,
-            set and fold.
+        ValueError: as :func:`read_predictions`.
     """
-    tables = [table for table in tables if len(table)]
-    if not tables:
-        raise ValueError("write_predictions: expected at least one row, got none")
-    classes = classes_of(tables[0])
-    for table in tables:
-        if classes_of(table) != classes:
-            raise ValueError(
-                f"write_predictions: expected classes {classes} in every table, got {classes_of(table)}"
-            )
-    whole = _check(pd.concat(tables, ignore_index=True), classes, "write_predictions")
-    fixed = _columns(classes)
-    whole = whole[fixed + sorted({*whole} - {*fixed})]
-    whole = whole.sort_values(["model", "set", "image", "fold"], kind="stable")
+    whole = _check(pd.concat(tables, ignore_index=True), "write_predictions")
+    whole = whole[_columns(whole) + sorted(covariates_of(whole))].sort_values(_ROW, kind="stable")
     write_text(Path(path), whole.to_csv(index=False, float_format="%.9g", lineterminator="\n"))
     return Path(path)
 
@@ -152,25 +115,18 @@ def read_predictions(path: str | Path) -> pd.DataFrame:
         path: the file, as :func:`write_predictions` wrote it.
 
     Returns:
-        DataFrame; ``attrs["classes"]`` holds the class keys in the order of the network's outputs.
+        DataFrame, the class keys in the order of the network's outputs (`classes_of`).
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: columns are missing, probabilities are not probabilities, a truth is not a class, or a
-            patient is in two folds of one model's internal set.
+        ValueError: columns are missing, probabilities are not probabilities, a truth is not a class, an image
+            stands twice for one model, set and fold, or a group is in two folds of one model's internal set.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(
-            f"read_predictions: expected a file at {path}; notebook 04_finetune writes it: run that first"
-        )
-    text = {column: str for column in ("model", "set", "image", "patient", "group", "dataset", "truth")}
-    table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])
-    table = table.fillna(dict.fromkeys(table.select_dtypes(exclude="number"), ""))
-    classes = classes_of(table)
-    _check(table, classes, str(path))
-    table.attrs["classes"] = classes
-    return table
+        raise FileNotFoundError(f"expected a file at {path}; notebook 04_finetune writes it: run that first")
+    table = pd.read_csv(path, dtype=_TEXT, keep_default_na=False, na_values=[""])
+    return _check(table.fillna(dict.fromkeys(table.select_dtypes(exclude="number"), "")), str(path))
 
 
 def classes_of(table: pd.DataFrame) -> list[str]:
@@ -185,13 +141,10 @@ def classes_of(table: pd.DataFrame) -> list[str]:
     Raises:
         ValueError: there are fewer than two.
     """
-    if len(keys := table.attrs.get("classes", [])) >= 2:
-        return list(keys)
     keys = [c[2:] for c in table.columns if c.startswith("p_") and f"raw_{c[2:]}" in table.columns]
     if len(keys) < 2:
         raise ValueError(
-            "predictions: expected columns p_<key> and raw_<key> for at least two classes, got "
-            f"{listed(table.columns)}"
+            f"expected columns p_<key> and raw_<key> for at least two classes, got {listed(table)}"
         )
     return keys
 
@@ -205,19 +158,17 @@ def covariates_of(table: pd.DataFrame) -> list[str]:
     Returns:
         Every column that is neither identity nor probability nor verdict, in file order.
     """
-    fixed = {*_columns(classes_of(table))}
-    return [column for column in table.columns if column not in fixed]
+    fixed = _columns(table)
+    return [column for column in table if column not in fixed]
 
 
 def select(predictions: pd.DataFrame, model: str, set: str) -> pd.DataFrame:
-    """Rows of one model and one set, with the classes kept.
+    """Rows of one model and one set, numbered from 0.
 
     Args:
         predictions: of :func:`read_predictions`;  model, set: which rows.
     """
-    part = predictions[(predictions["model"] == model) & (predictions["set"] == set)].reset_index(drop=True)
-    part.attrs["classes"] = classes_of(predictions)
-    return part
+    return predictions[(predictions["model"] == model) & (predictions["set"] == set)].reset_index(drop=True)
 
 
 def by_patient(predictions: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
@@ -230,21 +181,18 @@ def by_patient(predictions: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
         (table in the form of predictions with ``image`` = patient, patients left out because their images
         have different reference standards).
     """
-    classes = classes_of(predictions)
     standards = predictions.groupby("patient")["truth"].nunique()
-    mixed = sorted(standards.index[standards > 1])
+    mixed = standards.index[standards > 1].tolist()
     kept = predictions[~predictions["patient"].isin(mixed)]
-    means = [prefix + key for prefix in _PREFIXES for key in classes]
-    rules = {column: "mean" if column in means else "first" for column in kept if column != "patient"}
-    table = kept.groupby("patient", as_index=False, sort=True).agg(rules)
-    verdicts = {f"positive_{key}": (table[f"positive_{key}"] >= 0.5).astype(np.int64) for key in classes}
-    table = table.assign(image=table["patient"], **verdicts)[list(predictions.columns)]
-    table.attrs["classes"] = classes
-    return table, mixed
+    rules = dict.fromkeys(kept, "first") | dict.fromkeys(_columns(kept)[len(IDENTITY) :], "mean")
+    table = kept.groupby(kept["patient"].to_numpy()).agg(rules).reset_index(drop=True)
+    verdicts = [f"positive_{key}" for key in classes_of(table)]
+    table[verdicts] = (table[verdicts] >= 0.5).astype(np.int64)
+    return table.assign(image=table["patient"]), mixed
 
 
-def _columns(classes: list[str]) -> list[str]:
-    return IDENTITY + [prefix + key for prefix in _PREFIXES for key in classes]
+def _columns(table: pd.DataFrame) -> list[str]:
+    return IDENTITY + [prefix + key for prefix in _PREFIXES for key in classes_of(table)]
 
 
 def _covariates(rows: pd.DataFrame) -> pd.DataFrame:
@@ -263,33 +211,25 @@ def _covariates(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(kept, index=rows.index)
 
 
-def _check(table: pd.DataFrame, classes: list[str], where: str) -> pd.DataFrame:
-    def refuse(expected: str):
-        raise ValueError(f"{where}: expected {expected}")
-
-    if missing := [column for column in _columns(classes) if column not in table.columns]:
-        refuse(f"the columns {_columns(classes)}; missing {missing}")
-    if unknown := sorted({*table["set"]} - {*SETS}):
-        refuse(f"set to be one of {SETS}, got {listed(unknown)}")
-    if strangers := sorted({*table["truth"]} - {*classes}, key=str):
-        refuse(f"every truth to be one of {listed(classes)}, got {listed(strangers)}")
+def _check(table: pd.DataFrame, where: str) -> pd.DataFrame:
+    classes = classes_of(table)
+    if missing := [column for column in _columns(table) if column not in table]:
+        raise ValueError(f"{where}: expected the columns {_columns(table)}; missing {missing}")
+    folds = table[table["set"] == "internal"].groupby(["model", "group"])["fold"].transform("nunique")
+    wrong = {
+        f"set to be one of {SETS}": ~table["set"].isin(SETS),
+        f"every truth to be one of {listed(classes)}": ~table["truth"].isin(classes),
+        "one row per model, set, image and fold": table.duplicated(_ROW),
+        "each group in one fold of a model, or the split leaked": folds.reindex(table.index) > 1,
+        "image names relative to their data set": table["image"].str.match(r"/|[A-Za-z]:[\\/]"),
+    }
     for prefix in ("p_", "raw_"):
         values = table[[prefix + key for key in classes]].to_numpy(np.float64)
-        bad = ~((values >= 0).all(axis=1) & (np.abs(values.sum(axis=1) - 1) < 1e-5))  # NaN is bad too
-        if bad.any():
-            image = quoted(table["image"][bad].iloc[0])
-            refuse(
-                f"{prefix}<key> to be probabilities that sum to 1; {bad.sum()} rows are not, first for image {image}"
-            )
-    if (twice := table.duplicated(["model", "set", "image", "fold"])).any():
-        model, set, image, fold = table.loc[twice, ["model", "set", "image", "fold"]].iloc[0]
-        again = f"{quoted(image)} stands twice for {named(model)}, {set}, fold {fold}"
-        refuse(f"one row per model, set, image and fold; {again}")
-    folds = table[table["set"] == "internal"].groupby(["model", "group"])["fold"].nunique()
-    if (folds > 1).any():
-        model, group = folds.index[folds > 1][0]
-        leaked = f"group {quoted(group)} was tested in more than one fold of {named(model)}: the split leaked"
-        refuse(f"each group in one fold; {leaked}")
-    if absolute := [image for image in table["image"] if re.match(r"^(/|[A-Za-z]:[\\/])", image)]:
-        refuse(f"image names relative to their data set, got {quoted(absolute[0])}")
+        right = (values >= 0).all(axis=1) & (np.abs(values.sum(axis=1) - 1) < 1e-5)
+        wrong[f"{prefix}<key> to be probabilities that sum to 1"] = ~right  # NaN is wrong too
+    for expected, rows in wrong.items():
+        if rows.any():
+            first = table.loc[rows, IDENTITY].iloc[0].astype(str)
+            shown = ", ".join(f"{column} {named(value)}" for column, value in first.items())
+            raise ValueError(f"{where}: expected {expected}; {rows.sum()} rows are not, first {shown}")
     return table

@@ -7,11 +7,11 @@ import re
 
 import pandas as pd
 
-from thyroid_lib.common.messages import english, say
+from thyroid_lib.common.messages import english, number, say
 from thyroid_lib.common.templates import render
 from thyroid_lib.evaluation import task
 from thyroid_lib.evaluation.metrics import METRICS
-from thyroid_lib.evaluation.predictions import OURS
+from thyroid_lib.evaluation.predictions import OURS, PLACES
 
 Rows = list[tuple[str, str, dict]]
 """Of a forest plot: group, name, metric."""
@@ -25,9 +25,8 @@ def type_table(metrics: dict, names: dict) -> pd.DataFrame:
     """
     keys = [name.partition("/")[2] for name in metrics if name.startswith("images/")]
     table = pd.DataFrame({task.of(names).noun: [english(names, key) for key in keys]})
-    table["images / patients"] = [
-        f"{metrics[f'images/{key}']} / {metrics[f'patients/{key}']}" for key in keys
-    ]
+    counts = ((metrics[f"images/{key}"], metrics[f"patients/{key}"]) for key in keys)
+    table["images / patients"] = [f"{images} / {patients}" for images, patients in counts]
     for name in ("auroc/{}", "average_precision/{}", "sensitivity/{}", "specificity/{}", "ppv/{}", "npv/{}"):
         table[METRICS[name].title] = [say(metrics[name.format(key)]) for key in keys]
     table["prevalence for PPV, NPV"] = [f"{metrics[f'prevalence/{key}']:.2f}" for key in keys]
@@ -45,9 +44,9 @@ def overall_table(found: dict) -> pd.DataFrame:
     for unit in ("image", "patient"):
         table[f"by {unit}"] = [say(found[unit][name], 3) for name in shown]
     if "folds" in found:
-        folds = [found["folds"].get(name) or {} for name in shown]
-        spread = ["{mean:.3f} ± {sd:.3f}" if fold.get("sd") is not None else "–" for fold in folds]
-        table["mean ± SD over folds"] = [text.format(**fold) for text, fold in zip(spread, folds)]
+        folds = [found["folds"].get(name, {"sd": None}) for name in shown]
+        spread = ["–" if fold["sd"] is None else "{mean:.3f} ± {sd:.3f}".format(**fold) for fold in folds]
+        table["mean ± SD over folds"] = spread
     return table
 
 
@@ -57,19 +56,16 @@ def error_table(found: dict, names: dict) -> pd.DataFrame:
     Args:
         found: of ``summary.errors``;  names: class key -> (English, Chinese).
     """
-    rows = [
+    return pd.DataFrame(
         {
             "reference standard": english(names, key),
             "images": e["images"],
             "errors": e["errors"],
             "taken for": ", ".join(f"{english(names, k)} ({n})" for k, n in e["taken_for"].items()) or "–",
-            "median probability of the wrong type": "–"
-            if not e["errors"]
-            else f"{e['median_probability']:.2f}",
+            "median probability of the wrong type": number(e["median_probability"], 2),
         }
         for key, e in found.items()
-    ]
-    return pd.DataFrame(rows)
+    )
 
 
 def caption(title: str, found: dict, simulated: bool) -> str:
@@ -94,10 +90,9 @@ def conformal_rows(result: dict, names: dict) -> Rows:
         if "reason" in sets:
             n = result[place][OURS]["image"]["accuracy"]
             sets = {"coverage": n | {"value": None, "reason": sets["reason"]}}
-        for name, metric in sets.items():
-            if name.startswith("coverage"):
-                key = name.partition("/")[2]
-                rows.append((f"{place} testing", english(names, key) if key else "all", metric))
+        metrics = {name: metric for name, metric in sets.items() if name.startswith("coverage")}
+        for name, metric in metrics.items():
+            rows.append((f"{place} testing", english(names, name.partition("/")[2]) or "all", metric))
     return rows
 
 
@@ -111,8 +106,7 @@ def conformal_caption(result: dict) -> str:
 
 
 def _conformal(result: dict) -> dict[str, dict]:
-    places = {place: result.get(place, {}).get(OURS, {}) for place in ("internal", "external")}
-    return {place: found["conformal"] for place, found in places.items() if "conformal" in found}
+    return {place: result[place][OURS]["conformal"] for place in PLACES if OURS in result.get(place, {})}
 
 
 def subgroup_rows(found: dict, metric: str = "macro_auroc") -> Rows:
@@ -150,13 +144,11 @@ def findings(metrics: dict, names: dict, simulated: bool) -> str:
         metrics: what the notebook recorded;  names: class key -> (English, Chinese);  simulated: whether the
             images are phantoms.
     """
-    tested = {place: metrics.get(place, {}).get(OURS) for place in ("internal", "external")}
+    tested = {place: metrics.get(place, {}).get(OURS) for place in PLACES}
     areas = {
         place: {name[6:]: metric for name, metric in found["image"].items() if name.startswith("auroc/")}
         for place, found in tested.items()
         if found
     }
-    about = {"names": names, "task": task.of(names), "simulated": simulated}
-    return render(
-        "evaluation/findings.md.j2", metrics=metrics, tested=tested, areas=areas, ours=OURS, **about
-    )
+    about = {"names": names, "task": task.of(names), "simulated": simulated, "ours": OURS}
+    return render("evaluation/findings.md.j2", metrics=metrics, tested=tested, areas=areas, **about)

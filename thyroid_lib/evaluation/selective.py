@@ -29,13 +29,9 @@ def referral(sample: Sample) -> dict:
     certainty = sample.probabilities.max(axis=1)
     right = sample.probabilities.argmax(axis=1) == sample.truth
     shares = np.append(1 - FRACTIONS, np.linspace(0.01, 1, 100))
-    accuracy = np.vstack(
-        [
-            np.interp(shares * k[-1], np.append(0, k), np.append(0, h)) / (shares * k[-1])
-            for _, kept, hits in sample.clusters.cumulated(certainty, right)
-            for k, h in zip(kept, hits)
-        ]
-    )
+    blocks = sample.clusters.cumulated(certainty, right)
+    drawn = ((k, h, shares * k[-1]) for _, kept, hits in blocks for k, h in zip(kept, hits))
+    accuracy = np.array([np.interp(n, np.append(0, k), np.append(0, h)) / n for k, h, n in drawn])
     result = {"area": sample.estimate(1 - accuracy[:, len(FRACTIONS) :].mean(axis=1))}
     place = np.argsort(np.argsort(-certainty, kind="stable"))  # 0 for the most certain image
     for column, fraction in enumerate(FRACTIONS):
@@ -44,9 +40,7 @@ def referral(sample: Sample) -> dict:
     return result
 
 
-def conformal(
-    predictions: pd.DataFrame, validation: pd.DataFrame, *, confidence: float = 0.9, seed: int = 0, **options
-) -> tuple[dict, pd.DataFrame]:
+def conformal(sample: Sample, validation: pd.DataFrame, confidence: float = 0.9) -> tuple[dict, pd.DataFrame]:
     """Split-conformal prediction sets, calibrated on the validation part, checked on the tested rows.
 
     Each fold's rows are calibrated on that fold's validation rows. A fold without any (the mean of several
@@ -54,38 +48,33 @@ def conformal(
     and each half calibrates the other; ``calibrated_on`` says which it was.
 
     Args:
-        predictions: rows of one model and one set.
+        sample: one model on one set.
         validation: the same model's rows with set "validation"; may be empty.
         confidence: wanted probability that the set holds the right type, 0..1.
-        seed: of the halves, and of the bootstrap.
-        **options: draws and minimum of `Sample`.
 
     Returns:
         (metrics, sets). Metrics: "coverage", "coverage/<key>", "set_size", "single" (share of sets with one
         type), "empty", each with interval; "calibrated_on"; "confidence"; "reason" when nothing could be
-        calibrated. Sets: bool columns per class, one row per row of ``predictions``.
+        calibrated. Sets: bool columns per class, one row per row of the sample.
     """
-    sample = Sample(predictions, seed=seed, **options)
-    table = predictions.reset_index(drop=True)
-    metrics = {"confidence": confidence, "calibrated_on": "validation part"}
+    table, metrics = sample.table, {"confidence": confidence, "calibrated_on": "validation part"}
     if len(validation):
         folds = {fold: validation[validation["fold"] == fold] for fold in {*table["fold"]}}
         parts = [(own if len(own) else validation, table["fold"] == fold) for fold, own in folds.items()]
     else:
         metrics["calibrated_on"] = "the other half of the tested patients"
         names = np.unique(table["patient"])
-        half = table["patient"].isin(np.random.default_rng(seed).permutation(names)[: len(names) // 2])
+        half = table["patient"].isin(np.random.default_rng(sample.seed).permutation(names)[: len(names) // 2])
         parts = [(table[~half], half), (table[half], ~half)]
     needed = int(np.floor(max(1 / (1 - confidence), 1 / confidence) + 1e-9)) + 1
-    if any(len(calibration) < needed for calibration, chosen in parts if chosen.any()):
+    if any(len(calibration) < needed for calibration, _ in parts):
         reason = f"too few: at least {needed} images are needed to calibrate"
         return metrics | {"reason": reason}, pd.DataFrame()
     sets, columns = np.zeros(sample.is_class.shape, bool), ["p_" + key for key in sample.classes]
     for calibration, chosen in parts:
-        if chosen.any():
-            labels = calibration["truth"].map(sample.classes.index)
-            limit = threshold(calibration[columns].to_numpy(), labels.to_numpy(), confidence)
-            sets[chosen] = 1 - table.loc[chosen, columns] <= limit
+        labels = calibration["truth"].map(sample.classes.index)
+        limit = threshold(calibration[columns].to_numpy(), labels.to_numpy(), confidence)
+        sets[chosen] = 1 - table.loc[chosen, columns] <= limit
     held, size = sets[np.arange(len(sets)), sample.truth], sets.sum(axis=1)
     for name, values in {"coverage": held, "set_size": size, "single": size == 1, "empty": size == 0}.items():
         most = float(len(sample.classes)) if name == "set_size" else 1.0

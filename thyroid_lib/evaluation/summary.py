@@ -9,44 +9,35 @@ import pandas as pd
 from thyroid_lib.evaluation import comparison, selective
 from thyroid_lib.evaluation.curves import curves
 from thyroid_lib.evaluation.metrics import Sample, evaluate
-from thyroid_lib.evaluation.predictions import OURS, classes_of, select
+from thyroid_lib.evaluation.predictions import OURS, PLACES, classes_of, select
 
-PLACES = ("internal", "external")
 EVERY = 5
 """One point in this many of the ROC and precision-recall curves is recorded."""
 
 
 def summarize(
-    predictions: pd.DataFrame,
-    *,
-    subgroup_minimum: int = 10,
-    confidence: float = 0.9,
-    prevalence: dict[str, float] | None = None,
-    ordered: bool = False,
-    draws: int = 2000,
-    **options,
+    predictions, *, subgroup_minimum=10, confidence=0.9, prevalence=None, ordered=False, **options
 ) -> dict:
     """Every statistic on saved predictions.
 
     Args:
-        predictions: of ``read_predictions``.
-        subgroup_minimum: fewest patients per type in a subgroup.
-        confidence: wanted coverage of the prediction sets.
-        prevalence: class key -> share that PPV and NPV speak of; observed share when not given.
-        ordered: adds the weighted kappa.
-        draws, **options: draws, seed and minimum of ``metrics.Sample``.
+        predictions: DataFrame of ``read_predictions``.
+        subgroup_minimum: int, fewest patients per type in a subgroup.
+        confidence: float, 0..1, wanted coverage of the prediction sets.
+        prevalence: dict, class key -> share that PPV and NPV speak of; observed share when not given.
+        ordered: bool, adds the weighted kappa.
+        **options: draws, seed and minimum of ``metrics.Sample``.
 
     Returns:
         set ("internal", "external") -> model -> {"image", "patient": of ``evaluate``; "folds"; and for the
         study's own model "referral", "conformal", "subgroups", "curves"}; "difference" -> set -> other model
         -> paired differences; "drop" -> model -> internal minus external.
     """
-    result: dict = {"draws": draws, "difference": {}, "drop": {}}
-    options |= {"draws": draws}
+    options = {"draws": 2000} | options
+    result: dict = {"draws": options["draws"], "difference": {}, "drop": {}}
     first, *others = sorted({*predictions["model"]}, key=lambda name: (name != OURS, name))
     for model in (first, *others):
-        parts = {place: select(predictions, model, place) for place in PLACES}
-        parts = {place: rows for place, rows in parts.items() if len(rows)}
+        parts = {place: rows for place in PLACES if len(rows := select(predictions, model, place))}
         for place, rows in parts.items():
             asked = {"prevalence": prevalence, "ordered": ordered, **options}
             found = {
@@ -57,9 +48,11 @@ def summarize(
                 found["folds"] = comparison.across_folds(rows)
             result.setdefault(place, {})[model] = found
             if model == first:
-                found |= _selective_use(predictions, rows, confidence, options)
-                seeded = {name: value for name, value in options.items() if name != "minimum"}
-                found["subgroups"] = comparison.subgroups(rows, minimum=subgroup_minimum, **seeded)
+                sample, validation = Sample(rows, **options), select(predictions, model, "validation")
+                found["referral"] = selective.referral(sample)
+                found["conformal"], _ = selective.conformal(sample, validation, confidence)
+                found["curves"] = {key: _recorded(curve) for key, curve in curves(sample).items()}
+                found["subgroups"] = comparison.subgroups(rows, **options | {"minimum": subgroup_minimum})
             elif len(ours := select(predictions, first, place)):
                 pair = comparison.compare(ours, rows, **options)
                 result["difference"].setdefault(place, {})[model] = pair
@@ -68,16 +61,9 @@ def summarize(
     return result
 
 
-def _selective_use(predictions: pd.DataFrame, rows: pd.DataFrame, confidence: float, options: dict) -> dict:
-    tuned, sample = select(predictions, rows["model"].iloc[0], "validation"), Sample(rows, **options)
-    drawn = {key: pd.DataFrame(curve).iloc[::EVERY, 2:] for key, curve in curves(sample).items()}
-    return {
-        "referral": selective.referral(sample),
-        "conformal": selective.conformal(rows, tuned, confidence=confidence, **options)[0],
-        "curves": {
-            key: curve.map("{:.6g}".format).astype(float).to_dict("list") for key, curve in drawn.items()
-        },
-    }
+def _recorded(curve: dict) -> dict[str, list[float]]:
+    points = pd.DataFrame(curve).iloc[::EVERY, 2:]
+    return points.map("{:.6g}".format).astype(float).to_dict("list")
 
 
 def errors(table: pd.DataFrame) -> dict:
@@ -90,16 +76,16 @@ def errors(table: pd.DataFrame) -> dict:
         class key -> {"images", "errors", "taken_for": {key: images}, "median_probability"}, the last being
         the median probability of the wrong type, None without errors.
     """
-    classes, result = classes_of(table), {}
-    sure = table[["p_" + key for key in classes]].max(axis=1)
-    for key in classes:
-        own = table["truth"] == key
-        wrong = own & (table["predicted"] != key)
+    columns, result = {key: "p_" + key for key in classes_of(table)}, {}
+    for key in columns:
+        own = table[table["truth"] == key]
+        wrong = own[own["predicted"] != key]
+        sure = wrong[[*columns.values()]].max(axis=1)
         result[key] = {
-            "images": int(own.sum()),
-            "errors": int(wrong.sum()),
-            "taken_for": table.loc[wrong, "predicted"].value_counts().to_dict(),
-            "median_probability": float(sure[wrong].median()) if wrong.any() else None,
+            "images": len(own),
+            "errors": len(wrong),
+            "taken_for": wrong["predicted"].value_counts().to_dict(),
+            "median_probability": float(sure.median()) if len(wrong) else None,
         }
     return result
 
@@ -114,21 +100,21 @@ def headline(result: dict, simulated: bool) -> dict:
         key -> {"label", "metric", "simulated"}; only numbers that exist.
     """
     found = {}
-    for place in PLACES:
-        ours = result.get(place, {}).get(OURS, {"image": {}, "patient": {}})
-        image, lowest = ours["image"], next((n for n in ours["image"] if n.startswith("auroc/")), None)
+    for place, ours in ((place, result[place][OURS]) for place in PLACES if OURS in result.get(place, {})):
+        image = ours["image"]
         wanted = {
-            "image_macro_auroc": ("Macro AUROC", image.get("macro_auroc")),
-            "patient_macro_auroc": ("Macro AUROC by patient", ours["patient"].get("macro_auroc")),
-            "image_balanced_accuracy": ("Balanced accuracy", image.get("balanced_accuracy")),
+            "image_macro_auroc": ("Macro AUROC", image["macro_auroc"]),
+            "patient_macro_auroc": ("Macro AUROC by patient", ours["patient"]["macro_auroc"]),
+            "image_balanced_accuracy": ("Balanced accuracy", image["balanced_accuracy"]),
         }
-        if lowest and "weighted_kappa" in image:  # ordered classes
-            group = lowest.partition("/")[2]
-            wanted["image_lowest"] = (f"AUROC, lowest group ({group}) against all above", image[lowest])
+        if "weighted_kappa" in image:  # ordered classes
+            lowest = next(name for name in image if name.startswith("auroc/"))
+            title = f"AUROC, lowest group ({lowest.partition('/')[2]}) against all above"
+            wanted["image_lowest"] = (title, image[lowest])
         for name, (title, metric) in wanted.items():
-            if metric and metric["value"] is not None:
-                label = f"{title}, {place} testing"
-                found[f"{place}_{name}"] = {"label": label, "metric": metric, "simulated": simulated}
+            if metric["value"] is not None:
+                about = {"label": f"{title}, {place} testing", "metric": metric, "simulated": simulated}
+                found[f"{place}_{name}"] = about
     return found
 
 
@@ -143,6 +129,6 @@ def complete(metrics) -> bool:
     if not isinstance(metrics, dict):
         return True
     if "value" in metrics:
-        known = all(metrics.get(name) is not None for name in ("value", "low", "high"))
+        known = None not in (metrics.get(name) for name in ("value", "low", "high"))
         return {"n_images", "n_patients"} <= {*metrics} and (known or bool(metrics.get("reason")))
     return all(map(complete, metrics.values()))

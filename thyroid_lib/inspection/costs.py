@@ -45,8 +45,8 @@ def training_memory(config: dict, size: int, batch_size: int) -> int:
     """
     with torch.device("meta"):
         model = network.build(config).train()
-    weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
-    moments = 2 * sum(p.numel() * p.element_size() for p in model.parameters())
+    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    moments = 2 * sum(parameter.nbytes for parameter in model.parameters())
     with torch.device("meta"), _Living(model.state_dict().values()) as living:
         images = torch.empty(batch_size, config["in_chans"], size, size)
         labels = torch.zeros(batch_size, dtype=torch.long)
@@ -68,18 +68,15 @@ class _Living(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         made = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, torch.Tensor):
-                self._born(tensor.untyped_storage())
+        tensors = (leaf for leaf in tree_leaves(made) if isinstance(leaf, torch.Tensor))
+        for storage in (tensor.untyped_storage() for tensor in tensors):
+            key = storage._cdata
+            if key not in self.known:  # a view has the storage of another
+                self.known.add(key)
+                self.now += storage.nbytes()
+                self.most = max(self.most, self.now)
+                weakref.finalize(storage, self._died, key, storage.nbytes())
         return made
-
-    def _born(self, storage) -> None:
-        key = storage._cdata
-        if key not in self.known:  # a view has the storage of another
-            self.known.add(key)
-            self.now += storage.nbytes()
-            self.most = max(self.most, self.now)
-            weakref.finalize(storage, self._died, key, storage.nbytes())
 
     def _died(self, key: int, size: int) -> None:
         self.known.discard(key)
@@ -113,7 +110,7 @@ def throughput(
 
 
 def _turn(config: dict, size: int, batch_size: int, precision: str) -> dict[str, float]:
-    """Seconds of one training step and of classifying one batch, and the GPU's memory of the former, MiB."""
+    """Seconds of one training step and of classifying one batch; MiB of a GPU that the former takes, 0 without one."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(0)
@@ -126,8 +123,8 @@ def _turn(config: dict, size: int, batch_size: int, precision: str) -> dict[str,
 
     def step() -> None:
         with low:
-            logits = model(x)
-        cross_entropy(logits.float(), y).backward()
+            loss = cross_entropy(model(x).float(), y)
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -143,12 +140,10 @@ def _turn(config: dict, size: int, batch_size: int, precision: str) -> dict[str,
         wait()
         return time.perf_counter() - begin
 
-    on_gpu = device.type == "cuda"
-    wait = torch.cuda.synchronize if on_gpu else lambda: None
-    if on_gpu:
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     model.train()
-    found = {"training": seconds(step)}
-    held = {"gpu_mib": torch.cuda.max_memory_allocated() / MIB} if on_gpu else {}
+    found = {"training": seconds(step), "gpu_mib": torch.cuda.max_memory_allocated() / MIB}
     model.eval()
-    return found | held | {"classifying": seconds(classify)}
+    return found | {"classifying": seconds(classify)}

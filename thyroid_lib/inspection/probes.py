@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -17,16 +16,6 @@ from thyroid_lib.layers.peers import import_timm
 
 FULL_COVERAGE = 71
 """px: from this side on every map that is halved has at least 5 px a side, which dilation 3 needs to read all."""
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """Context in which a model is in evaluation mode; its mode comes back afterwards."""
-    mode = model.training
-    try:
-        yield model.eval()
-    finally:
-        model.train(mode)
 
 
 def gradient_coverage(downsampling: str, dilation: int, size: int) -> np.ndarray:
@@ -56,11 +45,9 @@ def unread_pixels(model: network.Xception, size: int | tuple[int, int]) -> pd.Da
     Returns:
         Columns: layer, height, width (of its input, px), unread (pixels without gradient in any channel).
     """
-    rows = []
-    for name, grad in _through_downsamplings(model, size):
-        unread = int((grad == 0).all(1).sum())
-        rows.append({"layer": name, "height": grad.shape[2], "width": grad.shape[3], "unread": unread})
-    return pd.DataFrame(rows)
+    grads = _through_downsamplings(model, size)
+    rows = [(name, *grad.shape[2:], int((grad == 0).all(1).sum())) for name, grad in grads]
+    return pd.DataFrame(rows, columns=["layer", "height", "width", "unread"])
 
 
 def gradient_reach(model: nn.Module, size: int | tuple[int, int]) -> float | None:
@@ -80,23 +67,17 @@ def _through_downsamplings(model: network.Xception, size) -> Iterator[tuple[str,
     generator = torch.Generator().manual_seed(0)
     height, width = (size, size) if isinstance(size, int) else size
     image = torch.randn(1, model.config["in_chans"], height, width, generator=generator)
+    model, inputs = copy.deepcopy(model).eval(), {}
     downs = {name: part for name, part in model.named_modules() if name.endswith(".down")}
-    inputs = {}
-
-    def note(name, _, args):
-        inputs[name] = args[0]
-
-    with evaluating(model):
-        with ExitStack() as hooks, torch.no_grad():
-            for name, part in downs.items():
-                hooks.enter_context(part.register_forward_pre_hook(partial(note, name)))
-            model.forward_features(image)
-        for name, part in downs.items():
-            if not isinstance(part, nn.Identity):  # a block of the middle flow: halves nothing
-                x = inputs[name].requires_grad_()
-                y = part(x)
-                grad = torch.randn(y.shape, generator=generator)
-                yield name, torch.autograd.grad(y, x, grad)[0]
+    for part in downs.values():
+        part.register_forward_pre_hook(lambda part, args: inputs.update({part: args[0]}))
+    with torch.no_grad():
+        model.forward_features(image)
+    for name, part in downs.items():
+        if not isinstance(part, nn.Identity):  # a block of the middle flow: halves nothing
+            x = inputs[part].requires_grad_()
+            y = part(x)
+            yield name, torch.autograd.grad(y, x, torch.randn(y.shape, generator=generator))[0]
 
 
 def wiring(model: network.Xception, images: Tensor) -> pd.DataFrame:
@@ -133,10 +114,10 @@ def wiring(model: network.Xception, images: Tensor) -> pd.DataFrame:
 
 def execution_order(model: network.Xception, images: Tensor) -> list[str]:
     """Names of the network's parts in the order in which a forward pass calls them."""
-    calls = []
-    with evaluating(model), torch.inference_mode(), ExitStack() as hooks:
-        for name, part in model.named_children():
-            hooks.enter_context(part.register_forward_hook(lambda *_, name=name: calls.append(name)))
+    model, calls = copy.deepcopy(model).eval(), []
+    for name, part in model.named_children():
+        part.register_forward_hook(lambda *_, name=name: calls.append(name))
+    with torch.inference_mode():
         model(images)
     return calls
 
@@ -181,7 +162,7 @@ def effective_receptive_field(model: nn.Module, images: Tensor) -> np.ndarray:
         float64 (S, S): absolute gradient, mean over images, largest 1.
     """
 
-    def centre(x: Tensor) -> Tensor:
+    def centre(model: nn.Module, x: Tensor) -> Tensor:
         features = model.forward_features(x)
         return features[:, :, features.shape[2] // 2, features.shape[3] // 2]
 
@@ -197,13 +178,12 @@ def gradient_map(model: nn.Module, images: Tensor) -> np.ndarray:
     Returns:
         float64 (S, S): absolute gradient, mean over images, largest 1.
     """
-    return _gradient(model, images, lambda x: model(x).max(1).values)
+    return _gradient(model, images, lambda model, x: model(x).max(1).values)
 
 
-def _gradient(model: nn.Module, images: Tensor, watched: Callable[[Tensor], Tensor]) -> np.ndarray:
-    with evaluating(model):
-        x = images.clone().requires_grad_()
-        grad = torch.autograd.grad(watched(x).sum(), x)[0]
+def _gradient(model: nn.Module, images: Tensor, watched: Callable[[nn.Module, Tensor], Tensor]) -> np.ndarray:
+    x = images.clone().requires_grad_()
+    grad = torch.autograd.grad(watched(copy.deepcopy(model).eval(), x).sum(), x)[0]
     field = grad.abs().double().mean((0, 1)).cpu().numpy()
     return field / max(field.max(), np.finfo(float).tiny)
 
@@ -228,7 +208,8 @@ def shallow_cut(model: network.Xception, batches: Iterable[Tensor]) -> Iterator[
     position; the main path stays. What the network loses by it, it had taken from its dense connections.
 
     Args:
-        model: with dense connections. batches: of images, float (N, in_chans, S, S), over which the means go.
+        model: with dense connections; it is put into evaluation mode.
+        batches: of images, float (N, in_chans, S, S), over which the means go.
 
     Raises:
         ValueError: the network has no dense connections.
@@ -245,9 +226,10 @@ def shallow_cut(model: network.Xception, batches: Iterable[Tensor]) -> Iterator[
         means = [(sums[module, place] / count).to(maps[0].dtype) for place in range(len(maps) - 1)]
         return maps[0], *(mean.expand(len(maps[0]), *mean.shape) for mean in means)
 
-    with evaluating(model), torch.inference_mode(), ExitStack() as hooks:
+    with ExitStack() as hooks, torch.inference_mode():
         for module in modules:
             hooks.enter_context(module.register_forward_pre_hook(add))
+        model.eval()
         for batch in batches:
             model(batch)
             count += len(batch)

@@ -25,13 +25,13 @@ def table(size: int) -> pd.DataFrame:
     rows = pd.DataFrame(load("readings"))
     ours = {"name": "optimized_xception", "num_classes": 4, "in_chans": 1}
     others = rows.pop("otherwise").dropna()
-    costs = structure.costs({"ours": ours} | {k: ours | switches for k, switches in others.items()}, size)
-    change = costs.set_index("variant")[["parameters", "gmacs"]] / [1e6, 1]
+    costs = structure.costs({"ours": {}} | others.to_dict(), size, **ours).set_index("variant")
+    change = pd.DataFrame({"M parameters": costs["parameters"] / 1e6, "GMACs": costs["gmacs"]})
     change -= change.loc["ours"]
     rows["otherwise costs"] = ""
     for k, switches in others.items():
-        units = zip(change.loc[k], ("M parameters", "GMACs"))
-        said = ", ".join(f"{value:+.2f} {unit}" for value, unit in units if abs(value) >= 0.005)
+        moved = change.loc[k][change.loc[k].abs() >= 0.005]
+        said = ", ".join(f"{value:+.2f} {unit}" for unit, value in moved.items())
         text = f"{', '.join(map(str, switches.values()))}: {said or 'the same'}"
         rows.loc[k, "otherwise costs"] = text.replace("-", "−")
     return rows

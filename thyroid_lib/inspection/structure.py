@@ -4,8 +4,9 @@ Shapes and costs are computed on torch's "meta" device: no memory, no arithmetic
 """
 
 import copy
-from collections.abc import Iterator
+from collections import Counter
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -27,8 +28,12 @@ def layer_table(model: network.Xception, size: int | tuple[int, int]) -> pd.Data
         receptive field (px of the image that one output can see, a side; of the longest path).
     """
     ghost, image = _ghost(model, size)
-    shapes, rows, field, jump = {}, [], 1, 1
-    parts = {path: ghost.get_submodule(path) for path in _parts(ghost)}
+    parts, shapes, rows, field, jump = {}, {}, [], 1, 1
+    for name, part in ghost.named_children():
+        if name.endswith("_flow"):
+            parts |= {f"{name}.{inner}": block for inner, block in part.named_children()}
+        elif not isinstance(part, nn.Dropout):
+            parts[name] = part
     for path, part in parts.items():
         part.register_forward_hook(lambda _m, _i, output, path=path: shapes.update({path: output.shape[1:]}))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -38,28 +43,14 @@ def layer_table(model: network.Xception, size: int | tuple[int, int]) -> pd.Data
         for name, layer in part.named_modules(prefix=path):
             on_main_path = "shortcut" not in name and "transition" not in name
             if isinstance(layer, nn.Conv2d | nn.MaxPool2d) and on_main_path:
-                kernel, dilation, stride = map(_side, (layer.kernel_size, layer.dilation, layer.stride))
-                field += (kernel - 1) * dilation * jump
-                jump *= stride
+                field += (np.max(layer.kernel_size) - 1) * np.max(layer.dilation) * jump
+                jump *= np.max(layer.stride)
         channels, height, width = (*shapes[path], 1, 1)[:3]
         row = {"part": path, "layers": describe(part), "channels": channels, "height": height, "width": width}
         row["parameters"] = parameters(part)
         row["MMACs"] = sum(flops.get(f"{type(ghost).__name__}.{path}", {}).values()) / 2e6
         rows.append(row | {"receptive field": field})
     return pd.DataFrame(rows)
-
-
-def _parts(model: network.Xception) -> Iterator[str]:
-    """Paths of the network's parts; of a flow, those of its blocks."""
-    for name, part in model.named_children():
-        if name.endswith("_flow"):
-            yield from (f"{name}.{inner}" for inner, _ in part.named_children())
-        elif not isinstance(part, nn.Dropout):
-            yield name
-
-
-def _side(value: int | tuple[int, int]) -> int:
-    return value if isinstance(value, int) else value[0]
 
 
 def describe(module: nn.Module) -> str:
@@ -70,23 +61,15 @@ def describe(module: nn.Module) -> str:
         return "concatenation over channels"
     if isinstance(module, nn.Linear):
         return "global average, fully connected"
-    inner = {m.depthwise for m in module.modules() if isinstance(m, network.SeparableConv2d)}
-    words = []
-    for layer in module.modules():
+    words = Counter()
+    for name, layer in module.named_modules():
         if isinstance(layer, nn.MaxPool2d):
-            words.append("max-pooling 3×3 / 2")
-        elif isinstance(layer, network.SeparableConv2d):
-            words.append("separable 3×3" + _stride(layer.depthwise))
-        elif isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3) and layer not in inner:
-            words.append(("depthwise 3×3" if layer.groups > 1 else "3×3") + _stride(layer))
-    counted = {word: words.count(word) for word in words}
-    return ", ".join(f"{n} × {word}" if n > 1 else word for word, n in counted.items()) or "1×1 projection"
-
-
-def _stride(conv: nn.Conv2d) -> str:
-    if conv.stride == (1, 1):
-        return ""
-    return " / 2" + (f", dilation {conv.dilation[0]}" if conv.padding != (0, 0) else "")
+            words["max-pooling 3×3 / 2"] += 1
+        elif isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
+            kind = "separable " if name.endswith("depthwise") else "depthwise " * (layer.groups > 1)
+            spread = f", dilation {layer.dilation[0]}" if layer.padding != (0, 0) else ""
+            words[f"{kind}3×3" + (f" / 2{spread}" if layer.stride != (1, 1) else "")] += 1
+    return ", ".join(f"{n} × {word}" if n > 1 else word for word, n in words.items()) or "1×1 projection"
 
 
 def map_shapes(model: network.Xception, size: int | tuple[int, int]) -> dict[str, tuple[int, int, int]]:
