@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from thyroid_lib import LESION_TYPES, classifier, frames, network, regions
-from thyroid_lib.classifier import Classifier, ClassifierError, novelty
+from thyroid_lib.classifier import Classifier, ClassifierError, networks, novelty
 from thyroid_lib.classifier.definition import identity
 
 
@@ -229,8 +229,11 @@ def test_missing_and_cut_files_are_named(copy, name):
 @pytest.mark.parametrize(
     "changes, said",
     [
-        ({"format_version": 2}, "format version 2"),
-        ({"format": "other"}, "not the definition"),
+        (
+            {"format_version": 2, "more": 1},
+            "format_version must be 1, 2 came; .* use the release that wrote it",
+        ),
+        ({"format": "other"}, "format must be thyroid_lib classifier, 'other' came"),
         ({"temperature": [1.0]}, "per member"),
         ({"temperature": "warm"}, "temperature must be array, 'warm' came"),
         ({"size": True}, "size must be integer, True came"),
@@ -259,24 +262,25 @@ def test_any_other_json_is_refused(copy, text):
 
 def test_the_class_activation_map_averages_to_the_logit(loaded):
     crops = small.crops_of([7, 8])
-    outputs = loaded.backend.run(crops)
+    outputs = loaded.run(crops)
     bias = np.mean([member.fc.bias.detach().numpy() for member in loaded.members()], 0)
     np.testing.assert_allclose(outputs.maps.mean((2, 3)) + bias, outputs.logits.mean(0), atol=1e-4)
 
 
 def test_folding_batch_norm_leaves_no_norm_behind_and_the_same_logits(loaded):
-    kinds = {type(module).__name__ for module in loaded.backend.network.modules()}
-    assert "BatchNorm2d" not in kinds
+    folded = networks.Ensemble(networks.load_members(loaded.folder, loaded.definition))
+    networks.fold_batch_norm(folded)
+    assert "BatchNorm2d" not in {type(module).__name__ for module in folded.modules()}
     crops = small.crops_of([9, 10])
     with torch.no_grad():
         expected = [m(network.normalize(torch.from_numpy(crops))).numpy() for m in loaded.members()]
-    np.testing.assert_allclose(loaded.backend.run(crops).logits, expected, atol=1e-4)
+    np.testing.assert_allclose(loaded.run(crops).logits, expected, atol=1e-4)
 
 
 def test_weights_of_another_architecture_and_a_recipe_of_another_release_are_refused(copy):
     sound = json.loads((copy / "classifier.json").read_text(encoding="utf-8"))
     for field, change, said in (
-        ("architecture", {"width": 0.125}, "does not hold the architecture"),
+        ("architecture", {"width": 0.125}, "size mismatch for 0"),
         ("recipe", {"watershed": 3}, "watershed"),
     ):
         definition = sound | {field: sound[field] | change}
@@ -306,14 +310,14 @@ def test_on_real_thyroid_frames_photographs_and_noise_are_told_and_new_frames_ar
 
 def test_an_answer_that_is_no_number_is_an_error_of_that_frame_only(classifier_folder):
     broken = Classifier.load(classifier_folder, backend="torch")
-    run = broken.backend.run
+    run = broken.run
 
     def poisoned(crops):
         outputs = run(crops)
         outputs.logits[:, 1] = np.nan
         return outputs
 
-    broken.backend.run = poisoned
+    broken.run = poisoned
     results = list(broken.classify_many([small.sector_frame(seed) for seed in range(3)]))
     assert [getattr(found, "kind", "") for found in results] == ["", "not_finite", ""]
 
