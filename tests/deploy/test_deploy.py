@@ -116,7 +116,7 @@ def test_a_backend_that_is_not_installed_says_what_to_install(exported, monkeypa
     with pytest.raises(ClassifierError, match=r"thyroid_lib\[deploy\]"):
         backends.choose(exported, "openvino")
     monkeypatch.setattr(backends, "installed", lambda name: False)
-    with pytest.raises(ClassifierError, match="install torch"):
+    with pytest.raises(ClassifierError, match="pip install torch"):
         backends.choose(exported)
 
 

@@ -133,9 +133,7 @@ def choose(folder: Path, wanted: str = "auto") -> str:
     needs = []
     for name in BACKENDS if wanted == "auto" else [wanted]:
         if not installed(name):
-            needs.append(
-                f"{name}: install torch" if name == "torch" else f'{name}: pip install "thyroid_lib[deploy]"'
-            )
+            needs.append(f"{name}: pip install " + ("torch" if name == "torch" else '"thyroid_lib[deploy]"'))
         elif name != "torch" and not (folder / ONNX).is_file():
             needs.append(f"{name}: write {ONNX} first: python -m thyroid_lib export CLASSIFIER_DIR")
         else:
@@ -143,9 +141,7 @@ def choose(folder: Path, wanted: str = "auto") -> str:
     raise ClassifierError(f"this classifier cannot run here: {'; '.join(needs)}")
 
 
-def open_backend(
-    folder: Path, definition: dict, name: str = "auto", precision: str = "fp32", threads: int = 0
-) -> Run:
+def open_backend(folder: Path, definition: dict, name: str, precision: str = "fp32", threads: int = 0) -> Run:
     """Opens a back-end.
 
     Args:
@@ -176,10 +172,8 @@ def check_onnx(folder: Path, definition: dict) -> Path:
     """
     record = read_json(folder / ONNX_RECORD)
     if record.get("classifier") != definition["id"]:
-        raise ClassifierError(
-            f"{ONNX_RECORD} is missing, or of another classifier than {definition['id']}; "
-            "export it again: python -m thyroid_lib export CLASSIFIER_DIR"
-        )
+        problem = f"{ONNX_RECORD} is missing, or of another classifier than {definition['id']}"
+        raise ClassifierError(f"{problem}; export it again: python -m thyroid_lib export CLASSIFIER_DIR")
     return verify(folder / ONNX, {key: record.get(key) for key in ("sha256", "bytes")})
 
 

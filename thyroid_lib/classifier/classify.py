@@ -23,8 +23,7 @@ import numpy as np
 
 from thyroid_lib import frames
 from thyroid_lib.classifier import backends, novelty, studies
-from thyroid_lib.classifier import definition as definitions
-from thyroid_lib.classifier.definition import ClassifierError
+from thyroid_lib.classifier.definition import NOVELTY, ClassifierError, read, verify
 
 SMALL = 0.08  # of the frame: a region that covers less is hardly the ultrasound sector
 
@@ -110,20 +109,17 @@ class Classifier:
                 run it.
         """
         folder = Path(folder)
-        definition = definitions.read(folder)
+        definition = read(folder)
         try:
-            file, recorded = folder / definitions.NOVELTY, definition["files"][definitions.NOVELTY]
-            models = novelty.read(definitions.verify(file, recorded))
+            models = novelty.read(verify(folder / NOVELTY, definition["files"][NOVELTY]))
             run = backends.open_backend(folder, definition, backend, precision, threads)
             return cls(folder, definition, run, models)
         except ClassifierError:
             raise
         except Exception as error:  # whatever a forged part trips over, the folder is no classifier
-            what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            advice = "copy the folder again, or use the release that wrote it"
-            raise ClassifierError(
-                f"{folder}: its parts do not make a classifier ({what}); {advice}"
-            ) from error
+            why = f"({type(error).__name__}: {' '.join(str(error).split())[:300]})"
+            what = f"{folder}: its parts do not make a classifier {why}"
+            raise ClassifierError(f"{what}; copy it again, or use the release that wrote it") from error
 
     def members(self) -> list:
         """The members as PyTorch networks, unchanged, in eval mode: for Grad-CAM and for study."""
@@ -151,10 +147,8 @@ class Classifier:
             raise found
         return found
 
-    def classify_many(
-        self, images: Iterable, *, batch_size: int = 16, recipe=None
-    ) -> Iterator[Classification | frames.FrameError]:
-        """Classifies frames in batches, in order; a bad one gives its error instead and stops nothing.
+    def classify_many(self, images: Iterable, *, batch_size: int = 16, recipe=None) -> Iterator:
+        """Classifies frames in batches, in order; a bad one gives its FrameError instead and stops nothing.
 
         Args:
             images: as `classify` takes them; read as the batches go, so a generator stays small.
@@ -180,16 +174,15 @@ class Classifier:
 
     def _answers(self, prepared: list[tuple]) -> Iterator[Classification | frames.FrameError]:
         """The answer to each frame that `prepare` gave, from one forward pass."""
-        if not prepared:
-            return
         crops = np.stack([crop for _, _, crop, _ in prepared])
         outputs = self.run(crops)
         probabilities = backends.probabilities(outputs.logits, self.definition["temperature"])
         try:
             ratios = novelty.ratios(self._novelty, novelty.describe(crops, outputs.features))
         except (KeyError, IndexError, ValueError) as error:
-            path = self.folder / definitions.NOVELTY
-            raise ClassifierError(f"{path} does not fit this network; copy it again") from error
+            raise ClassifierError(
+                f"{self.folder / NOVELTY} does not fit this network; copy it again"
+            ) from error
         for i, (name, frame, crop, region) in enumerate(prepared):
             if not np.isfinite(probabilities[i]).all():
                 yield frames.FrameError("the network's answer is no number", "not_finite")
@@ -247,8 +240,6 @@ def _warnings(frame: frames.Frame, region, ratios: dict[str, float]) -> list[str
     if region.inverted:
         found.append("dark on bright: the frame was inverted before it was read")
     if over := [f"{key} {ratio:.2f} times" for key, ratio in ratios.items() if not ratio <= 1]:
-        found.append(
-            f"unlike the training images ({', '.join(over)} the limit fixed on validation): "
-            "its probabilities may not hold here"
-        )
+        far = f"unlike the training images ({', '.join(over)} the limit fixed on validation)"
+        found.append(f"{far}: its probabilities may not hold here")
     return found

@@ -41,7 +41,7 @@ def read(folder: Path) -> dict:
     except (OSError, ValueError, RecursionError) as error:
         problem = f"{folder} is no classifier folder: {NAME} is missing or damaged ({error})"
         raise ClassifierError(
-            f"{problem}. Notebook 04 writes one to reports/<run>/classifier; copy all of it"
+            f"{problem}. Notebook 04 writes reports/<run>/classifier; copy all of it"
         ) from error
     check(definition, str(path))
     return definition
@@ -51,28 +51,23 @@ def check(definition, where: str) -> None:
     """Raises ClassifierError unless the definition is of this version, complete and consistent."""
     try:
         fastjsonschema.compile(json.loads(SCHEMA.read_text("utf-8")))(definition)
-        problem = _inconsistency(definition)
     except fastjsonschema.JsonSchemaValueException as error:
         said = error.message.removeprefix("data.").replace("be same as const definition:", "be")
         problem = f"{named(said, MORE)}, {quoted(error.value)} came"
+    else:
+        keys, members = {entry["key"] for entry in definition["classes"]}, definition["members"]
+        counts = {len(keys), len(definition["classes"]), definition["architecture"]["num_classes"]}
+        without = set(definition["operating_points"]) - keys
+        rules = {
+            "classes must differ in their keys and be as many as architecture.num_classes": len(counts) == 1,
+            "temperature needs one value per member": len(definition["temperature"]) == members,
+            "operating_points name a class that is not among the classes": not without,
+            "the id is not that of the content (it was edited)": definition["id"] == identity(definition),
+        }
+        problem = next((rule for rule, kept in rules.items() if not kept), "")
     if problem:
-        advice = (
-            f"copy the folder again, save it again, or use the release that wrote it (this is {__version__})"
-        )
+        advice = f"copy the folder or save it again, or use the release that wrote it (this is {__version__})"
         raise ClassifierError(f"{where}: {problem}; {advice}")
-
-
-def _inconsistency(d: dict) -> str:
-    """The first rule that fields of a definition break together; "" where they break none."""
-    keys = {entry["key"] for entry in d["classes"]}
-    counts = {len(keys), len(d["classes"]), d["architecture"]["num_classes"]}
-    rules = {
-        "classes must differ in their keys and be as many as architecture.num_classes": len(counts) == 1,
-        "temperature needs one value per member": len(d["temperature"]) == d["members"],
-        "operating_points name a class that is not among the classes": keys >= d["operating_points"].keys(),
-        "the id is not that of the content (it was edited)": d["id"] == identity(d),
-    }
-    return next((rule for rule, kept in rules.items() if not kept), "")
 
 
 def identity(definition: dict) -> str:

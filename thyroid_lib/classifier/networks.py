@@ -23,11 +23,11 @@ def load_members(folder: Path, definition: dict) -> nn.ModuleList:
         RuntimeError: its names or shapes are not those of the architecture.
     """
     tensors = load_file(verify(folder / WEIGHTS, definition["files"][WEIGHTS]))
+    state = {key.removeprefix("member"): value for key, value in tensors.items()}
+    config, count = definition["architecture"], definition["members"]
     with torch.device("meta"):  # no random initialization that is overwritten at once
-        members = nn.ModuleList(network.build(definition["architecture"]) for _ in definition["temperature"])
-    members.load_state_dict(
-        {key.removeprefix("member"): value for key, value in tensors.items()}, assign=True
-    )
+        members = nn.ModuleList(network.build(config) for _ in range(count))
+    members.load_state_dict(state, assign=True)
     return members.eval()
 
 

@@ -90,9 +90,8 @@ def distance(model: dict, vectors: np.ndarray) -> np.ndarray:
 
 def ratios(models: dict[str, dict], descriptions: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Description -> distance of each of its vectors as a multiple of the model's limit, float64 (n,)."""
-    return {
-        key: distance(model, descriptions[key]) / float(model["limit"][0]) for key, model in models.items()
-    }
+    distances = {key: distance(model, descriptions[key]) for key, model in models.items()}
+    return {key: found / float(models[key]["limit"][0]) for key, found in distances.items()}
 
 
 def describe(crops: np.ndarray, features: np.ndarray) -> dict[str, np.ndarray]:

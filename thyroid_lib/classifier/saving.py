@@ -1,7 +1,6 @@
 """Writing a classifier folder: weights, definition, novelty model and model card, whole or not at all."""
 
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -19,13 +18,7 @@ PACKAGES = ("torch", "numpy", "opencv-python-headless", "pillow", "safetensors")
 MOST_TRAINING, MOST_VALIDATION = 2000, 1000  # crops that the novelty distance is fitted on
 
 
-def save(
-    folder,
-    definition: dict,
-    *,
-    members: list[dict],
-    novelty_crops: tuple[np.ndarray, np.ndarray],
-) -> Path:
+def save(folder, definition: dict, *, members: list[dict], novelty_crops: tuple) -> Path:
     """Turns trained networks into a classifier folder (claim C12); replaces the folder as a whole.
 
     Args:
@@ -71,9 +64,8 @@ def save(
         definition["files"][definitions.NOVELTY] = definitions.fingerprint(part / definitions.NOVELTY)
         definition["id"] = definitions.identity(definition)
         _write(part, definition)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(part, folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        part.replace(folder)
     return folder
 
 

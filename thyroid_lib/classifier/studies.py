@@ -108,9 +108,9 @@ def _dicom_items(path: str) -> Iterator[Item]:
             if problem := dicom_frames.unusable(dataset):
                 raise problem
             count = dicom_frames.frame_count(dataset)
-            file = replace(file, scanner=dicom.scanner(dataset), frames=count if count > 1 else None)
-            if dataset.get("StudyInstanceUID"):
-                file = replace(file, study=f"study {dicom.study(dataset)}")
+            study = f"study {dicom.study(dataset)}" if dataset.get("StudyInstanceUID") else path
+            several = count if count > 1 else None
+            file = replace(file, study=study, scanner=dicom.scanner(dataset), frames=several)
     except frames.FrameError as error:
         yield replace(file, image=error)
         return

@@ -23,7 +23,19 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         Exit status: 0 all classified, 1 at least one was not, 2 wrong usage or unusable classifier.
     """
-    options = _options(argv)
+    about = "Name the lesion type in grey-scale thyroid ultrasound frames. Research use only."
+    exits = "Exit status: 0 all classified, 1 at least one was not, 2 wrong usage or unusable classifier."
+    parser = argparse.ArgumentParser(prog="python -m thyroid_lib classify", description=about, epilog=exits)
+    add = parser.add_argument
+    add("images", nargs="+", metavar="IMAGE", help="image or DICOM files, folders, patterns")
+    add("--classifier", required=True, metavar="DIR", help="classifier folder of a run")
+    add("--json", action="store_true", help="one JSON object per image and line")
+    add("--out", metavar="DIR", help="write an HTML report per image or study into DIR")
+    add("--backend", default="auto", choices=("auto", *backends.BACKENDS), help="what runs it")
+    add("--precision", default="fp32", choices=backends.PRECISIONS, help="default: fp32")
+    add("--batch-size", type=positive, default=16, metavar="N", help="frames per pass (16)")
+    add("--threads", type=positive, default=0, metavar="N", help="CPU threads")
+    options = parser.parse_args(argv)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -40,27 +52,11 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def _options(argv: list[str] | None) -> argparse.Namespace:
-    def positive(text: str) -> int:
-        if (number := int(text)) < 1:
-            raise ValueError(text)
-        return number
-
-    parser = argparse.ArgumentParser(
-        prog="python -m thyroid_lib classify",
-        description="Name the lesion type in grey-scale thyroid ultrasound frames. Research use only.",
-        epilog="Exit status: 0 all classified, 1 at least one could not be, 2 wrong usage or unusable classifier.",
-    )
-    add = parser.add_argument
-    add("images", nargs="+", metavar="IMAGE", help="image or DICOM files, folders, patterns")
-    add("--classifier", required=True, metavar="DIR", help="classifier folder of a run")
-    add("--json", action="store_true", help="one JSON object per image and line")
-    add("--out", metavar="DIR", help="write an HTML report per image or study into DIR")
-    add("--backend", default="auto", choices=("auto", *backends.BACKENDS), help="what runs it")
-    add("--precision", default="fp32", choices=backends.PRECISIONS, help="default: fp32")
-    add("--batch-size", type=positive, default=16, metavar="N", help="frames per pass (16)")
-    add("--threads", type=positive, default=0, metavar="N", help="CPU threads")
-    return parser.parse_args(argv)
+def positive(text: str) -> int:
+    """The whole number above 0 that a text says; raises ValueError where it says none."""
+    if (number := int(text)) < 1:
+        raise ValueError(text)
+    return number
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -107,15 +103,13 @@ def results(classifier: Classifier, items: Iterator, batch_size: int) -> Iterato
                 clip = []
 
 
-def summarize(
-    classifier: Classifier, path: str, answers: list[Classification | FrameError]
-) -> Classification | FrameError:
+def summarize(classifier: Classifier, path: str, answers: list) -> Classification | FrameError:
     """A clip's answer: mean probabilities, the box around all boxes, warnings with their counts.
 
     Args:
         classifier: that gave the answers.
         path: of the clip.
-        answers: of its frames, in order; those that could not be classified count for nothing.
+        answers: Classification or FrameError of its frames, in order; the errors count for nothing.
     """
     good = [answer for answer in answers if not isinstance(answer, FrameError)]
     failures = Counter(str(answer) for answer in answers if isinstance(answer, FrameError))
@@ -124,12 +118,11 @@ def summarize(
     notes = Counter(warning.split(" (")[0] for answer in good for warning in answer.warnings)
     notes.update({f"not classified: {reason}": count for reason, count in failures.items()})
     mean = [np.mean([answer.probabilities[key] for answer in good]) for key in classifier.classes]
-    boxes = np.array([answer.box for answer in good])
-    corner = boxes[:, :2].min(0)
-    extent = (boxes[:, :2] + boxes[:, 2:]).max(0) - corner
+    x, y, width, height = np.array([answer.box for answer in good]).T
+    left, top = int(x.min()), int(y.min())
+    box = (left, top, int((x + width).max()) - left, int((y + height).max()) - top)
     warnings = [f"{count} of {len(answers)} frames: {text}" for text, count in notes.items()]
     unlike = {key: float(np.median([answer.novelty[key] for answer in good])) for key in good[0].novelty}
-    box = (*corner.tolist(), *extent.tolist())
     return classifier.answer(mean, image=path, box=box, warnings=warnings, novelty=unlike)
 
 

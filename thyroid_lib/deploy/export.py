@@ -1,7 +1,6 @@
 """``python -m thyroid_lib export``: the classifier as ONNX, written only where it gives PyTorch's numbers."""
 
 import argparse
-import contextlib
 import itertools
 import json
 import sys
@@ -10,13 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from thyroid_lib import frames
-from thyroid_lib.classifier import Classifier, ClassifierError, backends, prepare, studies
-from thyroid_lib.classifier import definition as definitions
-from thyroid_lib.classifier.definition import ONNX, ONNX_RECORD
+from thyroid_lib.classifier import Classifier, ClassifierError, backends, studies
+from thyroid_lib.classifier.definition import ONNX, ONNX_RECORD, fingerprint, versions
 from thyroid_lib.common.files import write_text, written_whole
 from thyroid_lib.common.messages import printable
 from thyroid_lib.common.templates import render
+from thyroid_lib.frames import FrameError
 
 MAX_DIFFERENCE = 1e-4  # of a probability, fp32 against PyTorch
 MOST_CROPS = 1000
@@ -29,10 +27,8 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         Exit status: 0 all within the limits, 1 one in bfloat16 is not, 2 nothing was written.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m thyroid_lib export",
-        description="Write model.onnx into a classifier folder, if it gives the same probabilities as PyTorch.",
-    )
+    about = "Write model.onnx into a classifier folder, if it gives the same probabilities as PyTorch."
+    parser = argparse.ArgumentParser(prog="python -m thyroid_lib export", description=about)
     where = "frames to check parity on; default: the crops of the run the folder lies in, else drawn phantoms"
     parser.add_argument("folder", type=Path, metavar="CLASSIFIER_DIR")
     parser.add_argument("--images", nargs="+", metavar="IMAGE", help=where)
@@ -72,24 +68,17 @@ def export(classifier: Classifier, crops: np.ndarray, *, source: str) -> dict:
     file, about = classifier.folder / ONNX, classifier.folder / ONNX_RECORD
     with warnings.catch_warnings(), torch.no_grad(), written_whole(file) as part:
         warnings.simplefilter("ignore")  # the exporter speaks of its own deprecations
-        torch.onnx.export(
-            whole,
-            (torch.from_numpy(crops[:2].copy()),),
-            part,
-            input_names=["crops"],
-            output_names=list(backends.Outputs._fields),
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=4096)},),
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
+        shapes = ({0: torch.export.Dim("batch", min=1, max=4096)},)
+        how = {"dynamic_shapes": shapes, "dynamo": True, "external_data": False, "verbose": False}
+        names = {"input_names": ["crops"], "output_names": list(backends.Outputs._fields)}
+        torch.onnx.export(whole, (torch.from_numpy(crops[:2].copy()),), part, **names, **how)
     record = {
         "classifier": classifier.id,
-        **definitions.fingerprint(file),
+        **fingerprint(file),
         "crops": len(crops),
         "crops_source": source,
         "parity": {},
-        "versions": definitions.versions("torch", "onnx", "onnxruntime", "openvino"),
+        "versions": versions("torch", "onnx", "onnxruntime", "openvino"),
     }
     try:
         write_text(about, json.dumps(record))  # without it no back-end opens the file
@@ -123,12 +112,10 @@ def parity_crops(classifier: Classifier, images: list[str] | None) -> tuple[np.n
             rows = np.unique(np.linspace(0, len(crops) - 1, MOST_CROPS).astype(int))
             return np.array(crops[rows]), "crops of this run's data"
     source = "simulated frames" if images is None else "images given"
-    crops = []
-    for item in studies.items(studies.find(images or datasets.read("phantom:clinic?patients=24").path)[0]):
-        with contextlib.suppress(frames.FrameError):
-            crops.append(prepare(item.image, size, classifier.recipe)[2])
-        if len(crops) == MOST_CROPS:
-            break
+    files, _ = studies.find(images or datasets.read("phantom:clinic?patients=24").path)
+    answers = classifier.classify_many(item.image for item in studies.items(files))
+    found = (answer.crop for answer in answers if not isinstance(answer, FrameError))
+    crops = list(itertools.islice(found, MOST_CROPS))
     if not crops:
         raise ClassifierError("parity needs at least one ultrasound frame; none of the images is one")
     return np.stack(crops), source

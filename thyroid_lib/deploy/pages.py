@@ -45,19 +45,15 @@ class Pages:
         wanted = np.unique(np.linspace(0, (item.frames or 1) - 1, PICTURED).astype(int))
         if (item.frame or 0) not in wanted:
             return
-        section = {"item": item, "error": result if failed else "", "curves": {}, "pictures": None}
+        section = {"item": item, "error": str(result) if failed else "", "curves": {}, "pictures": None}
         if not failed:
             section["result"] = result.without_pixels()
             if result.frame is not None and len(sections) < MOST_PICTURES:
                 section["pictures"] = pictures(result)
-        if parts:  # a clip comes before its frames
+        if parts:
             found = [getattr(part, "probabilities", None) for part in parts]
-            section["curves"] = {
-                key: [each and each[key] for each in found] for key in self.classifier.classes
-            }
-            sections.insert(len(sections) - len(wanted), section)
-        else:
-            sections.append(section)
+            section["curves"] = {key: [p and p[key] for p in found] for key in self.classifier.classes}
+        sections.insert(len(sections) - (len(wanted) if parts else 0), section)  # a clip before its frames
         if item.study == item.path and item.frame is None:
             self._write(item.study)
 
@@ -84,11 +80,8 @@ class Pages:
 
 def pictures(result: Classification) -> dict:
     """Frame, crop and map of an answer as base64 text of PNGs, the frame's size and the map's range."""
-    shown = {
-        "frame": discreet(result.frame, result.box),
-        "crop": result.crop,
-        "map": heat(result.crop, result.map),
-    }
+    shown = {"frame": discreet(result.frame, result.box), "crop": result.crop}
+    shown["map"] = heat(result.crop, result.map)
     extent = {"shape": result.frame.shape, "low": float(result.map.min()), "high": float(result.map.max())}
     return {name: png(pixels) for name, pixels in shown.items()} | extent
 
