@@ -9,6 +9,7 @@ and a test holds it to them, so it cannot say what no test has seen.
 """
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,7 @@ def goes_wrong(failure: str, *, sees: str, do: str):
     return pytest.mark.goes_wrong(failure=failure, sees=sees, do=do)
 
 
+@functools.cache
 def cases() -> dict[str, list[dict]]:
     """Heading -> cases, read from the sources of the tests: title of the module's docstring, then each decorator."""
     found = {}

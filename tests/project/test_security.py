@@ -1,6 +1,7 @@
 """Security: nothing unpickled, evaluated or handed to a shell; texts of others are inert; files, licences, audit."""
 
 import ast
+import functools
 import http.server
 import json
 import os
@@ -57,18 +58,18 @@ def active(html: str) -> list[str]:
     return found
 
 
+@functools.cache
 def sources() -> list[tuple[str, ast.Module]]:
     """Every Python source that a user runs: library, benchmarks, and the code of the notebooks."""
-    found = [
-        (path.relative_to(PROJECT).as_posix(), ast.parse(path.read_text(encoding="utf-8")))
-        for folder in ("thyroid_lib", "benchmarks")
-        for path in sorted((PROJECT / folder).rglob("*.py"))
+    paths = [
+        path for name in ("thyroid_lib", "benchmarks") for path in sorted((PROJECT / name).rglob("*.py"))
     ]
+    texts = {path.relative_to(PROJECT).as_posix(): path.read_text(encoding="utf-8") for path in paths}
     for path in sorted((PROJECT / "notebooks").glob("*.ipynb")):
         cells = nbformat.read(path, as_version=4).cells
         code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
-        found.append((f"notebooks/{path.name}", ast.parse(re.sub(r"(?m)^\s*[%!].*$", "", code))))
-    return found
+        texts[f"notebooks/{path.name}"] = re.sub(r"(?m)^\s*[%!].*$", "", code)
+    return [(name, ast.parse(text)) for name, text in texts.items()]
 
 
 def dotted(node) -> str:
@@ -125,13 +126,17 @@ def test_templates_escape_and_let_through_nothing_but_our_own_style():
     for path in (PROJECT / "thyroid_lib" / "templates").rglob("*.j2"):
         for passed in re.findall(r"\{\{[^}]*\|\s*safe\b", path.read_text(encoding="utf-8")):
             assert passed == "{{ css|safe", path
-    made = [
-        (name, {k.arg: getattr(k.value, "value", k.value) for k in node.keywords})
-        for name, tree in sources()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and dotted(node.func).endswith("Environment")
+    calls = [
+        (name, node) for name, tree in sources() for node in ast.walk(tree) if isinstance(node, ast.Call)
     ]
-    plain = {name for name, given in made if given.get("autoescape", False) is False}
+    made = [(name, node.keywords) for name, node in calls if dotted(node.func).endswith("Environment")]
+    escape = {
+        name: getattr(k.value, "value", k.value)
+        for name, given in made
+        for k in given
+        if k.arg == "autoescape"
+    }
+    plain = {name for name, _ in made if escape.get(name, False) is False}
     markdown = {"thyroid_lib/study/checklists.py"}  # writes Markdown, with "<" escaped by a filter of its own
     assert made and plain <= markdown
 

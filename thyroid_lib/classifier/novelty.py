@@ -63,10 +63,11 @@ def write(path: Path, train: dict[str, np.ndarray], validation: dict[str, np.nda
         path: the file.
         train, validation: description -> vectors, as `fit` takes them.
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     models = {key: fit(train[key], validation[key]) for key in train}
-    save_file({f"{key}.{name}": array for key in models for name, array in models[key].items()}, path)
+    arrays = {f"{key}.{name}": array for key in models for name, array in models[key].items()}
+    path.write_bytes(save(arrays))  # `save_file` would keep it from the group
 
 
 def read(path: Path) -> dict[str, dict[str, np.ndarray]]:
