@@ -157,8 +157,7 @@ def test_a_small_region_and_one_that_is_dark_on_bright_are_said(loaded):
 def test_saving_the_same_parts_again_gives_the_same_bytes(classifier_folder, tmp_path):
     again = small.make(tmp_path / "again")
     for path in sorted(classifier_folder.iterdir()):
-        if not path.name.startswith("model.onnx"):
-            assert (again / path.name).read_bytes() == path.read_bytes(), path.name
+        assert (again / path.name).read_bytes() == path.read_bytes(), path.name
 
 
 def test_metrics_can_be_added_to_the_card_and_leave_the_id(copy):
@@ -203,10 +202,7 @@ def test_changed_cut_and_missing_files_are_named(copy, name):
 @pytest.mark.parametrize(
     "changes, said",
     [
-        (
-            {"format_version": 2, "more": 1},
-            "format_version must be 1, 2 came; .* use the release that wrote it",
-        ),
+        ({"format_version": 2, "more": 1}, "format_version must be 1, 2 came; .* the release that wrote it"),
         ({"format": "other"}, "format must be thyroid_lib classifier, 'other' came"),
         ({"temperature": [1.0]}, "per member"),
         ({"temperature": "warm"}, "temperature must be array, 'warm' came"),
@@ -271,10 +267,8 @@ def test_on_real_thyroid_frames_photographs_and_noise_are_told_and_new_frames_ar
     third = np.array([int(path.stem.split("_")[0]) % 6 for path in paths])
     model = novelty.fit(vectors[third < 4], vectors[third == 4])
     rng = np.random.default_rng(0)
-    noises = []
-    for sigma in (0.1, 1, 2, 4, 8, 16):
-        noise = cv2.GaussianBlur(rng.normal(size=(360, 560)), (0, 0), sigma)
-        noises.append(np.clip(60 + 35 * noise / noise.std(), 0, 255).astype(np.uint8))
+    blurred = [cv2.GaussianBlur(rng.normal(size=(360, 560)), (0, 0), s) for s in (0.1, 1, 2, 4, 8, 16)]
+    noises = [np.clip(60 + 35 * noise / noise.std(), 0, 255).astype(np.uint8) for noise in blurred]
     photographs = [cv2.cvtColor(data.chelsea(), cv2.COLOR_RGB2GRAY), data.camera(), data.coins(), data.moon()]
     foreign = [classifier.prepare(image, 128, regions.RECIPE)[2] for image in photographs + noises]
     limit = model["limit"][0]

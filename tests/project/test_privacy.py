@@ -136,9 +136,8 @@ def png_with_words(gray: np.ndarray) -> bytes:
     words = PngImagePlugin.PngInfo()
     words.add_text("Author", "Bovary")
     words.add_itxt("Description", "Flaubert-Hospital")
-    exif = Image.Exif()
+    exif, buffer = Image.Exif(), io.BytesIO()
     exif[0x010E], exif[0x013B] = "Bovary", "Flaubert-Hospital"
-    buffer = io.BytesIO()
     Image.fromarray(gray).save(buffer, "PNG", pnginfo=words, exif=exif)
     assert b"Bovary" in buffer.getvalue()
     return buffer.getvalue()
@@ -174,7 +173,7 @@ def test_no_planted_identifier_is_in_the_reports_of_classify(classifier_folder, 
     pages = [p.read_text(encoding="utf-8") for p in (tmp_path / "out").glob("*.html")]
     assert (
         len(pages) == 4
-    )  # the study with a file cut short, the one that is no ultrasound, the plain one, the index
+    )  # the study with a file cut short, what is no ultrasound, the plain image, the index
     assert sum("Philips" in page for page in pages) == 1
 
 
@@ -182,12 +181,9 @@ def test_no_planted_identifier_is_in_the_reports_of_classify(classifier_folder, 
 def test_print_beside_the_sector_cannot_be_read_in_a_report(classifier_folder, tmp_path, capfd, kind):
     bare = small.sector_frame(2)
     bare[:14] = 0
-    path = tmp_path / ("frame.dcm" if kind == "dicom" else "frame.png")
-    if kind == "dicom":
-        dicom(path, printed(bare))
-    else:
-        Image.fromarray(printed(bare)).save(path)
-    classified(classifier_folder, [path], tmp_path / "out", capfd)
+    dicom(tmp_path / "frame.dicom", printed(bare))
+    Image.fromarray(printed(bare)).save(tmp_path / "frame.png")
+    classified(classifier_folder, [tmp_path / f"frame.{kind}"], tmp_path / "out", capfd)
     (page,) = [p.read_text(encoding="utf-8") for p in (tmp_path / "out").glob("*.html")]
     frame = next(p for p in pictures(page) if p.shape == bare.shape)
     strokes = printed(bare)[:14]
@@ -198,7 +194,7 @@ def test_print_beside_the_sector_cannot_be_read_in_a_report(classifier_folder, t
     assert (frame[60:120, 120:160] == bare[60:120, 120:160]).all()  # the tissue itself is as it was
 
 
-def test_one_study_has_one_name_in_a_manifest_and_in_reports_and_another_key_gives_another(
+def test_a_study_has_one_name_everywhere_and_with_another_key_another(
     classifier_folder, tmp_path, capfd, monkeypatch
 ):
     path = dicom(tmp_path / "papillary_carcinoma" / "a.dcm", small.sector_frame(1))
