@@ -39,7 +39,8 @@ def read(folder: Path) -> dict:
         definition = json.loads(path.read_text("utf-8"))
         json.dumps(definition, allow_nan=False)  # Python reads NaN and infinities, which are no JSON
     except (OSError, ValueError, RecursionError) as error:
-        problem = f"{folder} is no classifier folder: {NAME} is missing or damaged ({error})"
+        why = getattr(error, "strerror", None) or error
+        problem = f"{folder} is no classifier folder: {NAME} is missing or damaged ({why})"
         raise ClassifierError(
             f"{problem}. Notebook 04 writes reports/<run>/classifier; copy all of it"
         ) from error

@@ -64,7 +64,7 @@ def export(classifier: Classifier, crops: np.ndarray, *, source: str) -> dict:
 
     from thyroid_lib.classifier import networks
 
-    whole = networks.Ensemble(networks.load_members(classifier.folder, classifier.definition))
+    whole = networks.Ensemble(networks.load_members(classifier.folder, classifier.definition)).eval()
     file, about = classifier.folder / ONNX, classifier.folder / ONNX_RECORD
     with warnings.catch_warnings(), torch.no_grad(), written_whole(file) as part:
         warnings.simplefilter("ignore")  # the exporter speaks of its own deprecations
@@ -72,14 +72,8 @@ def export(classifier: Classifier, crops: np.ndarray, *, source: str) -> dict:
         how = {"dynamic_shapes": shapes, "dynamo": True, "external_data": False, "verbose": False}
         names = {"input_names": ["crops"], "output_names": list(backends.Outputs._fields)}
         torch.onnx.export(whole, (torch.from_numpy(crops[:2].copy()),), part, **names, **how)
-    record = {
-        "classifier": classifier.id,
-        **fingerprint(file),
-        "crops": len(crops),
-        "crops_source": source,
-        "parity": {},
-        "versions": versions("torch", "onnx", "onnxruntime", "openvino"),
-    }
+    record = {"classifier": classifier.id, **fingerprint(file), "crops": len(crops), "crops_source": source}
+    record |= {"parity": {}, "versions": versions("torch", "onnx", "onnxruntime", "openvino")}
     try:
         write_text(about, json.dumps(record))  # without it no back-end opens the file
         with torch.inference_mode():
