@@ -111,7 +111,7 @@ def make(folder: Path, size: int, width: float, blocks: int, frames) -> Path:
     }
     members, pair = [model.eval().state_dict()], (np.repeat(crops, 4, 0), crops)
     classifier.save(folder, about, members=members, novelty_crops=pair)
-    export.export(folder, definition.read(folder), crops, source="simulated frames")
+    export.export(classifier.Classifier.load(folder, backend="torch"), crops, source="simulated frames")
     return folder
 
 
@@ -149,7 +149,7 @@ def contest(name: str, folder: Path, threads: int, seconds: float) -> None:
         run = eager()
     else:
         backend, precision = name.split()
-        run = backends.open_backend(folder, definition.read(folder), backend, precision, threads).run
+        run = backends.open_backend(folder, definition.read(folder), backend, precision, threads)
 
     def turn(what: str) -> float:
         count = {"single": 1, "batch": BATCH}[what]

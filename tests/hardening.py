@@ -9,6 +9,7 @@ and a test holds it to them, so it cannot say what no test has seen.
 """
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,9 @@ very words), and what to do. `python tests/hardening.py` writes this page from t
 """
 
 
+LEAKS = ("planted", "searched", "leaked")
+
+
 def goes_wrong(failure: str, *, sees: str, do: str):
     """Marks a test as the proof of one line of the page.
 
@@ -33,6 +37,7 @@ def goes_wrong(failure: str, *, sees: str, do: str):
     return pytest.mark.goes_wrong(failure=failure, sees=sees, do=do)
 
 
+@functools.cache
 def cases() -> dict[str, list[dict]]:
     """Heading -> cases, read from the sources of the tests: title of the module's docstring, then each decorator."""
     found = {}
@@ -68,28 +73,20 @@ def summary(passed, failed=()) -> list[str]:
     A test that failed has survived nothing, but what it saw leaking is told.
     """
     counted = {}
-    for report, names in [
-        *((report, ("faults", "inputs", "planted", "searched", "leaked")) for report in passed),
-        *((report, ("planted", "searched", "leaked")) for report in failed),
-    ]:
-        for name, value in report.user_properties:
-            if name in names:
-                before = counted.get(name, 0)
-                counted[name] = max(before, value) if name == "planted" else before + value
-    lines = []
-    if "faults" in counted:
-        lines.append(f"faults survived: {counted['faults']}")
-    if "inputs" in counted:
-        lines.append(
-            f"inputs tried: {counted['inputs']:,}, none crashed the program or left its memory bound"
-        )
-    if "searched" in counted:
-        leaked = counted.get("leaked", 0)
-        lines.append(
-            f"bytes leaked: {leaked or 'none'} ({counted['planted']} planted identifiers searched for in "
-            f"{counted['searched']:,} bytes of output)"
-        )
-    return lines
+    for reports, names in (passed, ("faults", "inputs", *LEAKS)), (failed, LEAKS):
+        for name, value in [
+            pair for report in reports for pair in report.user_properties if pair[0] in names
+        ]:
+            before = counted.get(name, 0)
+            counted[name] = max(before, value) if name == "planted" else before + value
+    lines = {
+        "faults": "faults survived: {faults}",
+        "inputs": "inputs tried: {inputs:,}, none crashed the program or left its memory bound",
+        "searched": "bytes leaked: {leaked} ({planted} planted identifiers searched for in {searched:,} bytes of "
+        "output)",
+    }
+    shown = counted | {"leaked": counted.get("leaked") or "none"}
+    return [line.format(**shown) for name, line in lines.items() if name in counted]
 
 
 if __name__ == "__main__":

@@ -20,18 +20,9 @@ from pathlib import Path
 import pytest
 
 HEAVY = (
-    "cv2",
-    "hypothesis",
-    "lightning_fabric",
-    "matplotlib.pyplot",
-    "pandera.pandas",
-    "safetensors.torch",
-    "scipy.ndimage",
-    "scipy.stats",
-    "sklearn.metrics",
-    "sklearn.model_selection",
-    "torch",
-)
+    "cv2 hypothesis lightning_fabric matplotlib.pyplot pandera.pandas safetensors.torch scipy.ndimage scipy.stats "
+    "sklearn.metrics sklearn.model_selection torch"
+).split()
 SECONDS = 900
 """Longest run of the tests on one error."""
 

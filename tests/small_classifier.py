@@ -1,5 +1,6 @@
 """A small classifier and frames to give it, drawn without the study's other parts."""
 
+import functools
 from dataclasses import asdict
 
 import cv2
@@ -22,17 +23,20 @@ def sector_frame(seed: int, shape=(180, 280)) -> np.ndarray:
     fan = (radius > height * 0.35) & (radius < height * 1.15) & (np.abs(angle) < rng.uniform(0.55, 0.7))
     noise = cv2.GaussianBlur(rng.rayleigh(1, shape), (0, 0), 1.6, sigmaY=0.8)
     tissue = noise * rng.uniform(70, 95) * np.exp(-0.4 * y / height)
-    ellipse = ((x - width * rng.uniform(0.4, 0.6)) / 32) ** 2 + (
-        (y - height * rng.uniform(0.4, 0.6)) / 20
-    ) ** 2
-    tissue[ellipse < 1] *= rng.uniform(0.3, 0.8)
+    across, down = x - width * rng.uniform(0.4, 0.6), y - height * rng.uniform(0.4, 0.6)
+    tissue[(across / 32) ** 2 + (down / 20) ** 2 < 1] *= rng.uniform(0.3, 0.8)
     frame = np.where(fan, np.clip(tissue, 12, 255), 0)
     frame[20:160:10, 8:14] = 180
     return frame.astype(np.uint8)
 
 
 def crops_of(seeds) -> np.ndarray:
-    return np.stack([regions.extract(sector_frame(seed), SIZE, regions.RECIPE)[0] for seed in seeds])
+    return np.stack([crop_of(seed) for seed in seeds])
+
+
+@functools.cache
+def crop_of(seed: int) -> np.ndarray:
+    return regions.extract(sector_frame(seed), SIZE, regions.RECIPE)[0]
 
 
 def make(folder, members: int = 2, mirror: bool = False, names: dict = LESION_TYPES, **changes):
@@ -41,9 +45,8 @@ def make(folder, members: int = 2, mirror: bool = False, names: dict = LESION_TY
     train = crops_of(range(60))
     for seed in range(members):
         torch.manual_seed(seed)
-        model = network.optimized_xception(
-            len(CLASSES), 1, width=0.0625, middle_blocks=1, mirror=mirror
-        ).train()
+        size = {"width": 0.0625, "middle_blocks": 1}
+        model = network.optimized_xception(len(CLASSES), 1, mirror=mirror, **size).train()
         torch.nn.init.normal_(model.fc.weight, std=2.0)
         with torch.no_grad():
             for _ in range(6):

@@ -48,7 +48,7 @@ def test_a_long_list_names_its_first_and_its_length():
 
 
 def test_messages_about_foreign_files_stay_short(tmp_path):
-    sound = {"format": definition.FORMAT, "format_version": definition.VERSION}
+    sound = {"format": "thyroid_lib classifier", "format_version": 1}
     foreign = {"format_version": LONG}, {LONG: 1}, {"files": {LONG: {LONG: LONG}}}
     calls = [lambda change=change: definition.check(sound | change, "classifier.json") for change in foreign]
     settings = {LONG: {LONG: 1}, "common": {"finetune_data": LONG, "epochs": LONG}}

@@ -33,8 +33,8 @@ def place(tmp_path_factory):
         yield room
 
 
-def spec(place: Path, name: str) -> str:
-    return f"dicom:{place / name}?labels=labels.csv"
+def spec(place: Path, name: str, labels: str | Path = "labels.csv") -> str:
+    return f"dicom:{place / name}?labels={labels}"
 
 
 def quiet(text: str) -> bool:
@@ -48,10 +48,13 @@ def run(place: Path, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, env=environment, cwd=place, capture_output=True, text=True, timeout=900)
 
 
-DATA = (
-    "--profile", "smoke", "--run", "clinic", "--pretrain-data", "phantom:open?patients=12", "--set",
-    "01_preprocess.folds=3",
-)  # fmt: skip
+def study(place: Path, *options: str) -> Path:
+    """A run of the study on both hospitals; gives its folder."""
+    fixed = "--profile smoke --run clinic --pretrain-data phantom:open?patients=12 --set 01_preprocess.folds=3".split()
+    data = ["--finetune-data", spec(place, "first"), "--external-data", spec(place, "second")]
+    done = run(place, "run", *fixed, *data, *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return place / "reports" / "clinic"
 
 
 def test_what_is_exported_is_what_the_study_reads(place):
@@ -77,32 +80,24 @@ def test_check_data_finds_what_is_wrong_before_anything_runs(place, tmp_path, ca
     labels = list(csv.reader((place / "first" / "labels.csv").open(encoding="utf-8")))
     few = [row for row in labels if row[1] != "medullary_carcinoma"] + [["MRN-nobody", "medullary_carcinoma"]]
     table = tmp_path / "few.csv"
-    with open(table, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(few)
-    assert check_data.main([f"dicom:{place / 'first'}?labels={table}&classes={','.join(LESION_TYPES)}"]) == 1
+    table.write_text("".join(f"{','.join(row)}\n" for row in few), encoding="utf-8")
+    assert check_data.main([f"{spec(place, 'first', table)}&classes={','.join(LESION_TYPES)}"]) == 1
     said = capsys.readouterr()
     assert "medullary_carcinoma" in said.out + said.err and "unlabelled" in said.out
     assert quiet(said.out + said.err)
 
 
 def test_the_hospitals_become_crops_folds_and_an_external_set(place):
-    done = run(
-        place, "run", *DATA, "--finetune-data", spec(place, "first"), "--external-data", spec(place, "second"),
-        "--only", "01",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    folder = place / "reports" / "clinic"
+    folder = study(place, "--only", "01")
     found = read_json(folder / "metrics.json")["01_preprocess"]
     assert found["finetune"]["patients"] == 24 and found["external"]["patients"] == 8
-    assert not found["finetune"]["simulated"] and found["pretrain"]["simulated"], (
-        "a DICOM file is taken for real"
-    )
+    real, drawn = found["finetune"], found["pretrain"]
+    assert drawn["simulated"] and not real["simulated"], "a DICOM file is taken for real"
     assert set(found["finetune"]["images_per_class"]) == set(LESION_TYPES)
     index = pd.read_csv(folder / "data" / "finetune" / "index.csv", dtype=str)
     assert index.groupby("patient")["fold"].nunique().max() == 1
-    written = [
-        path.read_text("utf-8") for path in folder.rglob("*") if path.suffix in (".csv", ".html", ".json")
-    ]
+    paths = [path for path in folder.rglob("*") if path.suffix in (".csv", ".html", ".json")]
+    written = [path.read_text("utf-8") for path in paths]
     assert written and all(quiet(text) for text in written)
     page = (folder / "01_preprocess.html").read_text(encoding="utf-8")
     assert "of 24 patients" in page and "of 8 patients" in page
@@ -121,12 +116,7 @@ def test_new_dicom_frames_are_classified_one_object_per_frame(place, classifier_
 
 @pytest.mark.slow
 def test_the_whole_walk_from_dicom_to_a_publishable_report(place, tmp_path):
-    done = run(
-        place, "run", *DATA, "--finetune-data", spec(place, "first"), "--external-data", spec(place, "second"),
-        "--set", "04_finetune.folds_to_run=3",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    folder = place / "reports" / "clinic"
+    folder = study(place, "--set", "04_finetune.folds_to_run=3")
     metrics = read_json(folder / "metrics.json")["05_evaluate"]
     for where, patients in (("internal", 24), ("external", 8)):
         accuracy = metrics[where]["finetuned"]["image"]["accuracy"]

@@ -5,18 +5,18 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import version
 
 import pytest
 import yaml
 from hardening import goes_wrong
+from packaging.requirements import Requirement
 
 from thyroid_lib.common.files import PROJECT
 
-NAMED = (
-    "jupyterlab papermill torch torchvision opencv-python matplotlib seaborn scikit-learn grad-cam nbval"
-).split()
-# The same cv2 without the system libraries of a desktop; two OpenCV wheels would overwrite each other.
-STANDS_FOR = {"opencv-python": "opencv-python-headless"}
+# opencv-python-headless stands for opencv-python: the same cv2 without the system libraries of a desktop.
+NAMED = {"jupyterlab", "papermill", "torch", "torchvision", "opencv-python-headless", "matplotlib", "seaborn"}
+NAMED |= {"scikit-learn", "grad-cam", "nbval"}
 
 project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
 lock = (PROJECT / "requirements.lock").read_text()
@@ -33,9 +33,8 @@ optional = {normal(name) for names in project["optional-dependencies"].values() 
 
 
 def test_every_package_the_owner_named_is_there():
-    wanted = {STANDS_FOR.get(name, name) for name in NAMED}
-    assert wanted <= asked | optional and wanted <= locked
-    assert not {"opencv-python", "opencv-contrib-python"} & locked
+    assert NAMED <= asked | optional and NAMED <= locked
+    assert not {"opencv-python", "opencv-contrib-python"} & locked, "two OpenCV wheels overwrite each other"
 
 
 def test_every_dependency_is_locked_with_a_hash_and_no_address():
@@ -53,10 +52,6 @@ def test_conda_points_at_the_same_lock():
 
 
 def test_the_lock_resolves_for_this_python_and_is_what_is_installed():
-    from importlib.metadata import version
-
-    from packaging.requirements import Requirement
-
     lines = [line.rstrip("\\ ") for line in lock.splitlines() if re.match(r"[a-z0-9]", line)]
     pinned = [Requirement(line) for line in lines]
     here = [need for need in pinned if need.marker is None or need.marker.evaluate()]
@@ -68,13 +63,9 @@ def test_the_lock_resolves_for_this_python_and_is_what_is_installed():
 
 def bootstrap(folder, **environment):
     """Source the bootstrap in ``folder`` with nothing but the given environment."""
-    return subprocess.run(
-        ["bash", "-c", '. .ci/bootstrap.sh; echo "python: $PYTHON"'],
-        cwd=folder,
-        env={"HOME": str(folder), **environment},
-        capture_output=True,
-        text=True,
-    )
+    command = ["bash", "-c", '. .ci/bootstrap.sh; echo "python: $PYTHON"']
+    environment = {"HOME": str(folder), **environment}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
 @pytest.fixture
@@ -101,16 +92,14 @@ def test_the_conda_environment_of_ours_is_used_when_active(empty_project):
     assert done.stdout == f"python: {prefix}/bin/python\n"
 
 
-def fake(folder, name, text):
-    (folder / "bin").mkdir(exist_ok=True)
-    (folder / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
-    (folder / "bin" / name).chmod(0o755)
-
-
-def tools(folder):
+def tools(folder, **fakes: str) -> str:
+    """A folder of commands for the PATH: a few of the system's, and fake ones by their shell code."""
+    (folder / "bin").mkdir()
     for name in ("cksum", "cat", "cut", "awk", "dirname", "bash", "rm"):
-        (folder / "bin").mkdir(exist_ok=True)
         (folder / "bin" / name).symlink_to(shutil.which(name))
+    for name, code in fakes.items():
+        (folder / "bin" / name).write_text(f"#!/bin/sh\n{code}\n")
+        (folder / "bin" / name).chmod(0o755)
     return str(folder / "bin")
 
 
@@ -120,8 +109,8 @@ def tools(folder):
     do="Install one, or name one: `THYROID_PYTHON=/path/to/python ./run_all.sh`.",
 )
 def test_a_python_that_is_too_old_is_told_plainly(empty_project, sees):
-    fake(empty_project, "python3", 'case "$1" in --version) echo Python 3.9.2;; *) echo 3 9;; esac')
-    done = bootstrap(empty_project, PATH=tools(empty_project))
+    old = 'case "$1" in --version) echo Python 3.9.2;; *) echo 3 9;; esac'
+    done = bootstrap(empty_project, PATH=tools(empty_project, python3=old))
     assert done.returncode == 2
     assert f"{sees}; found: Python 3.9.2" in done.stderr
 
@@ -132,9 +121,8 @@ def test_a_python_that_is_too_old_is_told_plainly(empty_project, sees):
     do="Make room and start again; nothing was installed.",
 )
 def test_a_disk_that_is_too_small_is_told_before_anything_is_installed(empty_project, sees):
-    fake(empty_project, "python3", "echo 3 12")
-    fake(empty_project, "df", "echo Filesystem; echo /dev/x 100 50 3145728 9% /")
-    done = bootstrap(empty_project, PATH=tools(empty_project))
+    full = "echo Filesystem; echo /dev/x 100 50 3145728 9% /"
+    done = bootstrap(empty_project, PATH=tools(empty_project, python3="echo 3 12", df=full))
     assert done.returncode == 2 and f"{sees}, 3 GB are free" in done.stderr
     assert not (empty_project / ".venv").exists() and not (empty_project / ".uv").exists()
 

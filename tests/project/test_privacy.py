@@ -5,6 +5,7 @@ file names made from them, in the metadata of image files, and printed beside th
 """
 
 import base64
+import functools
 import io
 import itertools
 import re
@@ -16,46 +17,22 @@ import hospital
 import numpy as np
 import pytest
 import small_classifier as small
+import yaml
 from hardening import goes_wrong
 from PIL import Image, PngImagePlugin
 
-from thyroid_lib.common.files import read_json
+from thyroid_lib import datasets
+from thyroid_lib.common.files import PROJECT, read_json
 from thyroid_lib.data import audit, check_data, crops
 from thyroid_lib.deploy import command
 from thyroid_lib.phantoms import frame as phantoms
 from thyroid_lib.study import runner
 
-HEADER = {
-    "PatientName": "Quisling^Beatrix",
-    "PatientID": "MRN-7734512",
-    "PatientBirthDate": "19610203",
-    "PatientAddress": "Elmstreet 66",
-    "PatientTelephoneNumbers": "555-0148",
-    "OtherPatientIDs": "OLD-998877",
-    "AccessionNumber": "ACC-55120",
-    "InstitutionName": "Saint Elsenbury",
-    "ReferringPhysicianName": "Zhivago^Larissa",
-    "OperatorsName": "Wallander^Waldemar",
-    "StudyDescription": "thyroid of Hermione",
-    "SeriesDescription": "Skywalker left lobe",
-    "PatientComments": "neighbour of Moriarty",
-    "StationName": "ROOM-4711",
-    "DeviceSerialNumber": "SN-31337",
-    "StudyDate": "20210506",
-    "StudyTime": "141559",
-    "StudyID": "STUDY-808",
-    "StudyInstanceUID": "1.2.840.77345.1",
-    "SeriesInstanceUID": "1.2.840.77345.2",
-    "BodyPartExamined": "GANDALF",
-    "ManufacturerModelName": "EPIQ of Lecter",
-}
-IN_PATHS = ["Dossier", "Karenina"]
-IN_TABLE = ["Raskolnikov", "罗季昂", "MRN-2718281", "13800138000", "1866-01-15"]
-IN_FILES = ["Bovary", "Flaubert-Hospital"]
-PLANTED = sorted(
-    {word for value in HEADER.values() for word in re.split(r"[\^ ]", value) if word not in ("of", "left", "lobe")}
-    - {"thyroid", "neighbour", "EPIQ", "66", "Saint"}
-) + IN_PATHS + IN_TABLE + IN_FILES  # fmt: skip
+WHERE = yaml.safe_load((PROJECT / "tests" / "project" / "planted.yaml").read_text(encoding="utf-8"))
+HEADER = WHERE["header"]
+WORDS = {word for value in HEADER.values() for word in re.split(r"[\^ ]", value)}
+PLANTED = sorted(WORDS - {"of", "left", "lobe", "thyroid", "neighbour", "EPIQ", "66", "Saint"})
+PLANTED += WHERE["paths"] + WHERE["table"] + WHERE["files"]
 
 
 def leaks(text: str) -> list[str]:
@@ -80,12 +57,9 @@ def printed(gray: np.ndarray) -> np.ndarray:
 
 
 def dicom(path: Path, gray: np.ndarray, uid: int = 1, **header) -> Path:
-    known = {"Manufacturer": "Philips Healthcare", "PatientSex": "F", **HEADER, **header}
-    data = hospital.scan(gray, **known)
+    data = hospital.scan(gray, Manufacturer="Philips Healthcare", PatientSex="F", **HEADER | header)
     data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = f"1.2.840.77345.3.{uid}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data.save_as(path, enforce_file_format=True)
-    return path
+    return hospital.save(path, data)
 
 
 @pytest.fixture(autouse=True)
@@ -94,22 +68,18 @@ def own_cache(monkeypatch, tmp_path_factory):
     monkeypatch.delenv("THYROID_HASH_KEY", raising=False)
 
 
-def phantom_frames(patients: int) -> list[tuple[str, str, np.ndarray]]:
-    """(label, patient, frame): simulated frames, one per patient."""
+@functools.cache
+def phantom_frames(patients: int) -> list[tuple[str, np.ndarray]]:
+    """(label, frame): simulated frames, one per patient."""
     people = phantoms.patients("clinic", patients, 3)
-    return [(person.label, person.name, phantoms.render(person, 0).image) for person in people]
+    return [(person.label, phantoms.render(person, 0).image) for person in people]
 
 
 def export(root: Path, patients: int = 20) -> Path:
     """A DICOM export as hospitals make them: folders and files named after the patients."""
-    for number, (label, _, gray) in enumerate(phantom_frames(patients)):
-        dicom(
-            root / label / "Karenina_Anna" / f"Dossier_{number}.dcm",
-            printed(gray),
-            number,
-            PatientID=f"MRN-7734512-{number}",
-            StudyInstanceUID=f"1.2.840.77345.1.{number}",
-        )
+    for number, (label, gray) in enumerate(phantom_frames(patients)):
+        who = {"PatientID": f"MRN-7734512-{number}", "StudyInstanceUID": f"1.2.840.77345.1.{number}"}
+        dicom(root / label / "Karenina_Anna" / f"Dossier_{number}.dcm", printed(gray), number, **who)
     return root
 
 
@@ -117,13 +87,11 @@ def table(root: Path, patients: int = 20) -> Path:
     """A clinic's table with columns that name people, and file names made from them."""
     root.mkdir(parents=True)
     lines = ["image,label,patient,name,姓名,mrn,birth_date,phone,remark"]
-    for number, (label, _, gray) in enumerate(phantom_frames(patients)):
+    for number, (label, gray) in enumerate(phantom_frames(patients)):
         Image.fromarray(gray).save(root / f"raskolnikov_{number}.png")
         person = f"Raskolnikov {number}" if number % 2 else f"p{number}"
-        lines.append(
-            f"raskolnikov_{number}.png,{label},{person},Rodion Raskolnikov {number},罗季昂,MRN-2718281,"
-            f'1866-01-15,13800138000,"called 罗季昂, seen twice"'
-        )
+        who = f"{person},Rodion Raskolnikov {number},罗季昂,MRN-2718281,1866-01-15,13800138000"
+        lines.append(f'raskolnikov_{number}.png,{label},{who},"called 罗季昂, seen twice"')
     (root / "manifest.csv").write_text("\n".join(lines), encoding="utf-8")
     return root
 
@@ -134,51 +102,32 @@ def written(folder: Path) -> list[str]:
     for path in sorted(folder.rglob("*")):
         texts.append(path.relative_to(folder).as_posix())
         if path.is_file():
-            data = path.read_bytes()
-            texts += [
-                data.decode("latin-1"),
-                data.decode("utf-8", "ignore"),
-                data.decode("utf-16-le", "ignore"),
-            ]
+            texts += [path.read_bytes().decode(code, "ignore") for code in ("latin-1", "utf-8", "utf-16-le")]
     return texts
 
 
 @pytest.mark.parametrize("source", ["dicom", "manifest"])
-def test_no_planted_identifier_is_in_what_preprocessing_writes_or_shows(
-    source, tmp_path, capfd, caplog, count
-):
+def test_no_planted_identifier_is_in_what_preprocessing_shows(source, tmp_path, capfd, caplog, count):
     root = {"dicom": export, "manifest": table}[source](tmp_path / "in" / "Dossier")
-    specs = {"finetune": f"{source}:{root}"}
+    specs, out = {"finetune": f"{source}:{root}"}, tmp_path / "out"
     prepared = audit.prepare(specs, folds=2, jobs=1)
-    cropped = {
-        role: crops.build(data.clean, tmp_path / "out" / role, size=32, jobs=1)
-        for role, data in prepared.items()
-    }
-    assert len(cropped["finetune"]) >= 12
+    cropped = crops.build(prepared["finetune"].clean, out / "finetune", size=32, jobs=1)
+    assert len(cropped) >= 12
     check_data.main(
-        [specs["finetune"], "--folds", "2", "--jobs", "1", "--all", "--table", str(tmp_path / "out/t.csv")]
+        [specs["finetune"], "--folds", "2", "--jobs", "1", "--all", "--table", str(out / "t.csv")]
     )
     public = prepared["finetune"].clean.drop(columns=["path", "mask"], errors="ignore")
-    shown = [
-        public.to_csv(),
-        audit.problem_table(prepared).to_csv(),
-        audit.duplicate_table(prepared).to_csv(),
-        audit.worst(cropped["finetune"]).to_csv(),
-        str({k: v.title for k, v in prepared.items()} if source == "dicom" else ""),
-    ]
-    out, err = capfd.readouterr()
+    tables = [public, audit.problem_table(prepared), audit.duplicate_table(prepared), audit.worst(cropped)]
+    titled = [prepared["finetune"].title, *capfd.readouterr(), *written(out)]
     if source == "manifest":  # its title is the folder's name, which the user may set with ?title=
-        out = out.replace("manifest Dossier", "")
-    about = [text.replace("manifest Dossier", "") for text in written(tmp_path / "out")]
-    search(count, *about, *shown, out, err, caplog.text)
+        titled = [text.replace("manifest Dossier", "") for text in titled]
+    search(count, caplog.text, *titled, *(table.to_csv() for table in tables))
 
 
 def test_a_table_whose_cells_repeat_a_name_is_still_split_by_patient(tmp_path):
     root = table(tmp_path / "clinic")
     prepared = audit.prepare({"finetune": f"manifest:{root}"}, folds=2, jobs=1)["finetune"].clean
-    assert prepared["image"].str.fullmatch(r"row \d+").all() and prepared["patient"].nunique() == len(
-        prepared
-    )
+    assert prepared["image"].str.fullmatch(r"row \d+").all() and prepared["patient"].is_unique
     assert set(prepared.loc[prepared["patient"].str.startswith("p"), "patient"].str[0]) == {"p"}
     assert prepared["path"].map(lambda path: Path(path).is_file()).all()
 
@@ -187,9 +136,8 @@ def png_with_words(gray: np.ndarray) -> bytes:
     words = PngImagePlugin.PngInfo()
     words.add_text("Author", "Bovary")
     words.add_itxt("Description", "Flaubert-Hospital")
-    exif = Image.Exif()
+    exif, buffer = Image.Exif(), io.BytesIO()
     exif[0x010E], exif[0x013B] = "Bovary", "Flaubert-Hospital"
-    buffer = io.BytesIO()
     Image.fromarray(gray).save(buffer, "PNG", pnginfo=words, exif=exif)
     assert b"Bovary" in buffer.getvalue()
     return buffer.getvalue()
@@ -220,14 +168,12 @@ def test_no_planted_identifier_is_in_the_reports_of_classify(classifier_folder, 
     (root / "study" / "Karenina_cut.dcm").write_bytes((root / "study" / "Karenina_0.dcm").read_bytes()[:3000])
     dicom(root / "study" / "Karenina_mr.dcm", small.sector_frame(4), 4, Modality="MR")
     (root / "plain.png").write_bytes(png_with_words(printed(small.sector_frame(9))))
-    texts, said = classified(
-        classifier_folder, [root], tmp_path / "out", capfd, *(["--json"] if json else [])
-    )
+    texts, said = classified(classifier_folder, [root], tmp_path / "out", capfd, *["--json"] * json)
     search(count, *texts, said)
     pages = [p.read_text(encoding="utf-8") for p in (tmp_path / "out").glob("*.html")]
     assert (
         len(pages) == 4
-    )  # the study with a file cut short, the file that is no ultrasound, the plain image, the index
+    )  # the study with a file cut short, what is no ultrasound, the plain image, the index
     assert sum("Philips" in page for page in pages) == 1
 
 
@@ -235,12 +181,9 @@ def test_no_planted_identifier_is_in_the_reports_of_classify(classifier_folder, 
 def test_print_beside_the_sector_cannot_be_read_in_a_report(classifier_folder, tmp_path, capfd, kind):
     bare = small.sector_frame(2)
     bare[:14] = 0
-    path = tmp_path / ("frame.dcm" if kind == "dicom" else "frame.png")
-    if kind == "dicom":
-        dicom(path, printed(bare))
-    else:
-        Image.fromarray(printed(bare)).save(path)
-    classified(classifier_folder, [path], tmp_path / "out", capfd)
+    dicom(tmp_path / "frame.dicom", printed(bare))
+    Image.fromarray(printed(bare)).save(tmp_path / "frame.png")
+    classified(classifier_folder, [tmp_path / f"frame.{kind}"], tmp_path / "out", capfd)
     (page,) = [p.read_text(encoding="utf-8") for p in (tmp_path / "out").glob("*.html")]
     frame = next(p for p in pictures(page) if p.shape == bare.shape)
     strokes = printed(bare)[:14]
@@ -251,20 +194,17 @@ def test_print_beside_the_sector_cannot_be_read_in_a_report(classifier_folder, t
     assert (frame[60:120, 120:160] == bare[60:120, 120:160]).all()  # the tissue itself is as it was
 
 
-def test_one_study_has_one_name_in_a_manifest_and_in_reports_and_another_key_gives_another(
+def test_a_study_has_one_name_everywhere_and_with_another_key_another(
     classifier_folder, tmp_path, capfd, monkeypatch
 ):
-    from thyroid_lib import datasets
-
     path = dicom(tmp_path / "papillary_carcinoma" / "a.dcm", small.sector_frame(1))
     row = datasets.read(f"dicom:{tmp_path}").iloc[0]
-    texts, _ = classified(
-        classifier_folder, [path, dicom(tmp_path / "b.dcm", small.sector_frame(2), 2)], tmp_path / "1", capfd
-    )
+    paths = [path, dicom(tmp_path / "b.dcm", small.sector_frame(2), 2)]
+    texts, _ = classified(classifier_folder, paths, tmp_path / "1", capfd)
     assert any(f"files of study {row['study']}" in text for text in texts)
     assert any(row["device"] in text for text in texts)
     monkeypatch.setenv("THYROID_HASH_KEY", "another key of the same hospital")
-    texts, _ = classified(classifier_folder, [path, tmp_path / "b.dcm"], tmp_path / "2", capfd)
+    texts, _ = classified(classifier_folder, paths, tmp_path / "2", capfd)
     assert not any(row["study"] in text for text in texts)
 
 

@@ -1,6 +1,7 @@
 """Security: nothing unpickled, evaluated or handed to a shell; texts of others are inert; files, licences, audit."""
 
 import ast
+import functools
 import http.server
 import json
 import os
@@ -16,6 +17,7 @@ import licences
 import nbformat
 import pytest
 import small_classifier as small
+import yaml
 from bs4 import BeautifulSoup
 from hardening import goes_wrong
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
@@ -27,27 +29,9 @@ from thyroid_lib.deploy import command
 from thyroid_lib.study import checklists, report, runner
 from thyroid_lib.study.run import Run
 
-ATTACKS = (
-    "<script>alert(1)</script>",
-    "<img src=x onerror=alert(1)>",
-    "<svg onload=alert(1)><circle r=9></svg>",
-    "<iframe src=https://evil.example></iframe>",
-    "<a href='javascript:alert(1)' onclick=alert(2)>go</a>",
-    "<a href='java\tscript:alert(1)'>go</a>",
-    "[go](javascript:alert(1))",
-    "![x](https://evil.example/pixel.png)",
-    "<form action=https://evil.example><input name=q></form>",
-    "<base href=https://evil.example><meta http-equiv=refresh content='0;url=https://evil.example'>",
-    "<object data=https://evil.example></object><embed src=https://evil.example>",
-    "<style>body{background:url(https://evil.example)}</style><link rel=stylesheet href=https://evil.example/a.css>",
-    "<video poster=https://evil.example src=https://evil.example></video>",
-    "<div style='background:url(https://evil.example)' onmouseover=alert(1)>x</div>",
-    "--><script>alert(1)</script><!--",
-    "</style></title></head></textarea><script>alert(1)</script>",
-    "{{ 7 * 191 }}{% raw %}",
-    "'\"><script>alert(1)</script>",
-)
+ATTACKS = yaml.safe_load((PROJECT / "tests" / "project" / "attacks.yaml").read_text(encoding="utf-8"))
 ATTACK = " ".join(ATTACKS)
+DOT = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
 
 
 def active(html: str) -> list[str]:
@@ -59,15 +43,12 @@ def active(html: str) -> list[str]:
     for element in page.find_all(True):
         for name, value in element.attrs.items():
             address = re.sub(r"\s", "", str(value)).lower()
-            if name.startswith("on") or name in ("srcdoc", "srcset", "formaction"):
+            runs = name.startswith("on") or name in ("srcdoc", "srcset", "formaction")
+            loads = name in ("src", "poster", "data") and not address.startswith("data:image/")
+            scheme = re.match(r"(?!https?:|mailto:)[a-z][a-z0-9+.-]*:", address)
+            inline = address.startswith("data:") and element.name in ("image", "link")
+            if runs or loads or (name in ("href", "xlink:href") and scheme and not inline):
                 found.append(f"{element.name} {name}={value}")
-            elif name in ("src", "poster", "data") and not address.startswith("data:image/"):
-                found.append(f"{element.name} {name}={value}")
-            elif name in ("href", "xlink:href") and re.match(
-                r"(?!https?:|mailto:)[a-z][a-z0-9+.-]*:", address
-            ):
-                if not address.startswith("data:") or element.name not in ("image", "link"):
-                    found.append(f"{element.name} {name}={value}")
     policies = [m["content"] for m in page.select("meta[http-equiv=Content-Security-Policy]")]
     rules = ("default-src 'none'", "base-uri 'none'", "form-action 'none'")
     if len(policies) != 1 or not all(rule in policies[0] for rule in rules) or "script-src" in policies[0]:
@@ -77,18 +58,18 @@ def active(html: str) -> list[str]:
     return found
 
 
+@functools.cache
 def sources() -> list[tuple[str, ast.Module]]:
     """Every Python source that a user runs: library, benchmarks, and the code of the notebooks."""
-    found = [
-        (path.relative_to(PROJECT).as_posix(), ast.parse(path.read_text(encoding="utf-8")))
-        for folder in ("thyroid_lib", "benchmarks")
-        for path in sorted((PROJECT / folder).rglob("*.py"))
+    paths = [
+        path for name in ("thyroid_lib", "benchmarks") for path in sorted((PROJECT / name).rglob("*.py"))
     ]
+    texts = {path.relative_to(PROJECT).as_posix(): path.read_text(encoding="utf-8") for path in paths}
     for path in sorted((PROJECT / "notebooks").glob("*.ipynb")):
         cells = nbformat.read(path, as_version=4).cells
         code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
-        found.append((f"notebooks/{path.name}", ast.parse(re.sub(r"(?m)^\s*[%!].*$", "", code))))
-    return found
+        texts[f"notebooks/{path.name}"] = re.sub(r"(?m)^\s*[%!].*$", "", code)
+    return [(name, ast.parse(text)) for name, text in texts.items()]
 
 
 def dotted(node) -> str:
@@ -145,13 +126,17 @@ def test_templates_escape_and_let_through_nothing_but_our_own_style():
     for path in (PROJECT / "thyroid_lib" / "templates").rglob("*.j2"):
         for passed in re.findall(r"\{\{[^}]*\|\s*safe\b", path.read_text(encoding="utf-8")):
             assert passed == "{{ css|safe", path
-    made = [
-        (name, {k.arg: getattr(k.value, "value", k.value) for k in node.keywords})
-        for name, tree in sources()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and dotted(node.func).endswith("Environment")
+    calls = [
+        (name, node) for name, tree in sources() for node in ast.walk(tree) if isinstance(node, ast.Call)
     ]
-    plain = {name for name, given in made if given.get("autoescape", False) is False}
+    made = [(name, node.keywords) for name, node in calls if dotted(node.func).endswith("Environment")]
+    escape = {
+        name: getattr(k.value, "value", k.value)
+        for name, given in made
+        for k in given
+        if k.arg == "autoescape"
+    }
+    plain = {name for name, _ in made if escape.get(name, False) is False}
     markdown = {"thyroid_lib/study/checklists.py"}  # writes Markdown, with "<" escaped by a filter of its own
     assert made and plain <= markdown
 
@@ -162,7 +147,7 @@ def test_templates_escape_and_let_through_nothing_but_our_own_style():
     do="Write `notebook: {parameter: value}`; tags such as `!!python/...` are never read.",
 )
 @pytest.mark.parametrize(
-    "text", ["!!python/object/apply:os.system ['touch planted']", "[1, !!python/name:os.system ]"]
+    "text", ["!!python/object/apply:os.system ['touch planted']", "[!!python/name:os.system ]"]
 )
 def test_a_profile_cannot_run_code_and_is_named(tmp_path, monkeypatch, sees, capsys, text):
     monkeypatch.chdir(tmp_path)
@@ -186,11 +171,10 @@ def hostile_notebook():
     """A notebook as it is after a run on data whose every text was written by an attacker."""
     own = "P. [paper](https://doi.org/10.1/x), [there](#a)\n\n| a |\n|---|\n| 1 |"
     cells = [new_markdown_cell(f"# 01 Title\n\n{own}\n\nA paragraph. {ATTACK}\n\n## A section {ATTACK}")]
+    table = f"<table><caption>{ATTACK}</caption><td>{ATTACK}</td></table>"
     for data in (
         {"text/markdown": f"**finetune** ({ATTACK}): 7 crops\n\n* {ATTACK}\n\n| a |\n|---|\n| {ATTACK} |"},
-        {
-            "text/html": f"<div class='table'><table><caption>{ATTACK}</caption><td>{ATTACK}</td></table></div>"
-        },
+        {"text/html": f"<div class='table'>{table}</div>"},
         {"application/javascript": "alert(1)", "text/plain": "x"},
         {"image/svg+xml": f"<svg onload='alert(1)'>{ATTACK}</svg>"},
         {"text/latex": "$\\href{javascript:alert(1)}{x}$"},
@@ -198,13 +182,9 @@ def hostile_notebook():
     ):
         cells.append(new_code_cell("1", outputs=[new_output("display_data", data)]))
     words = {"image/png": {"alt": f'a"{ATTACK}', "caption": ATTACK, "share": 50}}
-    dot = {
-        "image/png": "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
-    }
-    cells.append(new_code_cell("2", outputs=[new_output("display_data", dot, metadata=words)]))
-    cells.append(
-        new_code_cell(f"print({ATTACK!r})", outputs=[new_output("stream", name="stdout", text=ATTACK)])
-    )
+    cells.append(new_code_cell("2", outputs=[new_output("display_data", {"image/png": DOT}, metadata=words)]))
+    said = new_output("stream", name="stdout", text=ATTACK)
+    cells.append(new_code_cell(f"print({ATTACK!r})", outputs=[said]))
     return new_notebook(cells=cells)
 
 
@@ -223,21 +203,13 @@ def test_the_index_is_inert_whatever_the_run_says(tmp_path):
     run = Run(tmp_path / "reports" / "quick")
     metric = {"value": 0.5, "low": 0.4, "high": 0.6, "n_images": ATTACK, "n_patients": 3}
     stage = {"fingerprint": ATTACK, "finished": "2026-01-01T00:00:00+00:00", "seconds": 3, "outputs": {}}
-    write_json(
-        run.path("run.json"),
-        {
-            "run": ATTACK,
-            "profile": ATTACK,
-            "environment": {"processor": ATTACK, "packages": {ATTACK: ATTACK}},
-            "parameters": {"01_preprocess": {"finetune_data": f"phantom:{ATTACK}", ATTACK: [ATTACK]}},
-            "stages": {"01_preprocess": stage},
-        },
-    )
+    facts = {"run": ATTACK, "profile": ATTACK, "stages": {"01_preprocess": stage}}
+    facts["environment"] = {"processor": ATTACK, "packages": {ATTACK: ATTACK}}
+    facts["parameters"] = {"01_preprocess": {"finetune_data": f"phantom:{ATTACK}", ATTACK: [ATTACK]}}
+    write_json(run.path("run.json"), facts)
     run.record("05_evaluate", {"headline": {"a": {"label": ATTACK, "metric": metric, "simulated": True}}})
-    run.record(
-        "01_preprocess",
-        {"finetune": {"title": ATTACK, "simulated": False, "crops": 1, "files": 2, "patients": 1}},
-    )
+    about = {"title": ATTACK, "simulated": False, "crops": 1, "files": 2, "patients": 1}
+    run.record("01_preprocess", {"finetune": about})
     write_text(run.dir / "01_preprocess.html", report.to_html(hostile_notebook(), "01_preprocess"))
     write_json(run.dir / "classifier" / "classifier.json", {"id": ATTACK})
     for card in checklists.write_cards(run.dir, {"a": (ATTACK, ATTACK)}):  # Markdown for reviewers
@@ -257,10 +229,8 @@ def test_pages_of_classify_are_inert_whatever_the_classifier_and_the_files_say(t
     for number, attack in enumerate(ATTACKS[:6]):
         Image.fromarray(small.sector_frame(number)).save(images / (attack.replace("/", "") + ".png"), "PNG")
     (images / "<script>alert(9).png").write_bytes(b"<script>alert(9)</script>")
-    status = command.main(
-        [str(images), "--classifier", str(folder), "--backend", "torch", "--out", str(tmp_path / "o")]
-    )
-    assert status == 1
+    options = ["--classifier", str(folder), "--backend", "torch", "--out", str(tmp_path / "o")]
+    assert command.main([str(images), *options]) == 1
     pages = [path.read_text(encoding="utf-8") for path in (tmp_path / "o").glob("*.html")]
     assert len(pages) == 8 and all(active(html) == [] for html in pages)
     for path in [folder, *folder.iterdir()]:  # nobody else may run or change a result
@@ -274,10 +244,8 @@ import os, sys
 from pathlib import Path
 os.umask(int(sys.argv[2], 8))
 from thyroid_lib.common import files
-folder = Path(sys.argv[1])
-files.write_json(folder / "run" / "metrics.json", {})
-files.write_text(folder / "page.html", "x")
-print(oct(files.FILE_MODE), oct(files.FOLDER_MODE))
+files.write_json(Path(sys.argv[1]) / "run" / "metrics.json", {})
+print(oct(files.FILE_MODE))
 """
 
 
@@ -285,9 +253,8 @@ print(oct(files.FILE_MODE), oct(files.FOLDER_MODE))
 def test_files_get_the_permissions_that_the_users_umask_gives(tmp_path, umask, expected):
     done = subprocess.run([sys.executable, "-c", WRITE, str(tmp_path), umask], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for path in (tmp_path / "run" / "metrics.json", tmp_path / "page.html"):
-        assert stat.S_IMODE(path.stat().st_mode) == expected
-    assert done.stdout.split()[0] == oct(expected)
+    assert stat.S_IMODE((tmp_path / "run" / "metrics.json").stat().st_mode) == expected
+    assert done.stdout.strip() == oct(expected)
 
 
 def test_text_with_escape_sequences_reaches_no_terminal_raw(classifier_folder, tmp_path, capsys):
@@ -309,13 +276,10 @@ def test_every_dependency_has_a_licence_that_we_may_use_and_is_on_the_page():
         assert licences.refused("x", text).startswith("x: ")
 
 
-def audit(tmp_path, database: str, **environment):
+def audit(database: str, **environment):
+    environment = os.environ | {"THYROID_PYTHON": sys.executable, "AUDIT_DATABASE": database} | environment
     return subprocess.run(
-        [PROJECT / ".ci" / "audit"],
-        env={**os.environ, "THYROID_PYTHON": sys.executable, "AUDIT_DATABASE": database, **environment},
-        capture_output=True,
-        text=True,
-        timeout=600,
+        [PROJECT / ".ci/audit"], env=environment, capture_output=True, text=True, timeout=600
     )
 
 
@@ -324,28 +288,25 @@ def audit(tmp_path, database: str, **environment):
     sees="dependencies not audited",
     do="Nothing; to audit, run `.ci/audit` on a machine that reaches it.",
 )
-def test_the_audit_says_when_it_cannot_be_made(tmp_path, sees):
+def test_the_audit_says_when_it_cannot_be_made(sees):
     assert ".ci/audit\n" in (PROJECT / ".ci" / "run").read_text(encoding="utf-8")
-    done = audit(tmp_path, "http://127.0.0.1:9")
+    done = audit("http://127.0.0.1:9")
     assert done.returncode == 0 and sees in done.stderr
 
 
 @pytest.mark.parametrize("finding", [0, 1])
 def test_the_audit_fails_on_a_finding_where_the_database_answers(tmp_path, finding):
     version = re.search(r"UV_VERSION=(\S+)", (PROJECT / ".ci" / "bootstrap.sh").read_text())[1]
-    fake = tmp_path / "uv"
-    fake.write_text(
-        f'#!/bin/sh\ncase "$*" in --version) echo uv {version};; *--version) ;; '
-        f'*"--requirement requirements.lock"*) exit {finding};; *) exit 9;; esac\n'
+    audited = f'*"--requirement requirements.lock"*) exit {finding}'
+    (tmp_path / "uv").write_text(
+        f'#!/bin/sh\ncase "$*" in --version) echo uv {version};; *--version) ;; {audited};; *) exit 9;; esac\n'
     )
-    fake.chmod(0o755)
+    (tmp_path / "uv").chmod(0o755)
     server = http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)  # answers 501
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         address = f"http://127.0.0.1:{server.server_port}"
-        done = audit(
-            tmp_path, address, PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}", no_proxy="127.0.0.1"
-        )
+        done = audit(address, PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}", no_proxy="127.0.0.1")
     finally:
         server.shutdown()
         server.server_close()

@@ -4,11 +4,4 @@ from thyroid_lib.classifier.classify import Classification, Classifier, prepare
 from thyroid_lib.classifier.definition import ClassifierError
 from thyroid_lib.classifier.saving import add_metrics, save
 
-__all__ = [
-    "Classification",
-    "Classifier",
-    "ClassifierError",
-    "add_metrics",
-    "prepare",
-    "save",
-]
+__all__ = ["Classification", "Classifier", "ClassifierError", "add_metrics", "prepare", "save"]

@@ -1,19 +1,20 @@
 """Back-ends that run a saved classifier: PyTorch, ONNX Runtime or OpenVINO behind one interface.
 
-Each is made from a classifier's folder and definition, and maps uint8 crops (N, S, S) to `Outputs`; normalization is
-part of the graph. PyTorch is imported only by its own back-end.
+Each opens a classifier's folder and gives a function from uint8 crops (N, S, S) to `Outputs`; normalization is part of
+the graph. PyTorch is imported only by its own back-end.
 """
 
 import functools
 import importlib.util
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from thyroid_lib.classifier.definition import ONNX, ONNX_RECORD, ClassifierError, verify
-from thyroid_lib.common.files import DamagedFile, read_json
+from thyroid_lib.common.files import read_json
 
 TIE = 0.03  # difference of the two best probabilities under which bfloat16 does not decide
 PRECISIONS = ("fp32", "bf16")
@@ -35,79 +36,69 @@ class Outputs(NamedTuple):
     maps: np.ndarray
 
 
-class OpenVino:
+Run = Callable[[np.ndarray], Outputs]  # what runs a network: crops uint8 (N, S, S) -> `Outputs`
+
+
+def open_openvino(folder: Path, definition: dict, precision: str, threads: int) -> Run:
     """OpenVINO on the CPU; one compiled network per batch size: static shapes run faster than open ones."""
+    os.environ.setdefault("OPENVINO_TELEMETRY_OPT_OUT", "1")
+    from openvino import Core
 
-    def __init__(self, folder: Path, definition: dict, precision: str = "fp32", threads: int = 0):
-        os.environ.setdefault("OPENVINO_TELEMETRY_OPT_OUT", "1")
-        import openvino
+    core, file, size = Core(), check_onnx(folder, definition), definition["size"]
+    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
+    settings["INFERENCE_PRECISION_HINT"] = precision.replace("fp", "f")
 
-        self.core, self.file, self.size = openvino.Core(), check_onnx(folder, definition), definition["size"]
-        self.settings = {
-            "INFERENCE_PRECISION_HINT": precision.replace("fp", "f"),
-            "PERFORMANCE_HINT": "LATENCY",
-        }
-        if threads:
-            self.settings["INFERENCE_NUM_THREADS"] = threads
-        self.compiled = functools.lru_cache(4)(self._compile)
+    @functools.lru_cache(4)
+    def compiled(count: int):
+        model = core.read_model(file)
+        model.reshape([count, size, size])
+        return core.compile_model(model, "CPU", settings)
 
-    def _compile(self, count: int):
-        model = self.core.read_model(self.file)
-        model.reshape([count, self.size, self.size])
-        return self.core.compile_model(model, "CPU", self.settings)
-
-    def run(self, crops: np.ndarray) -> Outputs:
-        results = self.compiled(len(crops))(np.ascontiguousarray(crops))
+    def run(crops: np.ndarray) -> Outputs:
+        results = compiled(len(crops))(np.ascontiguousarray(crops))
         return Outputs(*(np.array(results[i], np.float32) for i in range(3)))
 
+    return run
 
-class OnnxRuntime:
+
+def open_onnxruntime(folder: Path, definition: dict, precision: str, threads: int) -> Run:
     """ONNX Runtime on the CPU, fp32."""
+    if precision != "fp32":
+        raise ClassifierError("onnxruntime runs in fp32 only: choose openvino or torch for bf16")
+    from onnxruntime import InferenceSession, SessionOptions
 
-    def __init__(self, folder: Path, definition: dict, precision: str = "fp32", threads: int = 0):
-        if precision != "fp32":
-            raise ClassifierError("onnxruntime runs in fp32 only: choose openvino or torch for bf16")
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = threads, 3
-        self.session = onnxruntime.InferenceSession(
-            check_onnx(folder, definition), sess_options=options, providers=["CPUExecutionProvider"]
-        )
-
-    def run(self, crops: np.ndarray) -> Outputs:
-        return Outputs(*self.session.run(None, {"crops": np.ascontiguousarray(crops)}))
+    options = SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    session = InferenceSession(check_onnx(folder, definition), options, providers=["CPUExecutionProvider"])
+    return lambda crops: Outputs(*session.run(None, {"crops": np.ascontiguousarray(crops)}))
 
 
-class Torch:
+def open_torch(folder: Path, definition: dict, precision: str, threads: int) -> Run:
     """PyTorch; BatchNorm folded into the convolutions, channels last, optionally bfloat16 autocast."""
+    import torch
 
-    def __init__(self, folder: Path, definition: dict, precision: str = "fp32", threads: int = 0):
-        import torch
+    from thyroid_lib.classifier import networks
 
-        from thyroid_lib.classifier import networks
+    if threads:
+        torch.set_num_threads(threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network = networks.Ensemble(networks.load_members(folder, definition)).eval()
+    networks.fold_batch_norm(network)
+    network.to(device, memory_format=torch.channels_last)
 
-        self.torch, self.precision = torch, precision
-        if threads:
-            torch.set_num_threads(threads)
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.network = networks.Ensemble(networks.load_members(folder, definition)).eval()
-        networks.fold_batch_norm(self.network)
-        self.network.to(self.device, memory_format=torch.channels_last)
-
-    def run(self, crops: np.ndarray) -> Outputs:
-        torch = self.torch
-        autocast = torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16")
-        with torch.inference_mode(), autocast:
-            outputs = self.network(torch.from_numpy(np.array(crops)).to(self.device))
+    def run(crops: np.ndarray) -> Outputs:
+        with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+            outputs = network(torch.from_numpy(np.array(crops)).to(device))
         return Outputs(*(output.float().cpu().numpy() for output in outputs))
 
-
-BACKENDS = {"openvino": OpenVino, "onnxruntime": OnnxRuntime, "torch": Torch}
-"""Name of the package -> back-end, in the order of preference."""
+    return run
 
 
-class Refereed:
+# Name of the package -> back-end, in the order of preference.
+BACKENDS = {"openvino": open_openvino, "onnxruntime": open_onnxruntime, "torch": open_torch}
+
+
+def refereed(quick: Run, exact: Callable[[], Run], temperature: list[float]) -> Run:
     """bfloat16 for most crops, fp32 for the close calls: those whose two best types differ by less than TIE.
 
     bfloat16 moves a probability by some thousandths, enough to swap two types that are as good as equal and
@@ -118,19 +109,19 @@ class Refereed:
         exact: makes the fp32 one, when it is first needed.
         temperature: of each member.
     """
+    exact = functools.cache(exact)
 
-    def __init__(self, quick, exact, temperature: list[float]):
-        self.quick, self.exact, self.temperature = quick, functools.cache(exact), temperature
-
-    def run(self, crops: np.ndarray) -> Outputs:
-        outputs = self.quick.run(crops)
-        ordered = np.sort(probabilities(outputs.logits, self.temperature), axis=1)
-        close = np.flatnonzero(ordered[:, -1] - ordered[:, -2] < TIE) if ordered.shape[1] > 1 else ()
+    def run(crops: np.ndarray) -> Outputs:
+        outputs = quick(crops)
+        ordered = np.sort(probabilities(outputs.logits, temperature), axis=1)
+        close = np.flatnonzero(ordered[:, -1] - ordered[:, :-1].max(1, initial=-1) < TIE)
         if len(close):
-            again = self.exact().run(crops[close])
+            again = exact()(crops[close])
             outputs.logits[:, close] = again.logits
             outputs.features[close], outputs.maps[close] = again.features, again.maps
         return outputs
+
+    return run
 
 
 def choose(folder: Path, wanted: str = "auto") -> str:
@@ -139,23 +130,18 @@ def choose(folder: Path, wanted: str = "auto") -> str:
     Raises:
         ClassifierError: the wanted one cannot run, and what it needs.
     """
-    if wanted not in ("auto", *BACKENDS):
-        raise ClassifierError(f"back-end {wanted!r}: one of auto, {', '.join(BACKENDS)} was expected")
-    needs = {}
+    needs = []
     for name in BACKENDS if wanted == "auto" else [wanted]:
         if not installed(name):
-            needs[name] = "install torch" if name == "torch" else 'pip install "thyroid_lib[deploy]"'
+            needs.append(f"{name}: pip install " + ("torch" if name == "torch" else '"thyroid_lib[deploy]"'))
         elif name != "torch" and not (folder / ONNX).is_file():
-            needs[name] = f"write {ONNX} first: python -m thyroid_lib export CLASSIFIER_DIR"
+            needs.append(f"{name}: write {ONNX} first: python -m thyroid_lib export CLASSIFIER_DIR")
         else:
             return name
-    listed = "; ".join(f"{name}: {need}" for name, need in needs.items())
-    raise ClassifierError(f"this classifier cannot run here: {listed}")
+    raise ClassifierError(f"this classifier cannot run here: {'; '.join(needs)}")
 
 
-def open_backend(
-    folder: Path, definition: dict, name: str = "auto", precision: str = "fp32", threads: int = 0
-):
+def open_backend(folder: Path, definition: dict, name: str, precision: str = "fp32", threads: int = 0) -> Run:
     """Opens a back-end.
 
     Args:
@@ -165,19 +151,16 @@ def open_backend(
         precision: "fp32", or "bf16" (torch and openvino).
         threads: CPU threads; 0 leaves the choice to the back-end.
 
-    Returns:
-        Object with `run(crops uint8 (N, S, S)) -> Outputs`.
-
     Raises:
         ClassifierError: it cannot run here, or its file is not that of this classifier.
     """
-    if precision not in PRECISIONS:
-        raise ClassifierError(f"precision {precision!r}: one of {', '.join(PRECISIONS)} was expected")
-    kind = BACKENDS[choose(folder, name)]
-    opened = kind(folder, definition, precision, threads)
+    for what, came, known in ("back-end", name, ("auto", *BACKENDS)), ("precision", precision, PRECISIONS):
+        if came not in known:
+            raise ClassifierError(f"{what} {came!r}: one of {', '.join(known)} was expected")
+    opened = functools.partial(BACKENDS[choose(folder, name)], folder, definition, threads=threads)
     if precision == "fp32":
-        return opened
-    return Refereed(opened, lambda: kind(folder, definition, threads=threads), definition["temperature"])
+        return opened(precision="fp32")
+    return refereed(opened(precision=precision), lambda: opened(precision="fp32"), definition["temperature"])
 
 
 def check_onnx(folder: Path, definition: dict) -> Path:
@@ -185,17 +168,13 @@ def check_onnx(folder: Path, definition: dict) -> Path:
 
     Raises:
         ClassifierError: record missing, of another classifier, or the file was changed.
+        DamagedFile: the record is no JSON.
     """
-    try:
-        record = read_json(folder / ONNX_RECORD)
-    except DamagedFile:
-        record = {}
+    record = read_json(folder / ONNX_RECORD)
     if record.get("classifier") != definition["id"]:
-        raise ClassifierError(
-            f"{ONNX_RECORD} is missing, damaged, or of another classifier than {definition['id']}; "
-            "export it again: python -m thyroid_lib export CLASSIFIER_DIR"
-        )
-    return verify(folder, {"files": {ONNX: {key: record.get(key) for key in ("sha256", "bytes")}}}, ONNX)
+        problem = f"{ONNX_RECORD} is missing, or of another classifier than {definition['id']}"
+        raise ClassifierError(f"{problem}; export it again: python -m thyroid_lib export CLASSIFIER_DIR")
+    return verify(folder / ONNX, {key: record.get(key) for key in ("sha256", "bytes")})
 
 
 def probabilities(logits: np.ndarray, temperature: list[float]) -> np.ndarray:
@@ -213,20 +192,18 @@ def probabilities(logits: np.ndarray, temperature: list[float]) -> np.ndarray:
     return (scaled / scaled.sum(2, keepdims=True)).mean(0)
 
 
-def predict(run, crops: np.ndarray, temperature: list[float], batch_size: int = 16) -> np.ndarray:
-    """`probabilities` of any number of crops, batch by batch.
+def predict(run: Run, crops: np.ndarray, temperature: list[float]) -> np.ndarray:
+    """`probabilities` of any number of crops, in batches of 16.
 
     Args:
-        run: a back-end's, or anything that gives logits (M, N, C) first.
+        run: a back-end, or anything else that gives logits (M, N, C) first.
         crops: uint8 (n, S, S).
         temperature: as in `probabilities`.
-        batch_size: crops at a time.
 
     Returns:
         float64 (n, C); rows sum to 1.
     """
-    batches = range(0, len(crops), batch_size)
-    logits = [np.asarray(run(np.array(crops[start : start + batch_size]))[0]) for start in batches]
+    logits = [np.asarray(run(np.array(crops[at : at + 16]))[0]) for at in range(0, len(crops), 16)]
     return probabilities(np.concatenate(logits, axis=1), temperature)
 
 

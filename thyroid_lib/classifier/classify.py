@@ -23,8 +23,7 @@ import numpy as np
 
 from thyroid_lib import frames
 from thyroid_lib.classifier import backends, novelty, studies
-from thyroid_lib.classifier import definition as definitions
-from thyroid_lib.classifier.definition import ClassifierError
+from thyroid_lib.classifier.definition import NOVELTY, ClassifierError, read, verify
 
 SMALL = 0.08  # of the frame: a region that covers less is hardly the ultrasound sector
 
@@ -63,8 +62,7 @@ class Classification:
 
     def to_dict(self) -> dict:
         """Plain values, as `classify --json` prints them; pixels are left out."""
-        plain = {name: value for name, value in vars(self).items() if name not in ("frame", "crop", "map")}
-        return plain | {"box": list(self.box)}
+        return {name: value for name, value in vars(self).items() if name not in ("frame", "crop", "map")}
 
     def without_pixels(self) -> "Classification":
         """The same without `frame`, `crop` and `map`, to be kept by the thousand."""
@@ -77,7 +75,7 @@ class Classifier:
     Attributes:
         folder: where it lies.
         definition: its classifier.json.
-        backend: what runs its network; see `backends.open_backend`.
+        run: what runs its network; see `backends.open_backend`.
         id: name of the architecture, and first digits of the hash over weights and definition.
         names: class key -> (English, Chinese), in the order of the network's outputs.
         classes: the keys.
@@ -85,10 +83,10 @@ class Classifier:
         recipe: `regions.Recipe` of training.
     """
 
-    def __init__(self, folder: Path, definition: dict, backend, novelty_models: dict):
+    def __init__(self, folder: Path, definition: dict, run: backends.Run, novelty_models: dict):
         from thyroid_lib import regions
 
-        self.folder, self.definition, self.backend = folder, definition, backend
+        self.folder, self.definition, self.run = folder, definition, run
         self.id, self.size = definition["id"], definition["size"]
         self.names = {entry["key"]: (entry["english"], entry["chinese"]) for entry in definition["classes"]}
         self.classes = list(self.names)
@@ -111,27 +109,27 @@ class Classifier:
                 run it.
         """
         folder = Path(folder)
-        definition = definitions.read(folder)
+        definition = read(folder)
         try:
-            models = novelty.read(definitions.verify(folder, definition, definitions.NOVELTY))
-            network = backends.open_backend(folder, definition, backend, precision, threads)
-            return cls(folder, definition, network, models)
+            models = novelty.read(verify(folder / NOVELTY, definition["files"][NOVELTY]))
+            run = backends.open_backend(folder, definition, backend, precision, threads)
+            return cls(folder, definition, run, models)
         except ClassifierError:
             raise
         except Exception as error:  # whatever a forged part trips over, the folder is no classifier
-            what = f"its parts do not make a classifier ({type(error).__name__}: {str(error)[:300]})"
-            advice = "copy the folder again, or use the release that wrote it"
-            raise ClassifierError(f"{folder}: {what}; {advice}") from error
+            why = f"({type(error).__name__}: {' '.join(str(error).split())[:300]})"
+            what = f"{folder}: its parts do not make a classifier {why}"
+            raise ClassifierError(f"{what}; copy it again, or use the release that wrote it") from error
 
     def members(self) -> list:
         """The members as PyTorch networks, unchanged, in eval mode: for Grad-CAM and for study."""
         from thyroid_lib.classifier import networks
 
-        return [member.requires_grad_(True) for member in networks.load_members(self.folder, self.definition)]
+        return list(networks.load_members(self.folder, self.definition))
 
-    def probabilities(self, crops: np.ndarray, batch_size: int = 16) -> np.ndarray:
+    def probabilities(self, crops: np.ndarray) -> np.ndarray:
         """Calibrated probabilities of crops, uint8 (N, S, S) -> float64 (N, C); rows sum to 1."""
-        return backends.predict(self.backend.run, crops, self.definition["temperature"], batch_size)
+        return backends.predict(self.run, crops, self.definition["temperature"])
 
     def classify(self, image, *, recipe=None) -> Classification:
         """Classifies one frame.
@@ -149,10 +147,8 @@ class Classifier:
             raise found
         return found
 
-    def classify_many(
-        self, images: Iterable, *, batch_size: int = 16, recipe=None
-    ) -> Iterator[Classification | frames.FrameError]:
-        """Classifies frames in batches, in order; a bad one gives its error instead and stops nothing.
+    def classify_many(self, images: Iterable, *, batch_size: int = 16, recipe=None) -> Iterator:
+        """Classifies frames in batches, in order; a bad one gives its FrameError instead and stops nothing.
 
         Args:
             images: as `classify` takes them; read as the batches go, so a generator stays small.
@@ -163,10 +159,11 @@ class Classifier:
         def attempt(image):
             try:
                 return prepare(image, self.size, recipe or self.recipe)
+            except frames.FrameError as error:
+                return error
             except Exception as error:  # one bad file never stops the rest
                 reason = f"could not be processed: {type(error).__name__}: {error}"
-                known = isinstance(error, frames.FrameError)
-                return error if known else frames.FrameError(reason, "unexpected")
+                return frames.FrameError(reason, "unexpected")
 
         images = iter(images)
         while batch := list(islice(images, batch_size)):
@@ -177,52 +174,37 @@ class Classifier:
 
     def _answers(self, prepared: list[tuple]) -> Iterator[Classification | frames.FrameError]:
         """The answer to each frame that `prepare` gave, from one forward pass."""
-        if not prepared:
-            return
         crops = np.stack([crop for _, _, crop, _ in prepared])
-        outputs = self.backend.run(crops)
+        outputs = self.run(crops)
         probabilities = backends.probabilities(outputs.logits, self.definition["temperature"])
-        ratios = self._distances(crops, outputs.features)
+        try:
+            ratios = novelty.ratios(self._novelty, novelty.describe(crops, outputs.features))
+        except (KeyError, IndexError, ValueError) as error:
+            raise ClassifierError(
+                f"{self.folder / NOVELTY} does not fit this network; copy it again"
+            ) from error
         for i, (name, frame, crop, region) in enumerate(prepared):
             if not np.isfinite(probabilities[i]).all():
                 yield frames.FrameError("the network's answer is no number", "not_finite")
                 continue
-            found = {key: float(p) for key, p in zip(self.classes, probabilities[i])}
             unlike = {key: float(values[i]) for key, values in ratios.items()}
-            verdicts = self.verdicts(found)
-            yield Classification(
-                image=name,
-                **verdicts,
-                probabilities=found,
-                box=tuple(region.box),
-                classifier=self.id,
-                warnings=[*frame.warnings, *_warnings(frame, region, unlike)],
-                novelty=unlike,
-                frame=frame.gray,
-                crop=crop,
-                map=outputs.maps[i, self.classes.index(verdicts["lesion_type"])],
-            )
+            warnings = [*frame.warnings, *_warnings(frame, region, unlike)]
+            about = {"image": name, "box": tuple(region.box), "warnings": warnings, "novelty": unlike}
+            pixels = {"frame": frame.gray, "crop": crop, "map": outputs.maps[i, probabilities[i].argmax()]}
+            yield self.answer(probabilities[i], **about, **pixels)
 
-    def verdicts(self, probabilities: dict[str, float]) -> dict:
-        """`lesion_type`, `positive` and `prediction_set` of a `Classification` with these probabilities."""
-        best = max(probabilities, key=probabilities.get)
-        least, points = 1 - self.definition["conformal"]["threshold"], self.definition["operating_points"]
-        return {
-            "lesion_type": best,
-            "positive": {key: probabilities[key] >= point for key, point in points.items()},
-            "prediction_set": [key for key, p in probabilities.items() if p >= least or key == best],
-        }
-
-    def _distances(self, crops: np.ndarray, features: np.ndarray) -> dict[str, np.ndarray]:
-        vectors = {"network": features, "appearance": novelty.appearance(crops)}
-        try:
-            return {
-                key: novelty.distance(model, vectors[key]) / float(model["limit"][0])
-                for key, model in self._novelty.items()
-            }
-        except (KeyError, IndexError, ValueError) as error:
-            path = self.folder / definitions.NOVELTY
-            raise ClassifierError(f"{path} does not fit this network; copy it again") from error
+    def answer(self, probabilities: np.ndarray, **others) -> Classification:
+        """A `Classification` with these probabilities, float (C,), what follows from them, and the others."""
+        found = dict(zip(self.classes, map(float, probabilities)))
+        best, least = max(found, key=found.get), 1 - self.definition["conformal"]["threshold"]
+        return Classification(
+            lesion_type=best,
+            probabilities=found,
+            prediction_set=[key for key, p in found.items() if p >= least or key == best],
+            positive={key: found[key] >= at for key, at in self.definition["operating_points"].items()},
+            classifier=self.id,
+            **others,
+        )
 
 
 def prepare(image, size: int, recipe) -> tuple:
@@ -258,8 +240,6 @@ def _warnings(frame: frames.Frame, region, ratios: dict[str, float]) -> list[str
     if region.inverted:
         found.append("dark on bright: the frame was inverted before it was read")
     if over := [f"{key} {ratio:.2f} times" for key, ratio in ratios.items() if not ratio <= 1]:
-        found.append(
-            f"unlike the training images ({', '.join(over)} the limit fixed on validation): "
-            "its probabilities may not hold here"
-        )
+        far = f"unlike the training images ({', '.join(over)} the limit fixed on validation)"
+        found.append(f"{far}: its probabilities may not hold here")
     return found

@@ -5,7 +5,6 @@ The schema is ``templates/classify/classifier.schema.json``; `check` adds what a
 
 import hashlib
 import json
-import math
 from importlib import metadata
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from thyroid_lib.common.messages import MORE, named, quoted
 NAME, CARD = "classifier.json", "MODEL_CARD.md"
 WEIGHTS, NOVELTY = "model.safetensors", "novelty.safetensors"
 ONNX, ONNX_RECORD = "model.onnx", "model.onnx.json"
-FORMAT, VERSION = "thyroid_lib classifier", 1
 MAX_BYTES = 4 * 2**20
 SCHEMA = LIBRARY / "templates" / "classify" / "classifier.schema.json"
 
@@ -38,55 +36,39 @@ def read(folder: Path) -> dict:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ValueError(f"it is larger than {MAX_BYTES // 2**20} MiB")
-        definition = json.loads(path.read_text("utf-8"), parse_float=_finite, parse_constant=_finite)
-    except OSError as error:
-        whence = "Notebook 04 writes one to reports/<run>/classifier"
-        problem = f"{folder} is no classifier folder: {NAME} cannot be opened ({error.strerror}). {whence}"
-        raise ClassifierError(problem) from error
-    except (ValueError, RecursionError) as error:
-        problem = f"{path} is damaged: no classifier's JSON ({error}); copy the folder again"
-        raise ClassifierError(problem) from error
+        definition = json.loads(path.read_text("utf-8"))
+        json.dumps(definition, allow_nan=False)  # Python reads NaN and infinities, which are no JSON
+    except (OSError, ValueError, RecursionError) as error:
+        why = getattr(error, "strerror", None) or error
+        problem = f"{folder} is no classifier folder: {NAME} is missing or damaged ({why})"
+        raise ClassifierError(
+            f"{problem}. Notebook 04 writes reports/<run>/classifier; copy all of it"
+        ) from error
     check(definition, str(path))
     return definition
 
 
-def _finite(text: str) -> float:
-    if not math.isfinite(number := float(text)):
-        raise ValueError(f"{text} is no finite number")
-    return number
-
-
 def check(definition, where: str) -> None:
     """Raises ClassifierError unless the definition is of this version, complete and consistent."""
-    if not isinstance(definition, dict) or definition.get("format") != FORMAT:
-        raise ClassifierError(f"{where}: not the definition of a classifier ('format' must be {FORMAT!r})")
-    if definition.get("format_version") != VERSION:
-        raise ClassifierError(
-            f"{where}: format version {quoted(definition.get('format_version'))} came, this thyroid_lib "
-            f"{__version__} reads version {VERSION}; use the release that wrote it, or save it again"
-        )
     try:
         fastjsonschema.compile(json.loads(SCHEMA.read_text("utf-8")))(definition)
-        problem = _inconsistency(definition)
     except fastjsonschema.JsonSchemaValueException as error:
-        problem = f"{named(error.message.removeprefix('data.'), MORE)}, {quoted(error.value)} came"
+        said = error.message.removeprefix("data.").replace("be same as const definition:", "be")
+        problem = f"{named(said, MORE)}, {quoted(error.value)} came"
+    else:
+        keys, members = {entry["key"] for entry in definition["classes"]}, definition["members"]
+        counts = {len(keys), len(definition["classes"]), definition["architecture"]["num_classes"]}
+        without = set(definition["operating_points"]) - keys
+        rules = {
+            "classes must differ in their keys and be as many as architecture.num_classes": len(counts) == 1,
+            "temperature needs one value per member": len(definition["temperature"]) == members,
+            "operating_points name a class that is not among the classes": not without,
+            "the id is not that of the content (it was edited)": definition["id"] == identity(definition),
+        }
+        problem = next((rule for rule, kept in rules.items() if not kept), "")
     if problem:
-        raise ClassifierError(f"{where}: {problem}; copy the folder again or save it again")
-
-
-def _inconsistency(d: dict) -> str:
-    """The first rule that fields of a definition break together; "" where they break none."""
-    keys, network = [entry["key"] for entry in d["classes"]], d["architecture"]
-    rules = {
-        "class keys are not unique": len(set(keys)) < len(keys),
-        f"architecture.num_classes must be that of classes, {len(keys)}": network["num_classes"] != len(keys),
-        "temperature needs one value per member": len(d["temperature"]) != d["members"],
-        "operating_points name a class that is not among the classes": set(d["operating_points"]) - set(keys),
-        "normalization.channels must be architecture.in_chans": d["normalization"]["channels"]
-        != network["in_chans"],
-        "the id is not that of the content (it was edited)": d["id"] != identity(d),
-    }
-    return next((problem for problem, broken in rules.items() if broken), "")
+        advice = f"copy the folder or save it again, or use the release that wrote it (this is {__version__})"
+        raise ClassifierError(f"{where}: {problem}; {advice}")
 
 
 def identity(definition: dict) -> str:
@@ -104,16 +86,15 @@ def fingerprint(path: Path) -> dict:
     return {"sha256": sha256(path), "bytes": path.stat().st_size}
 
 
-def verify(folder: Path, definition: dict, name: str) -> Path:
-    """Path of a file of the folder.
+def verify(path: Path, recorded: dict) -> Path:
+    """A file's path, after comparing its `fingerprint` with the recorded one.
 
     Raises:
         ClassifierError: it is missing, or its size or SHA-256 is not the recorded one.
     """
-    path = folder / name
     if not path.is_file():
         raise ClassifierError(f"{path} is missing; copy the whole classifier folder")
-    if fingerprint(path) != definition["files"].get(name):
+    if fingerprint(path) != recorded:
         raise ClassifierError(f"{path} is damaged or was exchanged: its SHA-256 differs; copy it again")
     return path
 

@@ -11,8 +11,7 @@ from thyroid_lib.evaluation.selective import threshold
 from thyroid_lib.training.checkpoint import digest_of
 from thyroid_lib.training.folds import FINETUNED, FoldResult, open_crops
 
-COVERAGE = 0.9
-"""Fraction of future images whose prediction set should hold the right type."""
+COVERAGE = 0.9  # fraction of future images whose prediction set should hold the right type
 
 
 def determine(results: list[FoldResult], data: Path, folder: Path, initial: Path | None) -> Path:

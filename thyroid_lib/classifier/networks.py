@@ -1,5 +1,6 @@
 """The members of a classifier as PyTorch networks; what every other back-end is exported from or held against."""
 
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,32 +11,24 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from thyroid_lib import network
-from thyroid_lib.classifier.definition import WEIGHTS, ClassifierError, verify
+from thyroid_lib.classifier.definition import WEIGHTS, verify
 from thyroid_lib.layers.pointwise import PointwiseConv2d
 
 
-def load_members(folder: Path, definition: dict) -> list[nn.Module]:
-    """The members in eval mode, without gradients, from model.safetensors.
+def load_members(folder: Path, definition: dict) -> nn.ModuleList:
+    """The members in eval mode, from model.safetensors.
 
     Raises:
-        ClassifierError: the file was changed, or its names or shapes are not those of the architecture.
+        ClassifierError: the file was changed.
+        RuntimeError: its names or shapes are not those of the architecture.
     """
-    tensors = load_file(verify(folder, definition, WEIGHTS))
-    members = []
-    for number in range(definition["members"]):
-        prefix = f"member{number}."
-        state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-        with torch.device("meta"):  # no random initialization that is overwritten at once
-            model = network.build(definition["architecture"])
-        try:
-            model.load_state_dict(state, assign=True)
-        except RuntimeError as error:
-            first = " ".join(line.strip() for line in str(error).splitlines()[1:3])
-            raise ClassifierError(
-                f"{WEIGHTS} does not hold the architecture that classifier.json names (member {number}): {first}"
-            ) from error
-        members.append(model.eval().requires_grad_(False))
-    return members
+    tensors = load_file(verify(folder / WEIGHTS, definition["files"][WEIGHTS]))
+    state = {key.removeprefix("member"): value for key, value in tensors.items()}
+    config, count = definition["architecture"], definition["members"]
+    with torch.device("meta"):  # no random initialization that is overwritten at once
+        members = nn.ModuleList(network.build(config) for _ in range(count))
+    members.load_state_dict(state, assign=True)
+    return members.eval()
 
 
 class Ensemble(nn.Module):
@@ -45,7 +38,7 @@ class Ensemble(nn.Module):
         members: networks of `network.build`, of one architecture.
     """
 
-    def __init__(self, members: list[nn.Module]):
+    def __init__(self, members: Iterable[nn.Module]):
         super().__init__()
         self.members = nn.ModuleList(members)
 

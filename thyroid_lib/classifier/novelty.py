@@ -34,10 +34,8 @@ def fit(train: np.ndarray, validation: np.ndarray) -> dict:
     """
     train, validation = np.asarray(train, np.float64), np.asarray(validation, np.float64)
     if train.ndim != 2 or len(train) < 8 or len(validation) < 1:
-        came = f"descriptions of shape {train.shape} and {validation.shape} came"
-        raise ValueError(
-            f"the novelty distance needs at least 8 training crops and 1 validation crop; {came}"
-        )
+        need = "the novelty distance needs at least 8 training crops and 1 validation crop"
+        raise ValueError(f"{need}; descriptions of shape {train.shape} and {validation.shape} came")
     mean, scale = train.mean(0), train.std(0)
     scale = np.maximum(scale, 0.1 * max(float(np.median(scale)), 1e-9))  # constants of the training set
     standard = (train - mean) / scale
@@ -65,10 +63,11 @@ def write(path: Path, train: dict[str, np.ndarray], validation: dict[str, np.nda
         path: the file.
         train, validation: description -> vectors, as `fit` takes them.
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     models = {key: fit(train[key], validation[key]) for key in train}
-    save_file({f"{key}.{name}": array for key in models for name, array in models[key].items()}, path)
+    arrays = {f"{key}.{name}": array for key in models for name, array in models[key].items()}
+    path.write_bytes(save(arrays))  # `save_file` would keep it from the group
 
 
 def read(path: Path) -> dict[str, dict[str, np.ndarray]]:
@@ -90,11 +89,22 @@ def distance(model: dict, vectors: np.ndarray) -> np.ndarray:
     return np.sqrt((inside**2 / model["variance"]).mean(1) + outside / model["residual"])
 
 
+def ratios(models: dict[str, dict], descriptions: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Description -> distance of each of its vectors as a multiple of the model's limit, float64 (n,)."""
+    distances = {key: distance(model, descriptions[key]) for key, model in models.items()}
+    return {key: found / float(models[key]["limit"][0]) for key, found in distances.items()}
+
+
+def describe(crops: np.ndarray, features: np.ndarray) -> dict[str, np.ndarray]:
+    """The two descriptions of crops, uint8 (n, S, S), whose features the network gives, float (n, D)."""
+    return {"network": features, "appearance": appearance(crops)}
+
+
 def appearance(crops: np.ndarray) -> np.ndarray:
     """Image statistics that describe a crop without a network.
 
     Args:
-        crops: uint8 (n, S, S).
+        crops: uint8 (n, S, S), S at least 16.
 
     Returns:
         float64 (n, 57): share of black pixels; 8-bin histogram of the others; for each of 4 halvings of the
@@ -112,9 +122,6 @@ def _describe(crop: np.ndarray) -> np.ndarray:
     found = [1 - len(bright) / values.size, *histogram]
     level = values
     for _ in range(4):
-        if min(level.shape) < 2:
-            found += [0.0] * 8
-            continue
         level, details = _halve(level)
         lit = level > BLACK
         if lit.sum() < 2:

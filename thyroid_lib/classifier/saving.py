@@ -1,7 +1,6 @@
 """Writing a classifier folder: weights, definition, novelty model and model card, whole or not at all."""
 
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -12,21 +11,14 @@ from thyroid_lib import __version__
 from thyroid_lib.classifier import backends, novelty
 from thyroid_lib.classifier import definition as definitions
 from thyroid_lib.common import templates
-from thyroid_lib.common.files import FILE_MODE, FOLDER_MODE, write_text
+from thyroid_lib.common.files import write_text
 from thyroid_lib.evaluation import task
 
-PACKAGES = ("torch", "numpy", "opencv-python-headless", "pillow", "safetensors")
-"""What an answer depends on beside this library."""
+PACKAGES = ("torch", "numpy", "opencv-python-headless", "pillow", "safetensors")  # what answers rest on
 MOST_TRAINING, MOST_VALIDATION = 2000, 1000  # crops that the novelty distance is fitted on
 
 
-def save(
-    folder,
-    definition: dict,
-    *,
-    members: list[dict],
-    novelty_crops: tuple[np.ndarray, np.ndarray],
-) -> Path:
+def save(folder, definition: dict, *, members: list[dict], novelty_crops: tuple) -> Path:
     """Turns trained networks into a classifier folder (claim C12); replaces the folder as a whole.
 
     Args:
@@ -51,13 +43,14 @@ def save(
 
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as place:
+        part = Path(place) / folder.name
+        part.mkdir()
         tensors = {f"member{i}.{key}": t for i, state in enumerate(members) for key, t in state.items()}
         checkpoint.save_weights(part / definitions.WEIGHTS, tensors, {})
         definition = definition | {
-            "format": definitions.FORMAT,
-            "format_version": definitions.VERSION,
+            "format": "thyroid_lib classifier",
+            "format_version": 1,
             "members": len(members),
             "normalization": {"mean": 0.5, "std": 0.5, "channels": definition["architecture"]["in_chans"]},
             "novelty": {"false_warnings": novelty.FALSE_WARNINGS, "components": novelty.COMPONENTS},
@@ -65,28 +58,23 @@ def save(
             "versions": {"thyroid_lib": __version__, **definitions.versions(*PACKAGES)},
             "files": {definitions.WEIGHTS: definitions.fingerprint(part / definitions.WEIGHTS)},
         }
-        backend, mosts = backends.Torch(part, definition), (MOST_TRAINING, MOST_VALIDATION)
-        described = [_describe(backend, crops, most) for crops, most in zip(novelty_crops, mosts)]
+        run, mosts = backends.open_backend(part, definition, "torch"), (MOST_TRAINING, MOST_VALIDATION)
+        described = [_describe(run, crops, most) for crops, most in zip(novelty_crops, mosts)]
         novelty.write(part / definitions.NOVELTY, *described)
         definition["files"][definitions.NOVELTY] = definitions.fingerprint(part / definitions.NOVELTY)
         definition["id"] = definitions.identity(definition)
         _write(part, definition)
-        for path in (part, *part.iterdir()):
-            path.chmod(FOLDER_MODE if path == part else FILE_MODE)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        part.replace(folder)
     return folder
 
 
-def _describe(backend, crops: np.ndarray, most: int) -> dict[str, np.ndarray]:
+def _describe(run: backends.Run, crops: np.ndarray, most: int) -> dict[str, np.ndarray]:
     """What `novelty` knows of at most so many of the crops: description -> vectors."""
     chosen = crops[np.unique(np.linspace(0, len(crops) - 1, most).astype(int))]  # evenly, without chance
     batches = range(0, len(chosen), 16)
-    features = np.concatenate([backend.run(chosen[start : start + 16]).features for start in batches])
-    return {"network": features, "appearance": novelty.appearance(chosen)}
+    features = np.concatenate([run(chosen[start : start + 16]).features for start in batches])
+    return novelty.describe(chosen, features)
 
 
 def add_metrics(folder, metrics: dict) -> None:
@@ -99,6 +87,6 @@ def _write(folder: Path, definition: dict) -> None:
     definitions.check(definition, definitions.NAME)
     text = json.dumps(definition, indent=2, ensure_ascii=False, allow_nan=False)
     write_text(folder / definitions.NAME, text + "\n")
-    names = {entry["key"]: (entry["english"], entry["chinese"]) for entry in definition["classes"]}
-    card = templates.render("classify/model_card.md.j2", d=definition, noun=task.of(names).noun)
+    noun = task.of({entry["key"]: entry["english"] for entry in definition["classes"]}).noun
+    card = templates.render("classify/model_card.md.j2", d=definition, noun=noun)
     write_text(folder / definitions.CARD, card)

@@ -87,7 +87,7 @@ def _walk(folder: str) -> tuple[list[str], list[str]]:
         for name in names:
             path = os.path.join(place, name)
             if not name.startswith(".") and name.lower() not in SYSTEM_NAMES:
-                wanted = name.lower().endswith(frames.SUFFIXES + DICOM_SUFFIXES) or is_dicom(path)
+                wanted = name.lower().endswith(frames.SUFFIXES) or is_dicom(path)
                 (images if wanted else others).append(path)
     return images, others
 
@@ -95,10 +95,7 @@ def _walk(folder: str) -> tuple[list[str], list[str]]:
 def items(files: Iterable[Item]) -> Iterator[Item]:
     """The frames of the files that `find` gave, read as they are asked for."""
     for file in files:
-        dicom = file.image == file.path and (
-            is_dicom(file.path) or file.path.lower().endswith(DICOM_SUFFIXES)
-        )
-        yield from _dicom_items(file.path) if dicom else [file]
+        yield from _dicom_items(file.path) if file.image == file.path and is_dicom(file.path) else [file]
 
 
 def _dicom_items(path: str) -> Iterator[Item]:
@@ -111,9 +108,9 @@ def _dicom_items(path: str) -> Iterator[Item]:
             if problem := dicom_frames.unusable(dataset):
                 raise problem
             count = dicom_frames.frame_count(dataset)
-            file = replace(file, scanner=dicom.scanner(dataset), frames=count if count > 1 else None)
-            if dataset.get("StudyInstanceUID"):
-                file = replace(file, study=f"study {dicom.study(dataset)}")
+            study = f"study {dicom.study(dataset)}" if dataset.get("StudyInstanceUID") else path
+            several = count if count > 1 else None
+            file = replace(file, study=study, scanner=dicom.scanner(dataset), frames=several)
     except frames.FrameError as error:
         yield replace(file, image=error)
         return
@@ -126,10 +123,12 @@ def _dicom_items(path: str) -> Iterator[Item]:
 
 
 def is_dicom(source) -> bool:
-    """Whether a source is a pydicom dataset, or a regular file with DICOM's mark after its preamble."""
+    """Whether a source is a pydicom dataset, or a file that is DICOM by its suffix or the mark after its preamble."""
+    if not isinstance(source, str | os.PathLike):
+        return type(source).__module__.startswith("pydicom.")
+    if str(source).lower().endswith(DICOM_SUFFIXES):
+        return True
     try:
-        if not isinstance(source, str | os.PathLike):
-            return type(source).__module__.startswith("pydicom.")
         with open(source if os.path.isfile(source) else os.devnull, "rb") as file:
             return file.read(132)[128:] == b"DICM"
     except (OSError, ValueError):  # what cannot be opened is none

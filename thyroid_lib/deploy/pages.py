@@ -37,29 +37,24 @@ class Pages:
         self.folder, self.classifier = folder, classifier
         folder.mkdir(parents=True, exist_ok=True)
         self._open: dict[str, list[dict]] = {}  # study -> sections of its page
-        self._clip: list[dict] = []  # sections of the frames of the clip that is being read
-        self._curve: list[dict | None] = []  # and the probabilities of all its frames
         self._listed: list[dict] = []
 
-    def add(self, item: Item, result: Classification | FrameError) -> None:
-        """Takes one frame's or clip's answer; a page of a single image is written at once."""
+    def add(self, item: Item, result: Classification | FrameError, parts: list) -> None:
+        """Takes the answer for a frame or clip, and those it sums up; a page of a single image is written at once."""
         sections, failed = self._open.setdefault(item.study, []), isinstance(result, FrameError)
-        section = {"name": item.name, "title": item.name + item.place, "scanner": item.scanner}
-        section |= {"curves": {}, "pictures": None, "error": str(result) if failed else ""}
-        wanted = np.linspace(0, (item.frames or 1) - 1, PICTURED).astype(int)
+        wanted = np.unique(np.linspace(0, (item.frames or 1) - 1, PICTURED).astype(int))
+        if (item.frame or 0) not in wanted:
+            return
+        section = {"item": item, "error": str(result) if failed else "", "curves": {}, "pictures": None}
         if not failed:
             section["result"] = result.without_pixels()
-            if result.frame is not None and (item.frame or 0) in wanted and len(sections) < MOST_PICTURES:
+            if result.frame is not None and len(sections) < MOST_PICTURES:
                 section["pictures"] = pictures(result)
-        if item.frame is not None:
-            self._curve.append(None if failed else result.probabilities)
-            self._clip += [section] if item.frame in wanted else []
-            return
-        if item.frames is not None:
-            section["curves"] = curves(self.classifier.classes, self._curve)
-        sections += [section, *self._clip]
-        self._clip, self._curve = [], []
-        if item.study == item.path:
+        if parts:
+            found = [getattr(part, "probabilities", None) for part in parts]
+            section["curves"] = {key: [p and p[key] for p in found] for key in self.classifier.classes}
+        sections.insert(len(sections) - (len(wanted) if parts else 0), section)  # a clip before its frames
+        if item.study == item.path and item.frame is None:
             self._write(item.study)
 
     def close(self) -> str:
@@ -74,51 +69,21 @@ class Pages:
 
     def _write(self, study: str) -> None:
         sections = self._open.pop(study)
-        names = {section["name"] for section in sections}
-        title = sections[0]["name"] if len(names) == 1 else f"{len(names)} files of {study}"
-        page = render("classify/study.html.j2", title=title, sections=sections, classifier=self.classifier)
-        file = file_name(study, title)
-        write_text(self.folder / file, page)
-        self._listed.append({"file": file, "title": title, "sections": sections})
-
-
-def file_name(study: str, title: str) -> str:
-    """A page's file name: what is plain in the image's name, and a digest that keeps names apart."""
-    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", Path(title).name).strip("._") or "image"
-    digest = hashlib.sha256(os.fsencode(study)).hexdigest()[:8]
-    return f"{plain[:60]}-{digest}.html"
-
-
-def curves(keys: list[str], probabilities: list[dict | None]) -> dict[str, dict]:
-    """One line per class over a clip's frames: key -> `points` of an SVG of 600 x 100, `low` and `high`.
-
-    Args:
-        keys: of the classes.
-        probabilities: of each frame by class; None where it could not be classified.
-    """
-    step = 600 / max(len(probabilities) - 1, 1)
-    seen = [(i * step, found) for i, found in enumerate(probabilities) if found]
-    return {
-        key: {
-            "points": " ".join(f"{x:.1f},{100 - 100 * found[key]:.1f}" for x, found in seen),
-            "low": min((found[key] for _, found in seen), default=0),
-            "high": max((found[key] for _, found in seen), default=0),
-        }
-        for key in keys
-    }
+        names = {section["item"].name for section in sections}
+        title = min(names) if len(names) == 1 else f"{len(names)} files of {study}"
+        plain = re.sub(r"[^A-Za-z0-9._-]+", "_", Path(title).name).strip("._") or "image"
+        file = f"{plain[:60]}-{hashlib.sha256(os.fsencode(study)).hexdigest()[:8]}.html"  # keeps names apart
+        page = {"file": file, "title": title, "sections": sections}
+        write_text(self.folder / file, render("classify/study.html.j2", classifier=self.classifier, **page))
+        self._listed.append(page)
 
 
 def pictures(result: Classification) -> dict:
     """Frame, crop and map of an answer as base64 text of PNGs, the frame's size and the map's range."""
-    return {
-        "frame": png(discreet(result.frame, result.box)),
-        "height": result.frame.shape[0],
-        "width": result.frame.shape[1],
-        "crop": png(result.crop),
-        "map": png(heat(result.crop, result.map)),
-        "low": float(result.map.min()),
-        "high": float(result.map.max()),
-    }
+    shown = {"frame": discreet(result.frame, result.box), "crop": result.crop}
+    shown["map"] = heat(result.crop, result.map)
+    extent = {"shape": result.frame.shape, "low": float(result.map.min()), "high": float(result.map.max())}
+    return {name: png(pixels) for name, pixels in shown.items()} | extent
 
 
 def png(pixels: np.ndarray) -> str:
