@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_training import MODEL, interrupted, largest_difference, trained
+from small_training import MODEL, asked, interrupted, largest_difference, trained
 
 from thyroid_lib import network
 from thyroid_lib.training import auxiliary
@@ -25,7 +25,8 @@ def described(**columns) -> pd.DataFrame:
 def questions_of(masks, index, *, signs=0.0, texture=0.0) -> auxiliary.Questions:
     images = np.random.default_rng(0).integers(0, 255, (len(index), 8, 8), dtype=np.uint8)
     crops = SimpleNamespace(images=images, masks=masks, index=index)
-    return auxiliary.Questions(crops, np.arange(len(index)), 1.0, signs, texture)
+    weights = asked(mask_weight=1.0, sign_weight=signs, texture_weight=texture)
+    return auxiliary.Questions(crops, np.arange(len(index)), weights)
 
 
 def test_masks_are_moved_as_the_images_are_and_change_none():
@@ -115,7 +116,7 @@ def test_frames_without_outline_are_asked_only_where_the_label_says_normal():
     rows = np.array([3, 4, 5])
     mask = torch.tensor([[[3.0]], [[-2.0]], [[1.0]]], requires_grad=True)
     targets = torch.from_numpy(masks[rows]).float()
-    questions_of(masks, index).loss(mask, [], None, targets, rows, rows).backward()
+    questions_of(masks, index).loss((mask, [], None), targets, rows, rows).backward()
     assert (mask.grad.flatten() != 0).tolist() == [True, True, False]
 
 
@@ -131,9 +132,9 @@ def test_the_shares_of_two_ranks_add_up_to_the_whole_as_by_hand():
     signs = [torch.randn(17, 2, generator=random), torch.randn(17, 2, generator=random)]
     targets = torch.from_numpy(masks[rows]).float()
     texture = torch.randn(17, questions.texture.shape[1], generator=random)
-    whole = float(questions.loss(mask, signs, texture, targets, rows, rows))
+    whole = float(questions.loss((mask, signs, texture), targets, rows, rows))
     shares = [
-        questions.loss(mask[part], [s[part] for s in signs], texture[part], targets[part], rows[part], rows)
+        questions.loss((mask[part], [s[part] for s in signs], texture[part]), targets[part], rows[part], rows)
         for part in (slice(0, 6), slice(6, 17))
     ]
     assert float(sum(shares)) == pytest.approx(whole, rel=1e-6)
@@ -142,11 +143,11 @@ def test_the_shares_of_two_ranks_add_up_to_the_whole_as_by_hand():
         torch.nn.functional.cross_entropy(s, code, ignore_index=-1, reduction="sum")
         for s, code in zip(signs, codes.T)
     ]
-    without = float(questions.loss(mask, [], texture, targets, rows, rows))
+    without = float(questions.loss((mask, [], texture), targets, rows, rows))
     assert whole - without == pytest.approx(0.7 * float(sum(of_signs) / (codes >= 0).sum()), rel=1e-5)
     apart = np.abs(texture.numpy() - questions.texture[rows])[masks[rows].any((1, 2))]
     of_texture = np.where(apart < 1, apart**2 / 2, apart - 0.5).mean()
-    without = float(questions.loss(mask, signs, None, targets, rows, rows))
+    without = float(questions.loss((mask, signs, None), targets, rows, rows))
     assert whole - without == pytest.approx(0.3 * of_texture, rel=1e-4)
 
 

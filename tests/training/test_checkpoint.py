@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -32,12 +33,12 @@ def test_weights_come_back_bit_for_bit_and_equal_ones_make_equal_files(tmp_path)
 
 def test_a_state_replaces_the_older_one_and_leaves_no_other_file(tmp_path):
     for epoch in (1, 2):
-        checkpoint.save_state(tmp_path, {"x": torch.full((2,), float(epoch))}, {"epoch": epoch})
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["state-2.safetensors", "state.json"]
-    state = checkpoint.read_state(tmp_path)
-    assert checkpoint.load_weights(tmp_path / state["tensors"])[0]["x"].tolist() == [2, 2]
+        checkpoint.save_state(tmp_path, {"x": torch.full((2,), float(epoch))}, {"epoch": epoch, "lr": [1e-3]})
+    tensors, state = checkpoint.load_weights(tmp_path / checkpoint.STATE)
+    assert tensors["x"].tolist() == [2, 2] and state["epoch"] == 2 and state["lr"] == [1e-3]
     checkpoint.save_state(tmp_path, {}, {"epoch": 3})
-    assert [p.name for p in tmp_path.iterdir()] == ["state.json"]
+    assert [p.name for p in tmp_path.iterdir()] == ["state.safetensors"]
+    assert checkpoint.read_state(tmp_path)["epoch"] == 3 and checkpoint.read_state(tmp_path / "none") is None
 
 
 @goes_wrong(
@@ -45,16 +46,14 @@ def test_a_state_replaces_the_older_one_and_leaves_no_other_file(tmp_path):
     sees="Delete the folder",
     do="Delete the folder that is named and give the same command again: that training starts anew.",
 )
-@pytest.mark.parametrize("damage", ["cut", "text"])
+@pytest.mark.parametrize("damage", [lambda whole: whole[:-8], lambda whole: b"no tensors"])
 def test_a_damaged_checkpoint_is_named_and_not_used(tmp_path, damage, sees):
-    path = tmp_path / "w.safetensors"
-    checkpoint.save_weights(path, {"x": torch.zeros(100)}, {})
-    path.write_bytes(path.read_bytes()[:-8] if damage == "cut" else b"no tensors")
-    with pytest.raises(checkpoint.CheckpointError, match=r"w\.safetensors.*" + sees):
-        checkpoint.load_weights(path)
-    (tmp_path / "state.json").write_text("{")
-    with pytest.raises(checkpoint.CheckpointError, match=r"state\.json.*Delete the folder"):
-        checkpoint.read_state(tmp_path)
+    checkpoint.save_state(tmp_path, {"x": torch.zeros(100)}, {"epoch": 1})
+    path = tmp_path / checkpoint.STATE
+    path.write_bytes(damage(path.read_bytes()))
+    for read, what in ((checkpoint.load_weights, path), (checkpoint.read_state, tmp_path)):
+        with pytest.raises(checkpoint.CheckpointError, match=r"state\.safetensors.*" + sees):
+            read(what)
 
 
 @goes_wrong(
@@ -90,15 +89,12 @@ def test_a_write_that_cannot_finish_keeps_the_old_state_and_leaves_nothing_behin
     )
     done = python(script, tmp_path)
     assert "checkpoint before it is untouched" in done.stdout, done.stderr
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["state-1.safetensors", "state.json"]
-    state = checkpoint.read_state(tmp_path)
-    assert checkpoint.load_weights(tmp_path / state["tensors"])[0]["x"].sum() == 10
+    assert [p.name for p in tmp_path.iterdir()] == ["state.safetensors"]
+    assert checkpoint.load_weights(tmp_path / checkpoint.STATE)[0]["x"].sum() == 10
 
 
 def test_a_full_disk_is_called_so_with_the_room_it_needs(tmp_path, monkeypatch):
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
-
+    full = Mock(side_effect=OSError(28, "No space left on device"))
     monkeypatch.setattr(checkpoint, "save_file", full)
     with pytest.raises(checkpoint.CheckpointError, match=r"disk is full: 4 MiB are to be written.*whole"):
         checkpoint.save_weights(tmp_path / "w.safetensors", {"x": torch.zeros(2**20)}, {})

@@ -128,13 +128,12 @@ def test_other_settings_set_a_pretraining_aside_and_the_origin_of_its_weights_is
     opened, settings, tmp_path
 ):
     folder, rows = tmp_path / "fit", folds.parts(opened[0], 0, 0.2, 0)
-    first = pretraining.fit(settings, opened[0], rows, folder)
-    assert pretraining.provenance(folder) == {} and "set_aside" not in first.choices
+    first, origin = pretraining.fit(settings, opened[0], rows, folder)
+    assert origin == {} and "set_aside" not in first.choices
     start = tmp_path / "start.safetensors"
     shutil.copy(first.weights, start)
-    second = pretraining.fit(replace(settings, lr=5e-4), opened[0], rows, folder, str(start))
+    second, origin = pretraining.fit(replace(settings, lr=5e-4), opened[0], rows, folder, str(start))
     assert "settings.lr: 0.001 there, 0.0005 asked for" in second.choices["set_aside"]
     assert (tmp_path / "fit.before" / "best.safetensors").is_file()
-    origin = pretraining.provenance(folder)
     assert origin["sha256"] == hashlib.sha256(start.read_bytes()).hexdigest()
     assert origin["source"] == "start.safetensors" and origin["licence"]

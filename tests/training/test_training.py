@@ -39,7 +39,7 @@ def test_interrupted_after_each_epoch_it_ends_with_the_same_bits(tmp_path, undis
     assert starts == 4
     assert largest_difference(fit.weights, undisturbed.weights) == 0
     pd.testing.assert_frame_equal(fit.history, undisturbed.history, check_exact=True)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["best.safetensors", "state.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["best.safetensors", "state.safetensors"]
     monkeypatch.setattr(network, "build", None)  # finished, it is returned at once: nothing is built again
     assert trained(tmp_path, ema=0.9, epochs=3).weights == fit.weights
 
@@ -75,7 +75,7 @@ def test_it_starts_from_pretrained_weights_and_says_what_they_brought(tmp_path, 
     body = [name for name in before if not name.startswith("fc.")]
     assert all(torch.allclose(before[name].float(), after[name].float(), atol=1e-6) for name in body)
     assert after["fc.weight"].shape[0] == 2
-    assert "another number of classes" in fit.load_report
+    assert "another number of classes" in fit.choices["initial_weights"]
 
 
 @goes_wrong(
@@ -150,9 +150,8 @@ def test_crops_that_vanish_stop_the_training_and_keep_the_last_epoch(tmp_path):
 
     with pytest.raises(rows.DataVanished, match=r"crops\.npy; the file ends before row"):
         trained(tmp_path / "fit", crops, epochs=3, options={"on_epoch": cut})
-    state = checkpoint.read_state(tmp_path / "fit")
-    assert state["epoch"] == 1
-    assert checkpoint.load_weights(tmp_path / "fit" / state["tensors"])[0]
+    tensors, state = checkpoint.load_weights(tmp_path / "fit" / checkpoint.STATE)
+    assert state["epoch"] == 1 and tensors
 
 
 def test_temperature_is_the_one_of_least_log_loss():
@@ -186,12 +185,3 @@ def test_macro_auroc_is_scikit_learns():
     expected = roc_auc_score(labels, scores, multi_class="ovr", average="macro")
     assert calibration.macro_auroc(scores, labels) == pytest.approx(expected)
     assert math.isnan(calibration.macro_auroc(scores[:3], np.zeros(3, int)))
-
-
-def test_a_training_says_its_title_with_its_history(tmp_path):
-    said = []
-    loop.fit(
-        asked(epochs=1), spots(), TRAIN, VALIDATION, tmp_path, title="scratch",
-        on_epoch=lambda history: said.append(history.attrs["title"]),
-    )  # fmt: skip
-    assert said == ["scratch"]

@@ -17,8 +17,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from thyroid_lib.training.hardware import PRECISIONS
-
+PRECISIONS = ("auto", "32", "bf16")
 REFERENCE_BATCH = 32
 CHOICES = {"loss": ("mixed", "ce", "focal"), "monitor": ("auroc", "last"), "precision": PRECISIONS}
 AT_LEAST = {"epochs": 1, "batch_size": 2, "devices": 1} | dict.fromkeys(
