@@ -85,9 +85,9 @@ MUTANTS = {
         "training/checkpoint.py",
         "training/test_training.py",
         [
-            ('learner.load_state_dict(parts["learner"])', "pass"),
+            ('learner.load_state_dict(part("learner."))', "pass"),
             ("optimizer.load_state_dict(saved)", "pass"),
-            ('average.load_state_dict(parts["average"])', "pass"),
+            ('average.load_state_dict(part("average."))', "pass"),
         ],
     ),
     "checkpoint restore": (

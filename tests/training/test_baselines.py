@@ -73,12 +73,10 @@ def test_a_crop_without_a_mask_is_marked_and_has_no_shape():
 
 
 def test_the_reference_ranks_what_the_features_separate():
-    random = np.random.default_rng(0)
-    pictures = [
-        disc(radii=(8 + 4 * (i % 3), 10), grey=int(40 + 30 * (i % 3) + random.integers(20)))
-        for i in range(60)
-    ]
-    table, labels = features(*pictures), np.arange(60) % 3
+    random, labels = np.random.default_rng(0), np.arange(60) % 3
+    table = features(
+        *(disc(radii=(8 + 4 * i, 10), grey=int(40 + 30 * i + random.integers(20))) for i in labels)
+    )
     logits = texture.fit_reference(table[:30], labels[:30], classes=4)(table[30:])
     assert logits.shape == (30, 4)
     assert (logits.argmax(1) == labels[30:]).mean() > 0.9

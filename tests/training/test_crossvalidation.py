@@ -18,8 +18,6 @@ from thyroid_lib.evaluation.calibration import fit_temperature, operating_points
 from thyroid_lib.evaluation.predictions import read_predictions, write_predictions
 from thyroid_lib.training import folds, loop, pretraining
 
-SHORT = {"epochs": 1, "batch_size": 16, "precision": "32", "threads": 1}
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
@@ -40,10 +38,14 @@ def opened(data):
 
 
 @pytest.fixture(scope="module")
-def settings(opened):
-    crops, _ = opened
+def crops(opened):
+    return opened[0]
+
+
+@pytest.fixture(scope="module")
+def settings(crops):
     config = pretraining.model_config(crops, {"width": 0.0625, "middle_blocks": 1})
-    return loop.Settings(model=config, **SHORT)
+    return loop.Settings(model=config, epochs=1, batch_size=16, precision="32", threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +53,7 @@ def results(data, settings):
     return folds.run(settings, data, data.parent / "checkpoints", folds=2, initial=None, scratch=False)
 
 
-def test_no_group_is_in_two_parts_and_every_labelled_image_in_one(opened):
-    crops, _ = opened
+def test_no_group_is_in_two_parts_and_every_labelled_image_in_one(crops):
     for fold in (0, 1):
         rows = folds.parts(crops, fold, 0.2, 0)
         groups = [set(crops.index["group"].iloc[chosen]) for chosen in rows.values()]
@@ -61,8 +62,7 @@ def test_no_group_is_in_two_parts_and_every_labelled_image_in_one(opened):
         assert (crops.index["fold"].iloc[rows["test"]] == fold).all()
 
 
-def test_each_image_is_tested_once_by_the_network_that_never_saw_its_patient(opened, results):
-    crops, _ = opened
+def test_each_image_is_tested_once_by_the_network_that_never_saw_its_patient(crops, results):
     internal = pd.concat([result.tables["internal"] for result in results])
     assert sorted(internal["image"]) == sorted(crops.index["image"][crops.labels >= 0])
     for result in results:
@@ -71,8 +71,7 @@ def test_each_image_is_tested_once_by_the_network_that_never_saw_its_patient(ope
         assert not patients & set(result.tables["internal"]["patient"])
 
 
-def test_temperature_and_operating_points_come_from_the_validation_part_alone(opened, results):
-    crops, _ = opened
+def test_temperature_and_operating_points_come_from_the_validation_part_alone(crops, results):
     first = results[0]
     rows = first.rows["validation"]
     logits = loop.predict(first.fit.model(), crops.images, rows)
@@ -86,8 +85,7 @@ def test_temperature_and_operating_points_come_from_the_validation_part_alone(op
 
 
 def test_the_tables_make_a_predictions_file_with_the_mean_of_the_folds_outside(data, results, tmp_path):
-    tables = folds.tables(results) + folds.sign_reader(data, 2)
-    write_predictions(tables, tmp_path / "predictions.csv")
+    write_predictions(folds.tables(results) + folds.sign_reader(data, 2), tmp_path / "predictions.csv")
     read = read_predictions(tmp_path / "predictions.csv")
     assert not read.duplicated(["model", "set", "image"]).any()
     outside = read[(read["model"] == "finetuned") & (read["set"] == "external")].set_index("image")
@@ -124,15 +122,15 @@ def test_an_external_set_with_other_classes_is_refused(data, tmp_path):
         folds.open_crops(tmp_path / "data")
 
 
-def test_other_settings_set_a_pretraining_aside_and_the_origin_of_its_weights_is_kept(
-    opened, settings, tmp_path
+def test_other_settings_set_a_pretraining_aside_and_the_origin_of_its_weights_is_told(
+    crops, settings, tmp_path
 ):
-    folder, rows = tmp_path / "fit", folds.parts(opened[0], 0, 0.2, 0)
-    first, origin = pretraining.fit(settings, opened[0], rows, folder)
+    folder, rows = tmp_path / "fit", folds.parts(crops, 0, 0.2, 0)
+    first, origin = pretraining.fit(settings, crops, rows, folder)
     assert origin == {} and "set_aside" not in first.choices
     start = tmp_path / "start.safetensors"
     shutil.copy(first.weights, start)
-    second, origin = pretraining.fit(replace(settings, lr=5e-4), opened[0], rows, folder, str(start))
+    second, origin = pretraining.fit(replace(settings, lr=5e-4), crops, rows, folder, str(start))
     assert "settings.lr: 0.001 there, 0.0005 asked for" in second.choices["set_aside"]
     assert (tmp_path / "fit.before" / "best.safetensors").is_file()
     assert origin["sha256"] == hashlib.sha256(start.read_bytes()).hexdigest()

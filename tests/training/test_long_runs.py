@@ -26,9 +26,8 @@ def state() -> dict[str, float]:
     shared = sum(str(os.getpid()) in name for name in os.listdir("/dev/shm"))  # others' come and go
     shared += Path("/proc/self/maps").read_text().count("/dev/shm/")
     files, threads = (len(os.listdir(f"/proc/self/{kind}")) for kind in ("fd", "task"))
-    return {"mib": pages * os.sysconf("SC_PAGE_SIZE") / 2**20, "files": files, "threads": threads} | {
-        "shared": shared
-    }
+    mib = pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+    return {"mib": mib, "files": files, "threads": threads, "shared": shared}
 
 
 def crops_on_disk(folder: str, count: int) -> Spots:
