@@ -11,6 +11,7 @@ from functools import cache
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn.functional import grid_sample
 
 _TILE = 509  # side of the fixed speckle field, prime so that offsets do not repeat with image sizes
@@ -50,14 +51,8 @@ class Augmentation:
         return Augmentation(**values)
 
     def __call__(
-        self,
-        images: torch.Tensor,
-        samples: np.ndarray,
-        *,
-        seed: int,
-        epoch: int,
-        masks: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        self, images: Tensor, samples: np.ndarray, *, seed: int, epoch: int, masks: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Changes a batch.
 
         Args:
@@ -85,7 +80,7 @@ class Augmentation:
         changed = x.mul_(255).round_().clamp_(0, 255).to(torch.uint8)
         return changed, None if masks is None else _sampled(masks.to(torch.float32), grid)
 
-    def _grid(self, u: torch.Tensor, side: int) -> torch.Tensor:
+    def _grid(self, u: Tensor, side: int) -> Tensor:
         """Where each pixel of the moved images comes from: float32 (N, side, side, 2), as `grid_sample` takes it."""
         signed = 2 * u - 1
         zoom = (signed[:, 2] * self.scale).exp()
@@ -96,7 +91,7 @@ class Augmentation:
         square = (len(u), side, side)
         return torch.stack((across[:, None].expand(square), down[:, :, None].expand(square)), 3)
 
-    def _cast_shadow(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+    def _cast_shadow(self, x: Tensor, u: Tensor) -> Tensor:
         axis = torch.linspace(0, 1, x.shape[-1], device=x.device)
         present = u[:, 6] < self.shadow
         depth = torch.where(present, self.shadow_depth * (0.4 + 0.6 * u[:, 6] / max(self.shadow, 1e-9)), 0.0)
@@ -134,19 +129,19 @@ def _mix(z: np.ndarray) -> np.ndarray:
     return z ^ (z >> np.uint64(31))
 
 
-def _sampled(x: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+def _sampled(x: Tensor, grid: Tensor) -> Tensor:
     return grid_sample(x[:, None], grid, padding_mode="zeros", align_corners=False)[:, 0]
 
 
 @cache
-def _field(device: torch.device) -> torch.Tensor:
+def _field(device: torch.device) -> Tensor:
     white = np.random.Generator(np.random.Philox(20)).standard_normal((_TILE, _TILE)).astype(np.float32)
     beside, across = np.roll(white, 1, 0) + np.roll(white, 1, 1), np.roll(white, (1, 1), (0, 1))
     smooth = white + 0.7 * beside + 0.5 * across
     return torch.from_numpy(smooth / smooth.std()).to(device)
 
 
-def _speckle(offsets: torch.Tensor, side: int) -> torch.Tensor:
+def _speckle(offsets: Tensor, side: int) -> Tensor:
     """float32 (N, side, side) of unit-variance correlated noise: windows of one fixed periodic field."""
     axis = torch.arange(side, device=offsets.device)
     rows = (offsets[:, 0, None] + axis) % _TILE

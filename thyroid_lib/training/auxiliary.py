@@ -149,7 +149,7 @@ class Questions:
 
         Args:
             answers: mask, signs and texture as `Pupil.forward` gives them.
-            targets: float32 (n, S, S) in 0..1, the masks after augmentation; None where they are not asked for.
+            targets: (n, S, S) in 0..1, the masks after augmentation; None where they are not asked for.
             mine: int (n,), rows of the share. batch: int (m,), rows of the whole batch.
         """
         mask, signs, texture = answers
@@ -160,13 +160,11 @@ class Questions:
             losses.append(weight * counted.sum() / max(1, known[batch].sum()))
 
         if mask is not None:
-            add(self.settings.mask_weight, mask_loss(mask.float(), targets), self.answered)
+            add(self.settings.mask_weight, mask_loss(mask.float(), targets.float()), self.answered)
         if signs:
             codes = torch.from_numpy(self.codes[mine]).to(signs[0].device)
-            each = [
-                F.cross_entropy(logits.float(), code, ignore_index=UNKNOWN, reduction="sum")
-                for logits, code in zip(signs, codes.T)
-            ]
+            options = {"ignore_index": UNKNOWN, "reduction": "sum"}
+            each = [F.cross_entropy(logits.float(), code, **options) for logits, code in zip(signs, codes.T)]
             known = max(1, (self.codes[batch] != UNKNOWN).sum())
             losses.append(self.settings.sign_weight * torch.stack(each).sum() / known)
         if texture is not None:

@@ -23,6 +23,7 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from thyroid_lib.common import fingerprint
 from thyroid_lib.common.files import LIBRARY, PART, written_whole
@@ -34,6 +35,7 @@ except ImportError:  # Windows
     fcntl = None
 
 BEST, STATE, ABOUT = "best.safetensors", "state.safetensors", "about"
+OPTIMIZER = "optimizer."
 FORMAT = 4
 CODE = [LIBRARY / "network.py", LIBRARY / "losses.py", LIBRARY / "evaluation" / "calibration.py"]
 CODE += [LIBRARY / "layers" / f"{name}.py" for name in ("inputs", "depthwise", "pointwise")]
@@ -45,7 +47,7 @@ class CheckpointError(RuntimeError):
     """A checkpoint that cannot be written, read or continued; the message says what to do."""
 
 
-def save_weights(path: Path, tensors: dict[str, torch.Tensor], metadata: dict) -> None:
+def save_weights(path: Path, tensors: dict[str, Tensor], metadata: dict) -> None:
     """Writes tensors to one safetensors file, whole or not at all.
 
     Args:
@@ -64,7 +66,7 @@ def save_weights(path: Path, tensors: dict[str, torch.Tensor], metadata: dict) -
         save_file(plain, part, metadata=text)
 
 
-def load_weights(path: Path, tensors: bool = True) -> tuple[dict[str, torch.Tensor], dict]:
+def load_weights(path: Path, tensors: bool = True) -> tuple[dict[str, Tensor], dict]:
     """Reads what `save_weights` wrote.
 
     Args:
@@ -106,7 +108,7 @@ def read_state(folder: Path) -> dict | None:
     return state
 
 
-def save_state(folder: Path, tensors: dict[str, torch.Tensor], state: dict) -> None:
+def save_state(folder: Path, tensors: dict[str, Tensor], state: dict) -> None:
     """Commits the state after an epoch.
 
     Args:
@@ -120,34 +122,28 @@ def save_state(folder: Path, tensors: dict[str, torch.Tensor], state: dict) -> N
     save_weights(Path(folder) / STATE, tensors, {**state, "format": FORMAT})
 
 
-def tensors_of(
-    learner: torch.nn.Module, average: torch.nn.Module | None, optimizer: torch.optim.Optimizer
-) -> dict[str, torch.Tensor]:
-    """All tensors that a training needs to go on: of what learns, of its moving average, of the optimizer."""
-    states = {"learner": learner.state_dict(), "average": average.state_dict() if average is not None else {}}
-    states |= {f"optimizer.{i}": slots for i, slots in optimizer.state_dict()["state"].items()}
-    return {f"{part}.{name}": value for part, state in states.items() for name, value in state.items()}
+def tensors_of(networks: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """All tensors that a training needs to go on: of what learns and its moving average, of the optimizer."""
+    slots = optimizer.state_dict()["state"].items()
+    return networks.state_dict() | {
+        f"{OPTIMIZER}{i}.{name}": x for i, own in slots for name, x in own.items()
+    }
 
 
-def restore(folder: Path, learner, average, optimizer) -> None:
+def restore(folder: Path, networks: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Puts the tensors of the state back where `tensors_of` found them.
 
     Raises:
         CheckpointError: they are lost.
     """
-    tensors = load_weights(Path(folder) / STATE)[0]
-
-    def part(prefix: str) -> dict[str, torch.Tensor]:
-        return {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
-
-    learner.load_state_dict(part("learner."))
-    if average is not None:
-        average.load_state_dict(part("average."))
-    saved = optimizer.state_dict()
+    tensors, saved = load_weights(Path(folder) / STATE)[0], optimizer.state_dict()
+    networks.load_state_dict({name: x for name, x in tensors.items() if not name.startswith(OPTIMIZER)})
     for i, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
-        # the fused optimizer walks memory: the state must lie as its parameter does
-        slots = part(f"optimizer.{i}.").items()
-        saved["state"][i] = {k: torch.empty_like(parameter).copy_(v) if v.ndim else v for k, v in slots}
+        slots, prefix = saved["state"].setdefault(i, {}), f"{OPTIMIZER}{i}."
+        for name in (name for name in tensors if name.startswith(prefix)):
+            # the fused optimizer walks memory: the state must lie as its parameter does
+            x = tensors[name]
+            slots[name.removeprefix(prefix)] = torch.empty_like(parameter).copy_(x) if x.ndim else x
     optimizer.load_state_dict(saved)
 
 
@@ -221,13 +217,9 @@ def held(folder: Path) -> Iterator[None]:
 def identity_of(settings, crops, train, validation, labels, initial) -> dict:
     """What a training is: its settings, data, initial weights and code; arguments as `loop.fit`."""
     arrays = {"training rows": train, "validation rows": validation, "labels": labels}
-    return {
-        "settings": settings.identity(),
-        "data": {"crops": str(crops.hash)}
-        | {name: fingerprint.digest(rows) for name, rows in arrays.items()},
-        "initial weights": digest_of(initial),
-        "code": fingerprint.digest(*CODE),
-    }
+    data = {"crops": str(crops.hash)} | {name: fingerprint.digest(rows) for name, rows in arrays.items()}
+    start, code = digest_of(initial), fingerprint.digest(*CODE)
+    return {"settings": settings.identity(), "data": data, "initial weights": start, "code": code}
 
 
 def digest_of(initial: str | Path | dict | None) -> str:

@@ -82,12 +82,13 @@ def run(
     shared = {"settings": settings, "data": data, "validation": validation}
     if parallel == 1 and not cluster:
         shared["on_epoch"] = on_epoch
-    jobs = [
-        shared
-        | {"model": model, "fold": fold, "initial": start, "folder": Path(folder) / model / f"fold{fold}"}
-        | {"title": f"{model}, fold {fold + 1} of {count}"}
-        for model, fold, start, count in arms
-    ]
+    jobs = []
+    for model, fold, start, count in arms:
+        about = {
+            "folder": Path(folder) / model / f"fold{fold}",
+            "title": f"{model}, fold {fold + 1} of {count}",
+        }
+        jobs.append(shared | about | {"model": model, "fold": fold, "initial": start})
     return run_jobs(run_fold, jobs, parallel=parallel, cluster=cluster, title="folds")
 
 
@@ -98,14 +99,16 @@ def run_fold(settings, data, folder, model, fold, initial, validation, title, on
     options = {"initial": initial, "title": title, "on_epoch": on_epoch, "set_aside": True}
     fit = loop.fit(settings, crops, rows["train"], rows["validation"], folder, **options)
     network = fit.model()
-    return _result(
-        model, fold, rows, crops, external, lambda of, chosen: loop.predict(network, of.images, chosen), fit
-    )
+
+    def logits(source: Crops, chosen: np.ndarray) -> np.ndarray:
+        return loop.predict(network, source.images, chosen)
+
+    return _result(model, fold, rows, (crops, external), logits, fit)
 
 
 def run_reference(data: Path, folds: int, *, validation: float = 0.15, seed: int = 0) -> list[FoldResult]:
     """Logistic regression on texture and shape under the true mask, on the same parts as the networks."""
-    crops, external = sources = open_crops(data)
+    crops, _ = sources = open_crops(data)
     features = {id(of): texture.texture_features(of.images, of.masks) for of in sources if of is not None}
     results = []
     for fold in range(folds):
@@ -116,7 +119,7 @@ def run_reference(data: Path, folds: int, *, validation: float = 0.15, seed: int
         def logits(source: Crops, chosen: np.ndarray, logits_of=logits_of) -> np.ndarray:
             return logits_of(features[id(source)].iloc[chosen])
 
-        results.append(_result(TEXTURE, fold, rows, crops, external, logits))
+        results.append(_result(TEXTURE, fold, rows, sources, logits))
     return results
 
 
@@ -183,10 +186,9 @@ def open_crops(data: Path) -> tuple[Crops, Crops | None]:
     return crops, external
 
 
-def _result(
-    model, fold, rows, crops: Crops, external: Crops | None, logits: Callable, fit=None
-) -> FoldResult:
+def _result(model: str, fold: int, rows: dict, sources: tuple, logits: Callable, fit=None) -> FoldResult:
     """Fixes temperature and operating points on the validation part; the table of every set, its logits given."""
+    crops, external = sources
     sets = {"internal": (crops, rows["test"]), "validation": (crops, rows["validation"])}
     if external is not None:
         sets["external"] = external, np.flatnonzero(external.labels >= 0)

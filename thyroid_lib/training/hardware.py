@@ -23,7 +23,6 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -37,7 +36,6 @@ from thyroid_lib.training.settings import PRECISIONS, Settings, TrainingError
 
 GAIN = 1.15  # bfloat16 is chosen where it is at least this much faster: it also costs accuracy
 PARENT = "THYROID_PARENT"  # set for workers that must not outlive the process which started them
-_ROUNDS = 3
 
 
 def open_fabric(asked: str, state: dict, model: nn.Module, reader: RowReader):
@@ -68,13 +66,8 @@ def open_fabric(asked: str, state: dict, model: nn.Module, reader: RowReader):
     fabric.launch()
     if accelerator == "cuda":
         reader.keep_on(fabric.device)
-    now = {
-        "precision": precision,
-        "device": accelerator,
-        "processes": world,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
+    now = {"precision": precision, "device": accelerator, "processes": world}
+    now |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
     state["choices"] = now | {
         "precision_why": why,
         "memory_format": "channels-last",
@@ -86,15 +79,6 @@ def open_fabric(asked: str, state: dict, model: nn.Module, reader: RowReader):
     if different:
         state["choices"]["resumed_elsewhere"] = "; ".join(different) + ": bits may differ"
     return fabric
-
-
-def gathered(fabric, array: np.ndarray) -> np.ndarray:
-    """The arrays of all ranks, one after another in their order, on every rank; lengths may differ."""
-    if fabric.world_size == 1:
-        return array
-    arrays = [None] * fabric.world_size
-    torch.distributed.all_gather_object(arrays, array)
-    return np.concatenate(arrays)
 
 
 def launch(settings, crops, train, validation, folder, initial, labels, title, on_epoch) -> Settings:
@@ -117,27 +101,14 @@ def launch(settings, crops, train, validation, folder, initial, labels, title, o
     if isinstance(initial, dict):
         checkpoint.save_weights(folder / "initial.safetensors", initial, {})
         initial = folder / "initial.safetensors"
-    job = {
-        "settings": asdict(settings),
-        "crops": str(Path(crops.folder).resolve()),
-        "train": train.tolist(),
-        "validation": validation.tolist(),
-        "labels": labels.tolist(),
-        "initial": initial and str(Path(initial).resolve()),
-        "title": title,
-        "folder": str(folder.resolve()),
-    }
-    write_text(folder / "job.json", json.dumps(job))
-    said, log = folder / ".status", folder / "workers.log"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [
-        f"--nproc-per-node={settings.devices}",
-        "-m",
-        "thyroid_lib",
-        "train",
-        "--job",
-        folder / "job.json",
-    ]
+    rows = {"train": train.tolist(), "validation": validation.tolist(), "labels": labels.tolist()}
+    places = {"crops": crops.folder, "folder": folder, "initial": initial}
+    job = {"settings": asdict(settings), "title": title} | rows
+    job |= {name: place and str(Path(place).resolve()) for name, place in places.items()}
+    path, said, log = (folder / name for name in ("job.json", ".status", "workers.log"))
+    write_text(path, json.dumps(job))
+    launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={settings.devices}"]
+    command = [sys.executable, "-m", *launcher, "-m", "thyroid_lib", "train", "--job", path]
     threads = settings.threads or max(1, (os.cpu_count() or 1) // settings.devices)
     environment = os.environ | {"THYROID_STATUS": str(said), "OMP_NUM_THREADS": str(threads), PARENT: "stdin"}
     with open(log, "w", encoding="utf-8") as file:
@@ -190,13 +161,10 @@ def describe() -> dict:
     """Processor, threads, memory and accelerators, as plain values for run.json."""
     import psutil
 
-    return {
-        "processor": processor(),
-        "threads": torch.get_num_threads(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "cuda": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "torch": torch.__version__,
-    }
+    memory = round(psutil.virtual_memory().total / 2**30, 1)
+    cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    about = {"processor": processor(), "threads": torch.get_num_threads(), "memory_gib": memory}
+    return about | {"cuda": cuda, "torch": torch.__version__}
 
 
 def peak_memory_mib() -> int | None:
@@ -240,7 +208,7 @@ def choose_precision(
         raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}; {asked!r} came")
     if asked != "auto":
         fast = asked == "bf16"
-        why = "bfloat16 autocast was asked for" if fast else "float32 was asked for"
+        why = f"{'bfloat16 autocast' if fast else 'float32'} was asked for"
     elif device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
         why = f"{torch.cuda.get_device_name(device)} has {'' if fast else 'no '}bfloat16 units"
@@ -253,7 +221,7 @@ def choose_precision(
     return "bf16-mixed" if fast else "32-true", why
 
 
-def probe(model: nn.Module, size: int, rounds: int = _ROUNDS) -> dict[str, float]:
+def probe(model: nn.Module, size: int, rounds: int = 3) -> dict[str, float]:
     """Times forward and backward passes of a network, the two precisions in turn.
 
     On one thread and in processor time, so that whatever else the machine is doing disturbs it little. The
@@ -267,11 +235,10 @@ def probe(model: nn.Module, size: int, rounds: int = _ROUNDS) -> dict[str, float
     Returns:
         Seconds per pass of four images: {"float32", "bfloat16"}.
     """
-    threads = torch.get_num_threads()
+    threads, times = torch.get_num_threads(), {"float32": [], "bfloat16": []}
     model = copy.deepcopy(model).to(memory_format=torch.channels_last).train()
     x = torch.linspace(-1, 1, 4 * size * size).reshape(4, 1, size, size)
     x = x.expand(-1, model.config["in_chans"], -1, -1).contiguous(memory_format=torch.channels_last)
-    times = {"float32": [], "bfloat16": []}
     torch.set_num_threads(1)
     try:
         for _ in range(rounds + 1):
@@ -289,9 +256,9 @@ def probe(model: nn.Module, size: int, rounds: int = _ROUNDS) -> dict[str, float
 def _probed(model: nn.Module, size: int) -> dict[str, float]:
     what = json.dumps([model.config, size, torch.__version__, processor(), inspect.getsource(probe)])
     path = cache_folder() / f"precision-{digest(what)[:16]}.json"
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        times = read_json(path)
-        return {name: float(times[name]) for name in ("float32", "bfloat16")}
+    with contextlib.suppress(OSError, ValueError):  # a damaged note is probed again
+        if times := read_json(path):
+            return times
     times = probe(model, size)
     with contextlib.suppress(OSError):
         write_json(path, times)

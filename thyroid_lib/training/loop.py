@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from thyroid_lib import losses, network
@@ -200,10 +200,11 @@ class Training:
         options = {"lr": settings.lr, "weight_decay": settings.weight_decay, "fused": True}
         self.optimizer = torch.optim.AdamW(groups, **options)
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval() if settings.ema else None
+        self.networks = nn.ModuleDict({"learner": self.learner, "average": self.average or nn.Identity()})
         self.wrapped = self.fabric.setup_module(self.learner)
         self.stepper = self.fabric.setup_optimizers(self.optimizer)
         if self.state["epoch"]:
-            checkpoint.restore(folder, self.learner, self.average, self.optimizer)
+            checkpoint.restore(folder, self.networks, self.optimizer)
 
     @property
     def finished(self) -> bool:
@@ -254,10 +255,8 @@ class Training:
             logits = logits.float()
             # Ranks' gradients are averaged: a rank's share of the global mean is taken times their number.
             loss = self.loss(logits, y).sum() / (len(part) / fabric.world_size)
-            objective = loss
-            if answers:
-                objective = loss + self.questions.loss(answers, masks, mine, part) * fabric.world_size
-            fabric.backward(objective)
+            asked = self.questions.loss(answers, masks, mine, part) if answers else 0.0
+            fabric.backward(loss + asked * fabric.world_size)
             if settings.clip:
                 nn.utils.clip_grad_norm_(self.learner.parameters(), settings.clip, foreach=True)
             self.stepper.step()
@@ -270,21 +269,18 @@ class Training:
             if time.perf_counter() - said > _STATUS_EVERY:
                 said = time.perf_counter()
                 self._say(epoch, step + 1)
-        if fabric.world_size > 1:
-            totals = fabric.all_reduce(totals, reduce_op="sum")
+        totals = fabric.all_reduce(totals, reduce_op="sum")
         self.state["trained"] += time.perf_counter() - begin
         return {"lr": lr, **dict(zip(("train_loss", "ce", "focal"), (totals / len(rows)).tolist()))}
 
-    def batch(self, rows: np.ndarray, epoch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    def batch(self, rows: np.ndarray, epoch: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """The network's input (n, in_chans, S, S), labels (n,), and masks (n, S, S) where they are asked for."""
-        device, masks = self.fabric.device, None
-        images = self.reader.tensor(rows, device)
-        if self.questions and self.questions.masks:
-            masks = self.questions.masks.tensor(rows, device)
+        device, asked = self.fabric.device, self.questions and self.questions.masks
+        images, masks = self.reader.tensor(rows, device), asked.tensor(rows, device) if asked else None
         if self.augmentation:
             images, masks = self.augmentation(images, rows, seed=self.settings.seed, epoch=epoch, masks=masks)
         labels = torch.from_numpy(self.labels[rows]).to(device, non_blocking=True)
-        return _input(images, self.model), labels, None if masks is None else masks.float()
+        return _input(images, self.model), labels, masks
 
     @torch.no_grad()
     def _follow(self, step: int) -> None:
@@ -302,13 +298,13 @@ class Training:
         """Validation metrics of the weights that would be kept; each rank takes its share, none is padded."""
         fabric = self.fabric
         mine = np.array_split(self.validation, fabric.world_size)[fabric.global_rank]
-        options = {
-            "batch_size": 2 * self.settings.batch_size,
-            "precision": self.state["choices"]["precision"],
-        }
-        logits = predict(self.average or self.model, self.reader.images, mine, **options)
-        logits = torch.from_numpy(hardware.gathered(fabric, logits))
-        y = torch.from_numpy(self.labels[self.validation])
+        size, precision = 2 * self.settings.batch_size, self.state["choices"]["precision"]
+        model = self.average or self.model
+        own = predict(model, self.reader.images, mine, batch_size=size, precision=precision)
+        shares = [own] * fabric.world_size
+        if fabric.world_size > 1:  # of unequal length, which `fabric.all_gather` does not take
+            torch.distributed.all_gather_object(shares, own)
+        logits, y = torch.from_numpy(np.concatenate(shares)), torch.from_numpy(self.labels[self.validation])
         return {
             "val_loss": float(self.loss(logits, y).double().sum() / len(y)),
             "val_ce": float(cross_entropy(logits.double(), y)),
@@ -331,11 +327,10 @@ class Training:
                 kept = (self.average or self.model).state_dict()
                 about = {"model": self.settings.model, "epoch": row["epoch"], "identity": state["identity"]}
                 checkpoint.save_weights(self.folder / checkpoint.BEST, kept, about)
-            tensors = checkpoint.tensors_of(self.learner, self.average, self.optimizer)
+            tensors = checkpoint.tensors_of(self.networks, self.optimizer)
             checkpoint.save_state(self.folder, {} if self.finished else tensors, state)
             self._say(row["epoch"], 0)
-        if self.fabric.world_size > 1:
-            self.fabric.barrier()
+        self.fabric.barrier()
 
     def _say(self, epoch: int, step: int) -> None:
         if not self.fabric.is_global_zero:
@@ -348,18 +343,12 @@ class Training:
 
     def result(self) -> Fit:
         """The finished training, as its checkpoint tells it."""
-        state = self.state
-        return Fit(
-            history=checkpoint.history_of(state, self.title),
-            best_epoch=state["best_epoch"],
-            weights=self.folder / checkpoint.BEST,
-            seconds=state["seconds"],
-            images_per_second=state["epoch"] * len(self.train) / max(state["trained"], 1e-9),
-            choices=state["choices"],
-            settings=self.settings.identity(),
-        )
+        state, weights = self.state, self.folder / checkpoint.BEST
+        history, settings = checkpoint.history_of(state, self.title), self.settings.identity()
+        rate = state["epoch"] * len(self.train) / max(state["trained"], 1e-9)
+        return Fit(history, state["best_epoch"], weights, state["seconds"], rate, state["choices"], settings)
 
 
-def _input(images: torch.Tensor, model: nn.Module) -> torch.Tensor:
+def _input(images: Tensor, model: nn.Module) -> Tensor:
     x = network.normalize(images, model.config["in_chans"])
     return x.contiguous(memory_format=torch.channels_last)

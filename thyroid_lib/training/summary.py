@@ -83,15 +83,11 @@ def duration(seconds: float) -> str:
 
 def notes(fits: Mapping[str, Fit]) -> dict:
     """Times, throughput, hardware and choices, for run.json."""
-    trainings = {
-        name: {
-            "seconds": round(fit.seconds, 2),
-            "images_per_second": round(fit.images_per_second, 2),
-            "choices": fit.choices,
-            "weights_sha256_16": fingerprint.digest(fit.weights),
-        }
-        for name, fit in fits.items()
-    }
+    trainings = {}
+    for name, fit in fits.items():
+        speed = {"seconds": round(fit.seconds, 2), "images_per_second": round(fit.images_per_second, 2)}
+        weights = {"weights_sha256_16": fingerprint.digest(fit.weights)}
+        trainings[name] = speed | {"choices": fit.choices} | weights
     about = {"peak_memory_mib": hardware.peak_memory_mib(), "hardware": hardware.describe()}
     return {"trainings": trainings} | about
 
@@ -138,14 +134,12 @@ def calibration_table(results: list[FoldResult], names: Mapping[str, tuple[str, 
 
 def fixed(results: list[FoldResult]) -> dict:
     """Temperatures and operating points by model and fold, for metrics.json."""
-    return {
-        f"{result.model}/fold{result.fold}": {
-            "temperature": result.temperature,
-            "operating_points": result.operating_points,
-            "images": {part: len(rows) for part, rows in result.rows.items()},
-        }
-        for result in results
-    }
+    fixed = {}
+    for result in results:
+        images = {part: len(rows) for part, rows in result.rows.items()}
+        chosen = {"temperature": result.temperature, "operating_points": result.operating_points}
+        fixed[f"{result.model}/fold{result.fold}"] = chosen | {"images": images}
+    return fixed
 
 
 def pretraining_found(fit: Fit, crops, report: network.LoadReport) -> str:
