@@ -147,21 +147,12 @@ def test_what_is_kept_is_the_network_alone_and_learnt_from_the_questions(crops, 
     pd.testing.assert_frame_equal(fit.history, again.history, check_exact=True)
 
 
-@pytest.mark.parametrize(
-    "weight, said",
-    [
-        ("mask_weight", "expected crops with nodule masks"),
-        ("sign_weight", r"columns sign_\*"),
-        ("texture_weight", "at least two of the training part"),
-    ],
-)
-def test_questions_that_the_data_cannot_answer_are_refused(crops, tmp_path, weight, said):
+def test_questions_that_the_data_or_the_network_cannot_answer_are_refused(crops, tmp_path):
     index = crops.index.drop(columns=[c for c in crops.index if c.startswith("sign_")])
     bare = SimpleNamespace(images=crops.images, labels=crops.labels, masks=None, hash="bare", index=index)
-    with pytest.raises(ValueError, match=said):
-        trained(tmp_path, bare, *ROWS, **PLAIN, **{weight: 1.0})
-
-
-def test_a_network_without_a_middle_flow_cannot_be_asked():
+    outlines, few = "expected crops with nodule masks", "at least two of the training part"
+    for kind, said in {"mask": outlines, "sign": r"columns sign_\*", "texture": few}.items():
+        with pytest.raises(ValueError, match=said):
+            trained(tmp_path, bare, *ROWS, **PLAIN, **{f"{kind}_weight": 1.0})
     with pytest.raises(ValueError, match="asked of an Xception"):
         auxiliary.Pupil(torch.nn.Linear(2, 2), mask=True, signs={})

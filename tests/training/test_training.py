@@ -105,17 +105,14 @@ def test_the_learning_rate_rises_then_falls_on_a_cosine_to_nothing():
     assert settings.learning_rate(replace(rule, batch_size=128), 10, 5) == pytest.approx(2e-3)
 
 
-def test_rows_that_overlap_or_have_no_label_are_refused(tmp_path):
+def test_settings_rows_and_labels_that_make_no_sense_are_refused(tmp_path):
+    for setting in ({"loss": "hinge"}, {"epochs": 0}, {"lr": 0.0}, {"precision": "8"}):
+        with pytest.raises(ValueError, match="expected"):
+            asked(**setting)
     with pytest.raises(ValueError, match="share 1 rows"):
         trained(tmp_path, validation=np.arange(25, 40))
     with pytest.raises(ValueError, match="row 3 has -1"):
         trained(tmp_path, replace(spots(), labels=np.where(np.arange(40) == 3, -1, spots().labels)))
-
-
-@pytest.mark.parametrize("setting", [{"loss": "hinge"}, {"epochs": 0}, {"lr": 0.0}, {"precision": "8"}])
-def test_settings_that_make_no_sense_are_refused(setting):
-    with pytest.raises(ValueError, match="expected"):
-        asked(**setting)
 
 
 def test_predictions_do_not_depend_on_company_and_average_over_the_mirror_image_where_asked(undisturbed):
@@ -159,10 +156,10 @@ def test_temperature_is_the_one_of_least_log_loss():
     assert min(losses, key=losses.get) == pytest.approx(found)
 
 
-def test_operating_points_have_the_largest_youden_index():
+def test_operating_points_have_the_largest_youden_index_and_macro_auroc_is_scikit_learns():
     random = np.random.default_rng(1)
     labels = random.integers(0, 4, 300)
-    probabilities = softmax(random.normal(size=(300, 4)) + 2 * np.eye(4)[labels], axis=1)
+    probabilities = softmax(np.round(random.normal(size=(300, 4)) + 2 * np.eye(4)[labels], 1), axis=1)
     points = calibration.operating_points(probabilities, labels, list("abcd"))
     for i, key in enumerate("abcd"):
         fpr, tpr, _ = roc_curve(labels == i, probabilities[:, i])
@@ -171,12 +168,6 @@ def test_operating_points_have_the_largest_youden_index():
         assert j == pytest.approx((tpr - fpr).max())
     absent = calibration.operating_points(probabilities[labels > 0], labels[labels > 0], list("abcd"))
     assert absent["a"] == 0.25
-
-
-def test_macro_auroc_is_scikit_learns():
-    random = np.random.default_rng(2)
-    labels = random.integers(0, 4, 100)
-    scores = softmax(np.round(random.normal(size=(100, 4)) + np.eye(4)[labels], 1), axis=1)
-    expected = roc_auc_score(labels, scores, multi_class="ovr", average="macro")
-    assert calibration.macro_auroc(scores, labels) == pytest.approx(expected)
-    assert math.isnan(calibration.macro_auroc(scores[:3], np.zeros(3, int)))
+    expected = roc_auc_score(labels, probabilities, multi_class="ovr", average="macro")
+    assert calibration.macro_auroc(probabilities, labels) == pytest.approx(expected)
+    assert math.isnan(calibration.macro_auroc(probabilities[:3], np.zeros(3, int)))
