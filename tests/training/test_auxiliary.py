@@ -150,7 +150,7 @@ def test_what_is_kept_is_the_network_alone_and_learnt_from_the_questions(crops, 
 def test_questions_that_the_data_or_the_network_cannot_answer_are_refused(crops, tmp_path):
     index = crops.index.drop(columns=[c for c in crops.index if c.startswith("sign_")])
     bare = SimpleNamespace(images=crops.images, labels=crops.labels, masks=None, hash="bare", index=index)
-    outlines, few = "expected crops with nodule masks", "at least two of the training part"
+    outlines, few = "expected crops with nodule masks", "at least two to learn from"
     for kind, said in {"mask": outlines, "sign": r"columns sign_\*", "texture": few}.items():
         with pytest.raises(ValueError, match=said):
             trained(tmp_path, bare, *ROWS, **PLAIN, **{f"{kind}_weight": 1.0})

@@ -118,20 +118,21 @@ class Questions:
         # without an outline, "normal" says that there is no nodule; any other frame's nodule is not known
         self.answered = self.outlined | (crops.index["label"] == "normal").to_numpy()
         self.values, self.codes = described_signs(crops.index, train) if settings.sign_weight else ({}, None)
-        masked, learnt = crops.masks is not None, self.outlined[train].sum()
-        signs = (
-            f"an index that describes signs (columns {PREFIX}*) with at least two values of {RAREST} training"
+        masked, learnt, outlines = (
+            crops.masks is not None,
+            self.outlined[train].sum(),
+            "crops with nodule masks",
         )
-        outlines = f"crops with nodule masks, at least two of the training part; {learnt} came"
-        for name, there, expected in (
-            (
-                "mask_weight",
-                masked and self.answered[train].any(),
-                "crops with nodule masks, these have none",
+        signs = f"an index that describes signs (columns {PREFIX}*), at least two values of {RAREST} training images"
+        needs = {
+            "mask_weight": (masked and self.answered[train].any(), f"{outlines}, these have none"),
+            "sign_weight": (self.values, f"{signs} each, this has none"),
+            "texture_weight": (
+                masked and learnt > 1,
+                f"{outlines}, at least two to learn from; {learnt} came",
             ),
-            ("sign_weight", self.values, f"{signs} images each, this has none"),
-            ("texture_weight", masked and learnt > 1, outlines),
-        ):
+        }
+        for name, (there, expected) in needs.items():
             weight = getattr(settings, name)
             if weight and not there:
                 raise ValueError(f"{name}={weight}: expected {expected}; set {name}=0")

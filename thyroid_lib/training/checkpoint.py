@@ -125,9 +125,8 @@ def save_state(folder: Path, tensors: dict[str, Tensor], state: dict) -> None:
 def tensors_of(networks: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """All tensors that a training needs to go on: of what learns and its moving average, of the optimizer."""
     slots = optimizer.state_dict()["state"].items()
-    return networks.state_dict() | {
-        f"{OPTIMIZER}{i}.{name}": x for i, own in slots for name, x in own.items()
-    }
+    of_optimizer = {f"{OPTIMIZER}{i}.{name}": x for i, own in slots for name, x in own.items()}
+    return networks.state_dict() | of_optimizer
 
 
 def restore(folder: Path, networks: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -200,14 +199,14 @@ def held(folder: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "w")
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise CheckpointError(
-                f"Another process is training in {folder}. Wait for it, end it, or give another folder."
-            ) from error
-        except OSError:
-            pass  # a file system without locks
+        with contextlib.suppress(OSError):  # a file system without locks
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                said = (
+                    f"Another process is training in {folder}. Wait for it, end it, or give another folder."
+                )
+                raise CheckpointError(said) from None
         try:
             yield
         finally:
