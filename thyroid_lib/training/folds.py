@@ -84,43 +84,34 @@ def run(
         shared["on_epoch"] = on_epoch
     jobs = []
     for model, fold, start, count in arms:
-        about = {
-            "folder": Path(folder) / model / f"fold{fold}",
-            "title": f"{model}, fold {fold + 1} of {count}",
-        }
-        jobs.append(shared | about | {"model": model, "fold": fold, "initial": start})
+        place, title = Path(folder) / model / f"fold{fold}", f"{model}, fold {fold + 1} of {count}"
+        about = {"model": model, "fold": fold, "initial": start, "folder": place, "title": title}
+        jobs.append(shared | about)
     return run_jobs(run_fold, jobs, parallel=parallel, cluster=cluster, title="folds")
 
 
 def run_fold(settings, data, folder, model, fold, initial, validation, title, on_epoch=None) -> FoldResult:
     """Trains one fold and predicts with it; arguments as `run`."""
-    crops, external = open_crops(data)
+    crops, _ = sources = open_crops(data)
     rows = parts(crops, fold, validation, settings.seed)
     options = {"initial": initial, "title": title, "on_epoch": on_epoch, "set_aside": True}
     fit = loop.fit(settings, crops, rows["train"], rows["validation"], folder, **options)
     network = fit.model()
-
-    def logits(source: Crops, chosen: np.ndarray) -> np.ndarray:
-        return loop.predict(network, source.images, chosen)
-
-    return _result(model, fold, rows, (crops, external), logits, fit)
+    return _result(model, fold, rows, sources, lambda of, at: loop.predict(network, of.images, at), fit)
 
 
 def run_reference(data: Path, folds: int, *, validation: float = 0.15, seed: int = 0) -> list[FoldResult]:
     """Logistic regression on texture and shape under the true mask, on the same parts as the networks."""
     crops, _ = sources = open_crops(data)
     features = {id(of): texture.texture_features(of.images, of.masks) for of in sources if of is not None}
-    results = []
-    for fold in range(folds):
+
+    def fitted(fold: int) -> FoldResult:
         rows = parts(crops, fold, validation, seed)
         learnt, labels = features[id(crops)].iloc[rows["train"]], crops.labels[rows["train"]]
-        logits_of = texture.fit_reference(learnt, labels, len(crops.classes), seed)
+        reference = texture.fit_reference(learnt, labels, len(crops.classes), seed)
+        return _result(TEXTURE, fold, rows, sources, lambda of, at: reference(features[id(of)].iloc[at]))
 
-        def logits(source: Crops, chosen: np.ndarray, logits_of=logits_of) -> np.ndarray:
-            return logits_of(features[id(source)].iloc[chosen])
-
-        results.append(_result(TEXTURE, fold, rows, sources, logits))
-    return results
+    return [fitted(fold) for fold in range(folds)]
 
 
 def sign_reader(data: Path, folds: int) -> list[pd.DataFrame]:
