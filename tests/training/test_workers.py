@@ -28,9 +28,7 @@ OPTIONS.append("{width: 0.0625, middle_blocks: 1}")
 
 def test_two_ranks_with_frozen_batchnorm_give_one_ranks_result(crops, tmp_path):
     same = SMALL | {"frozen_batchnorm": True, "ema": 0.9}
-    same |= dict.fromkeys(
-        ("mask_weight", "sign_weight", "texture_weight"), 0.5
-    )  # questions are shared out too
+    same |= {"mask_weight": 1.0, "sign_weight": 0.5, "texture_weight": 0.5}  # shared out too
     epochs = []
     one = trained(tmp_path / "one", crops, *ROWS, **same)
     follow = {"on_epoch": lambda history: epochs.append(len(history))}
