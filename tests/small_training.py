@@ -1,5 +1,7 @@
 """Small trainings: a narrow network, and crops whose class is where the bright spot lies."""
 
+import contextlib
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,12 +47,9 @@ def interrupted(*arguments, **changes) -> tuple[loop.Fit, int]:
     def stop(history):
         raise KeyboardInterrupt
 
-    starts = 1
-    while True:
-        try:
+    for starts in itertools.count(1):
+        with contextlib.suppress(KeyboardInterrupt):
             return trained(*arguments, options={"on_epoch": stop}, **changes), starts
-        except KeyboardInterrupt:
-            starts += 1
 
 
 def largest_difference(a: Path, b: Path) -> float:

@@ -46,52 +46,40 @@ def test_mixed_loss_at_its_ends_is_its_parts():
     torch.testing.assert_close(MixedLoss(0.3)(logits, target), 0.7 * cross_entropy + 0.3 * focal)
 
 
-@settings(deadline=None, max_examples=25)
-@given(
-    seed=st.integers(0, 10_000),
-    classes=st.integers(2, 6),
-    gamma=st.sampled_from([0.0, 0.5, 1.0, 2.0, 3.7]),
-    focal_weight=st.floats(0, 1),
+shares = st.floats(0, 1)
+numbers = st.one_of(st.floats(-1e4, 1e4), st.sampled_from([-1e30, 1e30, 0.0, 88.7, -103.9, 1e-40]))
+rows = st.lists(
+    st.tuples(st.lists(numbers, min_size=4, max_size=4), st.integers(0, 3)), min_size=1, max_size=5
 )
+gammas = st.one_of(st.sampled_from([0.0, 1e-3, 0.5, 1.0, 2.0]), st.floats(0, 10))
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 10_000), st.integers(2, 6), st.sampled_from([0.0, 0.5, 1.0, 2.0, 3.7]), shares)
 def test_gradients_agree_with_finite_differences(seed, classes, gamma, focal_weight):
     logits, target = batch(seed, 3, classes, scale=2.0)
     loss = MixedLoss(focal_weight, gamma)
     assert torch.autograd.gradcheck(lambda z: loss(z, target), logits.requires_grad_())
 
 
-numbers = st.one_of(st.floats(-1e4, 1e4), st.sampled_from([-1e30, 1e30, 0.0, 88.7, -103.9, 1e-40]))
-
-
 @settings(deadline=None, max_examples=150)
-@given(
-    rows=st.lists(
-        st.tuples(st.lists(numbers, min_size=4, max_size=4), st.integers(0, 3)), min_size=1, max_size=5
-    ),
-    gamma=st.one_of(st.sampled_from([0.0, 1e-3, 0.5, 1.0, 2.0]), st.floats(0, 10)),
-    focal_weight=st.floats(0, 1),
-    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
-)
+@given(rows, gammas, shares, st.sampled_from([torch.float64, torch.float32, torch.bfloat16]))
 def test_loss_and_gradient_are_never_nan(rows, gamma, focal_weight, dtype):
     logits = torch.tensor([row for row, _ in rows], dtype=dtype, requires_grad=True)
-    target = torch.tensor([label for _, label in rows])
-    loss = MixedLoss(focal_weight, gamma)(logits, target)
+    loss = MixedLoss(focal_weight, gamma)(logits, torch.tensor([label for _, label in rows]))
     loss.backward()
     assert not loss.isnan() and not logits.grad.isnan().any()
     assert loss >= 0
 
 
-def test_a_confident_right_answer_costs_nothing_and_a_confident_wrong_one_its_logit():
-    logits = torch.tensor([[40.0, 0.0]], dtype=torch.bfloat16)
-    assert FocalLoss()(logits, torch.tensor([0])).item() < 1e-16
-    assert FocalLoss()(logits, torch.tensor([1])).item() == pytest.approx(40.0)
-
-
 def test_bfloat16_logits_lose_nothing_to_the_loss():
-    logits, target = batch(scale=5.0)
-    rounded = logits.bfloat16()
-    expected = MixedLoss()(rounded.double(), target)
+    rounded, target = batch(scale=5.0)[0].bfloat16(), batch()[1]
     loss = MixedLoss()(rounded, target)
-    assert loss.dtype == torch.float32 and loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(MixedLoss()(rounded.double(), target).item(), rel=1e-6)
+    sure = torch.tensor([[40.0, 0.0]], dtype=torch.bfloat16)  # right, it costs nothing; wrong, its logit
+    assert FocalLoss()(sure, torch.tensor([0])).item() < 1e-16
+    assert FocalLoss()(sure, torch.tensor([1])).item() == pytest.approx(40.0)
 
 
 @pytest.mark.parametrize(

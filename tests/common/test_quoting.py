@@ -1,7 +1,5 @@
 """Quoting: whatever a file holds, a message shows a short piece of it on one line."""
 
-import json
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,7 +53,7 @@ def test_messages_about_foreign_files_stay_short(tmp_path):
     calls += [lambda: profiles.resolve(settings, [], {}), lambda: datasets.read(f"manifest:{tmp_path}")]
     calls += [lambda: checkpoint.read_state(tmp_path)]
     (tmp_path / "manifest.csv").write_text(",".join([LONG, *(f"{LONG[:90]}{n}" for n in range(500))]) + "\n")
-    (tmp_path / checkpoint.STATE).write_text(json.dumps({"format": LONG}))
+    checkpoint.save_weights(tmp_path / checkpoint.STATE, {}, {"format": LONG})
     for call in calls:
         with pytest.raises((ValueError, checkpoint.CheckpointError)) as error:
             call()

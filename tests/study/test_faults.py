@@ -269,7 +269,7 @@ command.run_options = lambda options: loop.fit(
     np.arange(576), np.arange(576, 600), sys.argv[1])
 import lightning_fabric, torch  # what the training imports anyway takes address space too
 from thyroid_lib import network
-from thyroid_lib.training import hardware, ranks
+from thyroid_lib.training import hardware
 torch.randn(4, 4, requires_grad=True).sum().backward()
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 400 * 2**20,) * 2)
@@ -327,7 +327,7 @@ def test_workers_end_when_the_process_that_started_them_is_killed(tmp_path, monk
     monkeypatch.setenv("THYROID_CACHE", str(tmp_path / "cache"))
     code = ORPHANS.replace("MODEL", repr(MODEL | {"num_classes": 4}))
     parent = subprocess.Popen([sys.executable, "-c", code, tmp_path], cwd=PROJECT)
-    assert wait_for((tmp_path / "fit" / "state.json").exists)
+    assert wait_for((tmp_path / "fit" / "state.safetensors").exists)
     family = psutil.Process(parent.pid).children(recursive=True)
     assert len(family) >= 3  # torchrun and its two ranks
     parent.kill()

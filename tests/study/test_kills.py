@@ -126,8 +126,8 @@ def files(run: Path) -> dict[str, bytes]:
     """Path in the run -> content of every file that a fine-tuning writes, without the times that it took."""
     paths = (path for path in run.rglob("*") if path.is_file() and path.name != "run.json")
     content = {path.relative_to(run).as_posix(): path.read_bytes() for path in paths}
-    for name in [name for name in content if name.endswith("state.json")]:
-        state = json.loads(content[name]) | {"seconds": 0, "trained": 0}
+    for name in [name for name in content if name.endswith(checkpoint.STATE)]:
+        state = checkpoint.read_state((run / name).parent) | {"seconds": 0, "trained": 0}
         content[name] = json.dumps(state, sort_keys=True).encode()
     return content
 

@@ -12,12 +12,10 @@ PLAIN = Augmentation()
 NONE = PLAIN.scaled(0)
 
 
-def changed(images, samples, change=PLAIN, *, seed=0, epoch=0) -> torch.Tensor:
+def changed(images, samples, change=PLAIN, *, seed=0, epoch=0, **only) -> torch.Tensor:
+    """By `change`, or by the ranges of `only` alone."""
+    change = replace(NONE, **only) if only else change
     return change(images, samples, seed=seed, epoch=epoch)[0]
-
-
-def only(**ranges) -> Augmentation:
-    return replace(NONE, **ranges)
 
 
 def pictures(n=6, side=32):
@@ -39,7 +37,7 @@ def test_a_sample_is_changed_alike_in_every_company_and_otherwise_by_another_see
 
 def test_a_flip_is_left_to_right_only():
     images = pictures(64)
-    flipped = changed(images, np.arange(64), only(flip=0.5))
+    flipped = changed(images, np.arange(64), flip=0.5)
     same = (flipped == images).flatten(1).all(1)
     mirrored = (flipped == images.flip(2)).flatten(1).all(1)
     assert (same | mirrored).all()
@@ -48,7 +46,7 @@ def test_a_flip_is_left_to_right_only():
 
 def test_a_shift_brings_in_black_and_no_more_than_its_range():
     white = torch.full((50, 100, 100), 255, dtype=torch.uint8)
-    moved = changed(white, np.arange(50), only(shift=0.06), seed=1)
+    moved = changed(white, np.arange(50), seed=1, shift=0.06)
     lost = 1 - (moved > 250).float().mean((1, 2))
     assert lost.max() <= 1 - 0.93**2
     assert lost.max() > 0.06
@@ -57,7 +55,7 @@ def test_a_shift_brings_in_black_and_no_more_than_its_range():
 
 def test_a_shadow_only_darkens_and_deepens_downwards():
     white = torch.full((200, 64, 64), 200, dtype=torch.uint8)
-    shaded = changed(white, np.arange(200), only(shadow=0.5, shadow_depth=1.0), seed=1)
+    shaded = changed(white, np.arange(200), seed=1, shadow=0.5, shadow_depth=1.0)
     assert shaded.max() == 200
     with_shadow = (shaded < 200).flatten(1).any(1)
     assert 70 < with_shadow.sum() < 130
@@ -67,7 +65,7 @@ def test_a_shadow_only_darkens_and_deepens_downwards():
 
 def test_gain_and_gamma_keep_black_and_the_order_of_grey_levels():
     ramp = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16).expand(40, -1, -1)
-    levels = changed(ramp, np.arange(40), only(gain=0.2, gamma=0.3), seed=1).flatten(1).int()
+    levels = changed(ramp, np.arange(40), seed=1, gain=0.2, gamma=0.3).flatten(1).int()
     assert (levels[:, 0] == 0).all()
     assert (levels.diff(dim=1) >= 0).all()
 
@@ -75,7 +73,7 @@ def test_gain_and_gamma_keep_black_and_the_order_of_grey_levels():
 def test_speckle_is_multiplicative_of_the_stated_size():
     grey = torch.full((400, 32, 32), 100, dtype=torch.uint8)
     grey[:, :16] = 0
-    noisy = changed(grey, np.arange(400), only(speckle=0.1), seed=1).float()
+    noisy = changed(grey, np.arange(400), seed=1, speckle=0.1).float()
     assert (noisy[:, :16] == 0).all()
     spread = noisy[:, 16:].flatten(1).std(1) / 100
     assert spread.max() < 0.12  # the largest is 0.1, give or take a sample's deviation
@@ -95,6 +93,6 @@ def test_the_hashed_numbers_are_uniform_and_independent():
 
 def test_wrong_input_is_refused():
     with pytest.raises(ValueError, match="uint8"):
-        Augmentation()(torch.zeros(2, 8, 8), np.arange(2), seed=0, epoch=0)
+        changed(torch.zeros(2, 8, 8), np.arange(2))
     with pytest.raises(ValueError, match="strength"):
-        Augmentation().scaled(-1)
+        PLAIN.scaled(-1)

@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
-from small_training import MODEL, interrupted, largest_difference, trained
+from small_training import MODEL, asked, interrupted, largest_difference, trained
 
 from thyroid_lib import network
 from thyroid_lib.training import auxiliary
@@ -25,7 +26,8 @@ def described(**columns) -> pd.DataFrame:
 def questions_of(masks, index, *, signs=0.0, texture=0.0) -> auxiliary.Questions:
     images = np.random.default_rng(0).integers(0, 255, (len(index), 8, 8), dtype=np.uint8)
     crops = SimpleNamespace(images=images, masks=masks, index=index)
-    return auxiliary.Questions(crops, np.arange(len(index)), 1.0, signs, texture)
+    weights = asked(mask_weight=1.0, sign_weight=signs, texture_weight=texture)
+    return auxiliary.Questions(crops, np.arange(len(index)), weights)
 
 
 def test_masks_are_moved_as_the_images_are_and_change_none():
@@ -39,23 +41,13 @@ def test_masks_are_moved_as_the_images_are_and_change_none():
     assert torch.equal(geometry(torch.from_numpy(255 * masks), **options)[0], images)
 
 
-@pytest.mark.parametrize(
-    ("margins", "train", "values", "codes"),
-    [
-        (
-            ["smooth"] * 8 + ["spiculated"] * 7 + ["lobulated"] * 2 + ["", np.nan, "smooth"],
-            np.arange(20),
-            ["smooth", "spiculated"],
-            [0] * 8 + [1] * 7 + [-1] * 4 + [0],
-        ),
-        (["a"] * 6 + ["b"] * 6 + ["c"] * 8, np.arange(12), ["a", "b"], [0] * 6 + [1] * 6 + [-1] * 8),
-    ],
-    ids=["rare", "not in training"],
-)
-def test_signs_become_codes_and_what_the_training_part_hardly_shows_is_unknown(margins, train, values, codes):
-    found = auxiliary.described_signs(described(margins=margins, same=["solid"] * 20), train)
-    assert found[0] == {"margins": values}  # a sign with one value asks nothing
-    assert found[1][:, 0].tolist() == codes
+def test_signs_become_codes_and_what_the_training_part_hardly_shows_is_unknown():
+    margins = ["smooth"] * 8 + ["spiculated"] * 7 + ["lobulated"] * 2 + ["", np.nan, "smooth"]
+    values, codes = auxiliary.described_signs(described(margins=margins, same=["solid"] * 20), np.arange(20))
+    assert values == {"margins": ["smooth", "spiculated"]}  # a sign with one value asks nothing
+    assert codes[:, 0].tolist() == [0] * 8 + [1] * 7 + [-1] * 4 + [0]
+    form = described(form=["a"] * 6 + ["b"] * 6 + ["c"] * 8)  # c: in another part than that which teaches
+    assert auxiliary.described_signs(form, np.arange(12))[1][:, 0].tolist() == [0] * 6 + [1] * 6 + [-1] * 8
 
 
 def test_texture_is_measured_in_the_training_parts_own_spread():
@@ -88,7 +80,7 @@ def test_what_is_asked_for_is_learnt_from_the_image(crops, tmp_path, monkeypatch
         answers = pupils[0].eval()(network.normalize(torch.from_numpy(np.array(crops.images[rows]))))
     if question == "mask":
         masks = torch.from_numpy(np.array(crops.masks[rows])).float()
-        truth = torch.nn.functional.adaptive_avg_pool2d(masks, answers[1].shape[1:]).numpy()
+        truth = F.adaptive_avg_pool2d(masks, answers[1].shape[1:]).numpy()
         answer = torch.sigmoid(answers[1]).numpy()
     else:
         assert answers[1] is None and answers[2] == []
@@ -115,7 +107,7 @@ def test_frames_without_outline_are_asked_only_where_the_label_says_normal():
     rows = np.array([3, 4, 5])
     mask = torch.tensor([[[3.0]], [[-2.0]], [[1.0]]], requires_grad=True)
     targets = torch.from_numpy(masks[rows]).float()
-    questions_of(masks, index).loss(mask, [], None, targets, rows, rows).backward()
+    questions_of(masks, index).loss((mask, [], None), targets, rows, rows).backward()
     assert (mask.grad.flatten() != 0).tolist() == [True, True, False]
 
 
@@ -125,36 +117,27 @@ def test_the_shares_of_two_ranks_add_up_to_the_whole_as_by_hand():
     index = described(margins=["a", "b", "", "b"] * 5, form=["x"] * 11 + ["y"] * 9)
     index = index.assign(label="benign", mask_inside=np.where(masks.any((1, 2)), 1.0, np.nan))
     questions = questions_of(masks, index, signs=0.7, texture=0.3)
-    random = torch.Generator().manual_seed(0)
-    rows = np.arange(3, 20)
-    mask = torch.randn(17, 2, 2, generator=random)
-    signs = [torch.randn(17, 2, generator=random), torch.randn(17, 2, generator=random)]
+    random, rows = torch.Generator().manual_seed(0), np.arange(3, 20)
+    shapes = (2, 2), (2,), (2,), (questions.texture.shape[1],)
+    mask, margins, form, texture = (torch.randn(17, *shape, generator=random) for shape in shapes)
     targets = torch.from_numpy(masks[rows]).float()
-    texture = torch.randn(17, questions.texture.shape[1], generator=random)
-    whole = float(questions.loss(mask, signs, texture, targets, rows, rows))
-    shares = [
-        questions.loss(mask[part], [s[part] for s in signs], texture[part], targets[part], rows[part], rows)
-        for part in (slice(0, 6), slice(6, 17))
-    ]
-    assert float(sum(shares)) == pytest.approx(whole, rel=1e-6)
-    codes = torch.from_numpy(questions.codes[rows])
-    of_signs = [
-        torch.nn.functional.cross_entropy(s, code, ignore_index=-1, reduction="sum")
-        for s, code in zip(signs, codes.T)
-    ]
-    without = float(questions.loss(mask, [], texture, targets, rows, rows))
-    assert whole - without == pytest.approx(0.7 * float(sum(of_signs) / (codes >= 0).sum()), rel=1e-5)
+
+    def loss(part=slice(None), *, signs=True, measures=True) -> float:
+        answers = mask[part], [margins[part], form[part]] * signs, texture[part] if measures else None
+        return float(questions.loss(answers, targets[part], rows[part], rows))
+
+    assert loss(slice(0, 6)) + loss(slice(6, 17)) == pytest.approx(loss(), rel=1e-6)
+    codes, options = torch.from_numpy(questions.codes[rows]), {"ignore_index": -1, "reduction": "sum"}
+    of_signs = sum(F.cross_entropy(s, code, **options) for s, code in zip((margins, form), codes.T))
+    assert loss() - loss(signs=False) == pytest.approx(0.7 * float(of_signs / (codes >= 0).sum()), rel=1e-5)
     apart = np.abs(texture.numpy() - questions.texture[rows])[masks[rows].any((1, 2))]
     of_texture = np.where(apart < 1, apart**2 / 2, apart - 0.5).mean()
-    without = float(questions.loss(mask, signs, None, targets, rows, rows))
-    assert whole - without == pytest.approx(0.3 * of_texture, rel=1e-4)
+    assert loss() - loss(measures=False) == pytest.approx(0.3 * of_texture, rel=1e-4)
 
 
 def test_what_is_kept_is_the_network_alone_and_learnt_from_the_questions(crops, tmp_path):
-    plain, fit = (
-        trained(tmp_path / "plain", crops, *ROWS, **PLAIN),
-        trained(tmp_path / "x", crops, *ROWS, **ASKED),
-    )
+    plain = trained(tmp_path / "plain", crops, *ROWS, **PLAIN)
+    fit = trained(tmp_path / "x", crops, *ROWS, **ASKED)
     assert load_file(fit.weights).keys() == network.build(PLAIN["model"]).state_dict().keys()
     assert largest_difference(fit.weights, plain.weights) > 1e-4
     # the loss that is reported is the class's own, comparable between both
@@ -164,21 +147,12 @@ def test_what_is_kept_is_the_network_alone_and_learnt_from_the_questions(crops, 
     pd.testing.assert_frame_equal(fit.history, again.history, check_exact=True)
 
 
-@pytest.mark.parametrize(
-    "weight, said",
-    [
-        ("mask_weight", "expected crops with nodule masks"),
-        ("sign_weight", r"columns sign_\*"),
-        ("texture_weight", "at least two of the training part"),
-    ],
-)
-def test_questions_that_the_data_cannot_answer_are_refused(crops, tmp_path, weight, said):
+def test_questions_that_the_data_or_the_network_cannot_answer_are_refused(crops, tmp_path):
     index = crops.index.drop(columns=[c for c in crops.index if c.startswith("sign_")])
     bare = SimpleNamespace(images=crops.images, labels=crops.labels, masks=None, hash="bare", index=index)
-    with pytest.raises(ValueError, match=said):
-        trained(tmp_path, bare, *ROWS, **PLAIN, **{weight: 1.0})
-
-
-def test_a_network_without_a_middle_flow_cannot_be_asked():
+    outlines, few = "expected crops with nodule masks", "at least two to learn from"
+    for kind, said in {"mask": outlines, "sign": r"columns sign_\*", "texture": few}.items():
+        with pytest.raises(ValueError, match=said):
+            trained(tmp_path, bare, *ROWS, **PLAIN, **{f"{kind}_weight": 1.0})
     with pytest.raises(ValueError, match="asked of an Xception"):
         auxiliary.Pupil(torch.nn.Linear(2, 2), mask=True, signs={})

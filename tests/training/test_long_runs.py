@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from small_training import MODEL, Spots, trained
 
@@ -22,13 +23,11 @@ pytestmark = pytest.mark.skipif(
 def state() -> dict[str, float]:
     """What this process holds now."""
     gc.collect()
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    shared = sum(str(os.getpid()) in name for name in os.listdir("/dev/shm"))  # others' come and go
-    shared += Path("/proc/self/maps").read_text().count("/dev/shm/")
-    files, threads = (len(os.listdir(f"/proc/self/{kind}")) for kind in ("fd", "task"))
-    return {"mib": pages * os.sysconf("SC_PAGE_SIZE") / 2**20, "files": files, "threads": threads} | {
-        "shared": shared
-    }
+    me = psutil.Process()
+    shared = sum(str(me.pid) in name for name in os.listdir("/dev/shm"))  # others' come and go
+    shared += sum(part.path.startswith("/dev/shm/") for part in me.memory_maps())
+    mib, files, threads = me.memory_info().rss / 2**20, me.num_fds(), me.num_threads()
+    return {"mib": mib, "files": files, "threads": threads, "shared": shared}
 
 
 def crops_on_disk(folder: str, count: int) -> Spots:

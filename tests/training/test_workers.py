@@ -1,18 +1,16 @@
 """More processes than one: the same result, and errors that can be read."""
 
-import math
 import os
-import signal
 import socket
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from hardening import goes_wrong
 from safetensors.torch import load_file
+from small_study import wait_for
 from small_training import MODEL, largest_difference, spots, trained
 
 from thyroid_lib.common import fingerprint
@@ -30,11 +28,7 @@ OPTIONS.append("{width: 0.0625, middle_blocks: 1}")
 
 def test_two_ranks_with_frozen_batchnorm_give_one_ranks_result(crops, tmp_path):
     same = SMALL | {"frozen_batchnorm": True, "ema": 0.9}
-    same |= {
-        "mask_weight": 1.0,
-        "sign_weight": 0.5,
-        "texture_weight": 0.5,
-    }  # the questions are shared out too
+    same |= {"mask_weight": 1.0, "sign_weight": 0.5, "texture_weight": 0.5}  # shared out too
     epochs = []
     one = trained(tmp_path / "one", crops, *ROWS, **same)
     follow = {"on_epoch": lambda history: epochs.append(len(history))}
@@ -92,9 +86,7 @@ def test_two_nodes_meet_and_train(crops, tmp_path):
 def test_jobs_on_several_workers_give_the_results_of_one(crops, tmp_path, where):
     if "cluster" in where:
         pytest.importorskip("distributed")
-    jobs = [
-        {"folder": str(crops.folder), "out": str(tmp_path / f"{seed}"), "seed": seed} for seed in range(3)
-    ]
+    jobs = [{"folder": crops.folder, "out": str(tmp_path / f"{seed}"), "seed": seed} for seed in range(3)]
     found = run_jobs(one_job, jobs, **where)
     assert found == [one_job(**job | {"out": job["out"] + "-alone"}) for job in jobs]
     assert len(set(found)) == 3
@@ -107,47 +99,24 @@ def one_job(folder, out, seed) -> str:
 
 
 def test_jobs_give_results_in_order():
-    assert run_jobs(math.gcd, []) == []
-    assert run_jobs(power, [{"a": 2, "b": b} for b in range(3)]) == [1, 2, 4]
-
-
-def power(a, b):
-    return a**b
+    assert run_jobs(dict, []) == []
+    assert run_jobs(dict, [{"b": b} for b in range(3)]) == [{"b": 0}, {"b": 1}, {"b": 2}]
 
 
 def test_workers_end_with_the_process_that_started_them(tmp_path):
     jobs = [{"folder": str(tmp_path), "name": str(n)} for n in range(2)]
-    code = f"import test_workers as t; t.run_jobs(t.sleeper, {jobs!r}, parallel=2)"
-    path = os.pathsep.join([str(PROJECT / "tests"), str(Path(__file__).parent), *sys.path])
+    code = "import small_jobs; from thyroid_lib.common import jobs\n"
+    code += f"jobs.run_jobs(small_jobs.sleeper, {jobs!r}, parallel=2)"
+    path = os.pathsep.join([str(PROJECT / "tests"), *sys.path])
     parent = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path})
     try:
-        until = time.monotonic() + 600
-        while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < until and parent.poll() is None:
-            time.sleep(0.1)
-        pids = [int(path.read_text()) for path in tmp_path.iterdir()]
-        assert len(pids) == 2
+        wait_for(lambda: len(list(tmp_path.iterdir())) == 2 or parent.poll() is not None)
+        workers = [psutil.Process(int(path.read_text())) for path in tmp_path.iterdir()]
+        assert len(workers) == 2
     finally:
-        parent.send_signal(signal.SIGKILL)
+        parent.kill()
         parent.wait()
-    until = time.monotonic() + 120
-    while any(map(alive, pids)) and time.monotonic() < until:
-        time.sleep(0.1)
-    assert not any(map(alive, pids))
-
-
-def sleeper(folder, name):
-    """Says who it is and sleeps longer than the test waits."""
-    part = Path(folder).with_name(f"part{name}")
-    part.write_text(str(os.getpid()))
-    part.rename(Path(folder) / name)
-    time.sleep(3000)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    assert wait_for(lambda: not any(w.is_running() and w.status() != "zombie" for w in workers), 120)
 
 
 @goes_wrong(
@@ -158,4 +127,4 @@ def alive(pid: int) -> bool:
 def test_a_cluster_without_dask_is_explained(monkeypatch, sees):
     monkeypatch.setitem(sys.modules, "dask.distributed", None)
     with pytest.raises(ImportError, match=sees):
-        run_jobs(power, [{"a": 1, "b": 1}], cluster="local:1")
+        run_jobs(dict, [{}], cluster="local:1")

@@ -6,10 +6,12 @@ and has no colour, so there is no vertical flip, no hue. Every random number is 
 sample): it depends neither on the batch a sample falls into, nor on worker count or world size.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
+from functools import cache
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn.functional import grid_sample
 
 _TILE = 509  # side of the fixed speckle field, prime so that offsets do not repeat with image sizes
@@ -44,20 +46,13 @@ class Augmentation:
         """The same with every range multiplied by `strength`; probabilities stop at 1/2."""
         if not 0 <= strength <= 3:
             raise ValueError(f"augmentation strength: expected 0 (none) to 3, {strength} came")
-        values = {field.name: getattr(self, field.name) * strength for field in fields(self)}
-        return Augmentation(
-            **values | {"flip": min(values["flip"], 0.5), "shadow": min(values["shadow"], 0.5)}
-        )
+        values = {name: value * strength for name, value in asdict(self).items()}
+        values |= {name: min(values[name], 0.5) for name in ("flip", "shadow")}
+        return Augmentation(**values)
 
     def __call__(
-        self,
-        images: torch.Tensor,
-        samples: np.ndarray,
-        *,
-        seed: int,
-        epoch: int,
-        masks: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        self, images: Tensor, samples: np.ndarray, *, seed: int, epoch: int, masks: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Changes a batch.
 
         Args:
@@ -75,31 +70,28 @@ class Augmentation:
             raise ValueError(f"expected uint8 (N, S, S), {images.dtype} {tuple(images.shape)} came")
         draws = uniforms(seed, epoch, samples, _DRAWS)
         u = torch.from_numpy(draws.astype(np.float32)).to(images.device, non_blocking=True)
-        offsets = torch.from_numpy((draws[:, 10:12] * _TILE).astype(np.int64))
+        signed, offsets = 2 * u - 1, torch.from_numpy((draws[:, 10:12] * _TILE).astype(np.int64))
         grid = self._grid(u, images.shape[-1])
         x = _sampled(images.to(torch.float32) / 255, grid)
         x = self._cast_shadow(x, u)
-        x = x.clamp_(1e-6, 1) ** self._spread(u[:, 4], self.gamma).exp()[:, None, None]
-        x *= 1 + self._spread(u[:, 3], self.gain)[:, None, None]
+        x = x.clamp_(1e-6, 1) ** (signed[:, 4] * self.gamma).exp()[:, None, None]
+        x *= 1 + (signed[:, 3] * self.gain)[:, None, None]
         x *= 1 + (u[:, 5] * self.speckle)[:, None, None] * _speckle(offsets.to(x.device), x.shape[-1])
         changed = x.mul_(255).round_().clamp_(0, 255).to(torch.uint8)
         return changed, None if masks is None else _sampled(masks.to(torch.float32), grid)
 
-    @staticmethod
-    def _spread(u: torch.Tensor, limit: float) -> torch.Tensor:
-        return (2 * u - 1) * limit
-
-    def _grid(self, u: torch.Tensor, side: int) -> torch.Tensor:
+    def _grid(self, u: Tensor, side: int) -> Tensor:
         """Where each pixel of the moved images comes from: float32 (N, side, side, 2), as `grid_sample` takes it."""
-        zoom = self._spread(u[:, 2], self.scale).exp()
+        signed = 2 * u - 1
+        zoom = (signed[:, 2] * self.scale).exp()
         mirror = torch.where(u[:, 9] < self.flip, -1.0, 1.0)
         axis = (torch.arange(side, device=u.device, dtype=torch.float32) * 2 + 1) / side - 1
-        across = axis[None] * (zoom * mirror)[:, None] + 2 * self._spread(u[:, 0], self.shift)[:, None]
-        down = axis[None] * zoom[:, None] + 2 * self._spread(u[:, 1], self.shift)[:, None]
+        across = axis[None] * (zoom * mirror)[:, None] + 2 * (signed[:, 0] * self.shift)[:, None]
+        down = axis[None] * zoom[:, None] + 2 * (signed[:, 1] * self.shift)[:, None]
         square = (len(u), side, side)
         return torch.stack((across[:, None].expand(square), down[:, :, None].expand(square)), 3)
 
-    def _cast_shadow(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+    def _cast_shadow(self, x: Tensor, u: Tensor) -> Tensor:
         axis = torch.linspace(0, 1, x.shape[-1], device=x.device)
         present = u[:, 6] < self.shadow
         depth = torch.where(present, self.shadow_depth * (0.4 + 0.6 * u[:, 6] / max(self.shadow, 1e-9)), 0.0)
@@ -137,23 +129,21 @@ def _mix(z: np.ndarray) -> np.ndarray:
     return z ^ (z >> np.uint64(31))
 
 
-def _sampled(x: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+def _sampled(x: Tensor, grid: Tensor) -> Tensor:
     return grid_sample(x[:, None], grid, padding_mode="zeros", align_corners=False)[:, 0]
 
 
-_fields: dict[torch.device, torch.Tensor] = {}
+@cache
+def _field(device: torch.device) -> Tensor:
+    white = np.random.Generator(np.random.Philox(20)).standard_normal((_TILE, _TILE)).astype(np.float32)
+    beside, across = np.roll(white, 1, 0) + np.roll(white, 1, 1), np.roll(white, (1, 1), (0, 1))
+    smooth = white + 0.7 * beside + 0.5 * across
+    return torch.from_numpy(smooth / smooth.std()).to(device)
 
 
-def _speckle(offsets: torch.Tensor, side: int) -> torch.Tensor:
+def _speckle(offsets: Tensor, side: int) -> Tensor:
     """float32 (N, side, side) of unit-variance correlated noise: windows of one fixed periodic field."""
-    device = offsets.device
-    if device not in _fields:
-        white = np.random.Generator(np.random.Philox(20)).standard_normal((_TILE, _TILE)).astype(np.float32)
-        smooth = (
-            white + 0.7 * (np.roll(white, 1, 0) + np.roll(white, 1, 1)) + 0.5 * np.roll(white, (1, 1), (0, 1))
-        )
-        _fields[device] = torch.from_numpy(smooth / smooth.std()).to(device)
-    axis = torch.arange(side, device=device)
+    axis = torch.arange(side, device=offsets.device)
     rows = (offsets[:, 0, None] + axis) % _TILE
     columns = (offsets[:, 1, None] + axis) % _TILE
-    return _fields[device][rows[:, :, None], columns[:, None, :]]
+    return _field(offsets.device)[rows[:, :, None], columns[:, None, :]]

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from thyroid_lib.data.rows import RowReader
+from thyroid_lib.training.settings import Settings
 from thyroid_lib.training.texture import texture_features
 
 PREFIX = "sign_"
@@ -104,40 +105,39 @@ class Questions:
 
     Args:
         crops: with `images`, `masks` and `index`. train: int (n,), rows of the training part.
-        mask_weight, sign_weight, texture_weight: of each question's loss, beside 1 for the class; 0 does not ask.
+        settings: whose `mask_weight`, `sign_weight` and `texture_weight` weigh each question's loss, beside 1 for the
+            class; 0 does not ask.
 
     Raises:
         ValueError: the crops have no masks, or no described signs, that were asked for.
     """
 
-    def __init__(
-        self, crops, train: np.ndarray, mask_weight: float, sign_weight: float, texture_weight: float
-    ):
-        self.mask_weight, self.sign_weight, self.texture_weight = mask_weight, sign_weight, texture_weight
-        count, none = len(crops.images), crops.masks is None
-        self.outlined = np.zeros(count, bool) if none else crops.index["mask_inside"].notna().to_numpy()
+    def __init__(self, crops, train: np.ndarray, settings: Settings):
+        self.settings = settings
+        self.outlined = crops.index["mask_inside"].notna().to_numpy()
         # without an outline, "normal" says that there is no nodule; any other frame's nodule is not known
         self.answered = self.outlined | (crops.index["label"] == "normal").to_numpy()
-        self.masks = self.texture = None
-        self.values, self.codes = described_signs(crops.index, train) if sign_weight else ({}, None)
-        if mask_weight:
-            if none or not self.answered[train].any():
-                raise ValueError(
-                    f"mask_weight={mask_weight}: expected crops with nodule masks, these have none; set mask_weight=0"
-                )
-            self.masks = RowReader(crops.masks)
-        if sign_weight and not self.values:
-            raise ValueError(
-                f"sign_weight={sign_weight}: expected an index that describes signs (columns {PREFIX}*) with at "
-                f"least two values of {RAREST} training images each, this has none; set sign_weight=0"
-            )
-        if texture_weight:
-            if self.outlined[train].sum() < 2:
-                raise ValueError(
-                    f"texture_weight={texture_weight}: expected crops with nodule masks, at least two of the training "
-                    f"part; {self.outlined[train].sum()} came; set texture_weight=0"
-                )
-            self.texture = measured_texture(crops, train, self.outlined)
+        self.values, self.codes = described_signs(crops.index, train) if settings.sign_weight else ({}, None)
+        masked, learnt, outlines = (
+            crops.masks is not None,
+            self.outlined[train].sum(),
+            "crops with nodule masks",
+        )
+        signs = f"an index that describes signs (columns {PREFIX}*), at least two values of {RAREST} training images"
+        needs = {
+            "mask_weight": (masked and self.answered[train].any(), f"{outlines}, these have none"),
+            "sign_weight": (self.values, f"{signs} each, this has none"),
+            "texture_weight": (
+                masked and learnt > 1,
+                f"{outlines}, at least two to learn from; {learnt} came",
+            ),
+        }
+        for name, (there, expected) in needs.items():
+            weight = getattr(settings, name)
+            if weight and not there:
+                raise ValueError(f"{name}={weight}: expected {expected}; set {name}=0")
+        self.masks = RowReader(crops.masks) if settings.mask_weight else None
+        self.texture = measured_texture(crops, train, self.outlined) if settings.texture_weight else None
 
     def pupil(self, model: nn.Module) -> Pupil:
         """The network with the heads that answer."""
@@ -145,40 +145,33 @@ class Questions:
         measures = 0 if self.texture is None else self.texture.shape[1]
         return Pupil(model, mask=self.masks is not None, signs=counts, texture=measures)
 
-    def loss(
-        self,
-        mask: Tensor | None,
-        signs: list[Tensor],
-        texture: Tensor | None,
-        targets: Tensor | None,
-        mine: np.ndarray,
-        batch: np.ndarray,
-    ) -> Tensor:
+    def loss(self, answers: tuple, targets: Tensor | None, mine: np.ndarray, batch: np.ndarray) -> Tensor:
         """Weighted auxiliary loss of a rank's share of a batch: the shares add up to a mean over what is known.
 
         Args:
-            mask, signs, texture: as `Pupil.forward` gives them.
-            targets: float32 (n, S, S) in 0..1, the masks after augmentation; None where they are not asked for.
+            answers: mask, signs and texture as `Pupil.forward` gives them.
+            targets: (n, S, S) in 0..1, the masks after augmentation; None where they are not asked for.
             mine: int (n,), rows of the share. batch: int (m,), rows of the whole batch.
         """
+        mask, signs, texture = answers
         losses = []
+
+        def add(weight: float, each: Tensor, known: np.ndarray) -> None:
+            counted = each * torch.from_numpy(known[mine]).to(each.device)
+            losses.append(weight * counted.sum() / max(1, known[batch].sum()))
+
         if mask is not None:
-            answered = torch.from_numpy(self.answered[mine]).to(mask.device)
-            each = mask_loss(mask.float(), targets) * answered
-            losses.append(self.mask_weight * each.sum() / max(1, self.answered[batch].sum()))
+            add(self.settings.mask_weight, mask_loss(mask.float(), targets.float()), self.answered)
         if signs:
             codes = torch.from_numpy(self.codes[mine]).to(signs[0].device)
-            each = [
-                F.cross_entropy(logits.float(), code, ignore_index=UNKNOWN, reduction="sum")
-                for logits, code in zip(signs, codes.T)
-            ]
+            options = {"ignore_index": UNKNOWN, "reduction": "sum"}
+            each = [F.cross_entropy(logits.float(), code, **options) for logits, code in zip(signs, codes.T)]
             known = max(1, (self.codes[batch] != UNKNOWN).sum())
-            losses.append(self.sign_weight * torch.stack(each).sum() / known)
+            losses.append(self.settings.sign_weight * torch.stack(each).sum() / known)
         if texture is not None:
             measured = torch.from_numpy(self.texture[mine]).to(texture.device)
-            outlined = torch.from_numpy(self.outlined[mine]).to(texture.device)
-            each = F.smooth_l1_loss(texture.float(), measured, reduction="none").mean(1) * outlined
-            losses.append(self.texture_weight * each.sum() / max(1, self.outlined[batch].sum()))
+            each = F.smooth_l1_loss(texture.float(), measured, reduction="none").mean(1)
+            add(self.settings.texture_weight, each, self.outlined)
         return torch.stack(losses).sum()
 
 

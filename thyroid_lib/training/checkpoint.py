@@ -1,13 +1,13 @@
-"""Checkpoints: weights and state as safetensors, position and history as JSON, never a pickle.
+"""Checkpoints: tensors as safetensors with what they are as JSON in the header, never a pickle.
 
 A folder of checkpoints holds
 
     best.safetensors    the weights of the best epoch so far; what the study carries on with
-    state.json          position, history and identity of the training: what was trained, on what
-    state-<n>.safetensors   weights, optimizer and averaged weights after epoch n; gone when all is done
+    state.safetensors   position, history and identity of the training (what was trained, on what) in the header;
+                        weights, optimizer and averaged weights after its last epoch, until all is done
 
-Every file is written beside its place and renamed into it, and ``state.json`` comes last: whenever the
-process dies, the folder holds one complete older or newer state.
+Each is written beside its place and renamed into it, the state last: whenever the process dies, the folder holds
+one complete older or newer state.
 """
 
 import contextlib
@@ -16,17 +16,17 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from thyroid_lib.common import fingerprint
-from thyroid_lib.common.files import LIBRARY, PART, write_text, written_whole
+from thyroid_lib.common.files import LIBRARY, PART, written_whole
 from thyroid_lib.common.messages import MORE, NAMES, named, quoted
 
 try:
@@ -34,20 +34,12 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-BEST, STATE, ABOUT = "best.safetensors", "state.json", "about"
-FORMAT = 3
-CODE = (
-    "network.py",
-    "losses.py",
-    "layers/inputs.py",
-    "layers/depthwise.py",
-    "layers/pointwise.py",
-    "evaluation/calibration.py",
-    "training/augmentation.py",
-    "training/auxiliary.py",
-    "training/settings.py",
-    "training/loop.py",
-)
+BEST, STATE, ABOUT = "best.safetensors", "state.safetensors", "about"
+OPTIMIZER = "optimizer."
+FORMAT = 4
+CODE = [LIBRARY / "network.py", LIBRARY / "losses.py", LIBRARY / "evaluation" / "calibration.py"]
+CODE += [LIBRARY / "layers" / f"{name}.py" for name in ("inputs", "depthwise", "pointwise")]
+CODE += [LIBRARY / "training" / f"{name}.py" for name in ("augmentation", "auxiliary", "settings", "loop")]
 """What the numbers of a training follow from: a checkpoint of other code is another training's."""
 
 
@@ -55,31 +47,30 @@ class CheckpointError(RuntimeError):
     """A checkpoint that cannot be written, read or continued; the message says what to do."""
 
 
-class InitialWeightsMissing(FileNotFoundError):
-    """The file with the weights to start from is not there."""
-
-
-def save_weights(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> None:
+def save_weights(path: Path, tensors: dict[str, Tensor], metadata: dict) -> None:
     """Writes tensors to one safetensors file, whole or not at all.
 
     Args:
         path: the file; replaced atomically if it is there.
         tensors: name -> tensor, of any device and memory format.
-        metadata: plain JSON values, kept in the header as one sorted text: equal weights and metadata make
-            equal files, which safetensors does not promise of several entries.
+        metadata: plain JSON values, kept in the header as one text: equal weights and metadata make equal files,
+            which safetensors does not promise of several entries.
 
     Raises:
         CheckpointError: the disk is full or the folder cannot be written; the old file is untouched.
     """
     plain = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
-    text = {ABOUT: json.dumps(metadata, sort_keys=True)} if metadata else {}
+    text = {ABOUT: json.dumps(metadata)} if metadata else {}
     size = sum(tensor.nbytes for tensor in plain.values())
     with _explained(path, size), written_whole(path) as part:
         save_file(plain, part, metadata=text)
 
 
-def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def load_weights(path: Path, tensors: bool = True) -> tuple[dict[str, Tensor], dict]:
     """Reads what `save_weights` wrote.
+
+    Args:
+        path: the file. tensors: False reads the metadata alone.
 
     Returns:
         The tensors on the CPU by name, and the metadata.
@@ -90,7 +81,7 @@ def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {}).get(ABOUT, "{}"))
-        return load_file(path), metadata
+            return {name: file.get_tensor(name) for name in file.offset_keys() if tensors}, metadata
     except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(
             f"Expected complete weights in {path}; they cannot be read ({error}). Delete the folder "
@@ -99,21 +90,15 @@ def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 
 def read_state(folder: Path) -> dict | None:
-    """The content of state.json, or None where no training was begun.
+    """The state of a training, without its tensors; None where none was begun.
 
     Raises:
         CheckpointError: the file is there and cannot be read.
     """
     path = Path(folder) / STATE
-    try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"Expected the state of a training in {path}; it cannot be read ({error}). Delete the folder "
-            f"{folder} to train again from the start."
-        ) from error
+    state = load_weights(path, tensors=False)[1]
     version = state.get("format") if isinstance(state, dict) else None
     if version != FORMAT:
         raise CheckpointError(
@@ -123,8 +108,8 @@ def read_state(folder: Path) -> dict | None:
     return state
 
 
-def save_state(folder: Path, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
-    """Commits the state after an epoch: tensors first, then state.json, then the older tensors go.
+def save_state(folder: Path, tensors: dict[str, Tensor], state: dict) -> None:
+    """Commits the state after an epoch.
 
     Args:
         folder: the checkpoint folder.
@@ -134,70 +119,69 @@ def save_state(folder: Path, tensors: Mapping[str, torch.Tensor], state: Mapping
     Raises:
         CheckpointError: as `save_weights`.
     """
-    name = f"state-{state['epoch']}.safetensors" if tensors else ""
-    if tensors:
-        save_weights(Path(folder) / name, tensors, {})
-    text = json.dumps({**state, "format": FORMAT, "tensors": name}, indent=1, ensure_ascii=False)
-    with _explained(Path(folder) / STATE, len(text)):
-        write_text(Path(folder) / STATE, text)
-    for old in Path(folder).glob("state-*.safetensors"):
-        if old.name != name:
-            old.unlink(missing_ok=True)
+    save_weights(Path(folder) / STATE, tensors, {**state, "format": FORMAT})
 
 
-def tensors_of(
-    learner: torch.nn.Module, average: torch.nn.Module | None, optimizer: torch.optim.Optimizer
-) -> dict[str, torch.Tensor]:
-    """All tensors that a training needs to go on: of what learns, of its moving average, of the optimizer."""
-    states = {"learner": learner.state_dict(), "average": average.state_dict() if average is not None else {}}
-    states |= {f"optimizer.{i}": slots for i, slots in optimizer.state_dict()["state"].items()}
-    return {f"{part}.{name}": value for part, state in states.items() for name, value in state.items()}
+def tensors_of(networks: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """All tensors that a training needs to go on: of what learns and its moving average, of the optimizer."""
+    slots = optimizer.state_dict()["state"].items()
+    of_optimizer = {f"{OPTIMIZER}{i}.{name}": x for i, own in slots for name, x in own.items()}
+    return networks.state_dict() | of_optimizer
 
 
-def restore(folder: Path, state: Mapping[str, Any], learner, average, optimizer) -> None:
-    """Puts the tensors that belong to `state` back where `tensors_of` found them.
+def restore(folder: Path, networks: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Puts the tensors of the state back where `tensors_of` found them.
 
     Raises:
         CheckpointError: they are lost.
     """
-    parts = {"learner": {}, "average": {}, "optimizer": {}}
-    for name, value in load_weights(Path(folder) / state["tensors"])[0].items():
-        part, rest = name.split(".", 1)
-        parts[part][rest] = value
-    learner.load_state_dict(parts["learner"])
-    if average is not None:
-        average.load_state_dict(parts["average"])
-    saved = optimizer.state_dict()
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for name, value in parts["optimizer"].items():
-        i, slot = name.split(".", 1)
-        if value.ndim:  # the fused optimizer walks memory: the state must lie as its parameter does
-            value = torch.empty_like(parameters[int(i)]).copy_(value)
-        saved["state"].setdefault(int(i), {})[slot] = value
+    tensors, saved = load_weights(Path(folder) / STATE)[0], optimizer.state_dict()
+    networks.load_state_dict({name: x for name, x in tensors.items() if not name.startswith(OPTIMIZER)})
+    for i, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+        slots, prefix = saved["state"].setdefault(i, {}), f"{OPTIMIZER}{i}."
+        for name in (name for name in tensors if name.startswith(prefix)):
+            # the fused optimizer walks memory: the state must lie as its parameter does
+            x = tensors[name]
+            slots[name.removeprefix(prefix)] = torch.empty_like(parameter).copy_(x) if x.ndim else x
     optimizer.load_state_dict(saved)
 
 
-def history_of(state: Mapping[str, Any], title: str) -> pd.DataFrame:
+def history_of(state: dict, title: str) -> pd.DataFrame:
     """The epochs that a state tells of, a row each; its `attrs` hold the title."""
     history = pd.DataFrame(state["history"])
+    history["best"] = history["epoch"] == state["best_epoch"]
     history.attrs["title"] = title
     return history
 
 
-def prepare(folder: Path) -> None:
+def prepare(folder: Path, identity: dict | None = None) -> str:
     """Makes the folder and tries to write in it, before an hour of training is put at stake.
 
     Leftovers of a write that was cut off are removed.
 
+    Args:
+        folder: the checkpoint folder.
+        identity: of the training to come; where the folder holds another one, it is renamed to <folder>.before.
+
+    Returns:
+        In what that other one differs, "" where none was set aside.
+
     Raises:
         CheckpointError: the folder cannot be made or written.
     """
+    state = read_state(folder) if identity else None
+    different = differences(state["identity"], identity) if state else []
     with _explained(folder):
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        for left in Path(folder).glob(f".*{PART}"):
+        if different and not int(os.environ.get("RANK", 0)):
+            before = folder.with_name(folder.name + ".before")
+            shutil.rmtree(before, ignore_errors=True)
+            folder.rename(before)
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(f".*{PART}"):
             left.unlink(missing_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"0")
+    return "; ".join(different)
 
 
 @contextlib.contextmanager
@@ -215,14 +199,14 @@ def held(folder: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "w")
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise CheckpointError(
-                f"Another process is training in {folder}. Wait for it, end it, or give another folder."
-            ) from error
-        except OSError:
-            pass  # a file system without locks
+        with contextlib.suppress(OSError):  # a file system without locks
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                said = (
+                    f"Another process is training in {folder}. Wait for it, end it, or give another folder."
+                )
+                raise CheckpointError(said) from None
         try:
             yield
         finally:
@@ -231,44 +215,30 @@ def held(folder: Path) -> Iterator[None]:
 
 def identity_of(settings, crops, train, validation, labels, initial) -> dict:
     """What a training is: its settings, data, initial weights and code; arguments as `loop.fit`."""
-    return {
-        "settings": settings.identity(),
-        "data": {
-            "crops": str(crops.hash),
-            "training rows": fingerprint.digest(train),
-            "validation rows": fingerprint.digest(validation),
-            "labels": fingerprint.digest(labels),
-        },
-        "initial weights": digest_of(initial),
-        "code": fingerprint.digest(*(LIBRARY / name for name in CODE)),
-    }
+    arrays = {"training rows": train, "validation rows": validation, "labels": labels}
+    data = {"crops": str(crops.hash)} | {name: fingerprint.digest(rows) for name, rows in arrays.items()}
+    start, code = digest_of(initial), fingerprint.digest(*CODE)
+    return {"settings": settings.identity(), "data": data, "initial weights": start, "code": code}
 
 
 def digest_of(initial: str | Path | dict | None) -> str:
-    """A short hash of initial weights, by their values; "none" without any."""
+    """A short hash of initial weights, by their values; "none" without any.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
     if initial is None:
         return "none"
-    if isinstance(initial, dict):
-        return fingerprint.digest(initial)
-    if not Path(initial).is_file():
-        raise InitialWeightsMissing(
-            f"Expected the weights to start from in {initial}; there is no such file."
-        )
-    return fingerprint.digest(load_weights(Path(initial))[0])
+    if not isinstance(initial, dict):
+        if not Path(initial).is_file():
+            raise FileNotFoundError(
+                f"Expected the weights to start from in {initial}; there is no such file."
+            )
+        initial = load_weights(Path(initial))[0]
+    return fingerprint.digest(initial)
 
 
-def put_aside(folder: Path, identity: dict) -> str:
-    """Renames a folder that holds another training; says in what it differs, "" where there is none."""
-    state = read_state(folder)
-    different = differences(state["identity"], identity) if state else []
-    if different and int(os.environ.get("RANK", 0)) == 0:
-        before = folder.with_name(folder.name + ".before")
-        shutil.rmtree(before, ignore_errors=True)
-        folder.rename(before)
-    return "; ".join(different)
-
-
-def refuse_another(folder: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+def refuse_another(folder: Path, found: dict, asked: dict) -> None:
     """Refuses to continue a training that is not the one asked for.
 
     Args:
@@ -288,7 +258,7 @@ def refuse_another(folder: Path, found: Mapping[str, Any], asked: Mapping[str, A
         )
 
 
-def differences(found: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+def differences(found: dict, asked: dict) -> list[str]:
     """Every value in which two nested identities differ, as "name: a there, b asked for"."""
     first, second = _flat(found), _flat(asked)
     both = {name: (first.get(name, "nothing"), second.get(name, "nothing")) for name in {**first, **second}}
@@ -299,8 +269,8 @@ def differences(found: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]
     ]
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, Mapping):
+def _flat(value, prefix: str = "") -> dict:
+    if not isinstance(value, dict):
         return {prefix: list(value) if isinstance(value, tuple) else value}
     flat = {}
     for name, inner in value.items():
@@ -316,11 +286,13 @@ def _explained(path: Path, size: int = 0) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error):
             free = shutil.disk_usage(Path(path).parent).free
-            raise CheckpointError(
+            said = (
                 f"The disk is full: {size / 2**20:.0f} MiB are to be written to {path}, {free / 2**20:.0f} MiB "
-                "are free. The checkpoint before it is whole; make room and start the same command again."
-            ) from error
-        raise CheckpointError(
-            f"Expected to write {path}, and cannot: {error}. The checkpoint before it is untouched; choose a "
-            "folder that can be written, or mend this one, and start the same command again."
-        ) from error
+                "are free. The checkpoint before it is whole; make room"
+            )
+        else:
+            said = (
+                f"Expected to write {path}, and cannot: {error}. The checkpoint before it is untouched; choose a "
+                "folder that can be written, or mend this one,"
+            )
+        raise CheckpointError(f"{said} and start the same command again.") from error

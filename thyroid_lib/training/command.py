@@ -11,7 +11,11 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-import numpy as np
+import yaml
+
+from thyroid_lib.data.crops import Crops
+from thyroid_lib.data.rows import DataVanished
+from thyroid_lib.training import checkpoint, folds, hardware, loop, pretraining
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -21,9 +25,6 @@ def main(argv: list[str] | None = None) -> int:
         0 when the training is finished, 1 when it failed, 2 on wrong usage.
     """
     options = _options(argv)
-    from thyroid_lib.data.rows import DataVanished
-    from thyroid_lib.training import checkpoint, loop
-
     try:
         fit = run_job(options.job) if options.job else run_options(options)
     except (checkpoint.CheckpointError, loop.TrainingError, DataVanished, ValueError, OSError) as error:
@@ -38,13 +39,8 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def run_options(options: argparse.Namespace):
-    """Trains what the command line asks for; gives the `loop.Fit`."""
-    import yaml
-
-    from thyroid_lib.data.crops import Crops
-    from thyroid_lib.training import folds, loop, pretraining
-
+def run_options(options: argparse.Namespace) -> loop.Fit:
+    """Trains what the command line asks for."""
     crops = Crops.open(options.crops)
     try:
         switches = yaml.safe_load(options.network)
@@ -64,16 +60,11 @@ def run_options(options: argparse.Namespace):
     )
 
 
-def run_job(path: str | Path):
-    """Does what `ranks.write_job` wrote; under torchrun each rank calls it. Gives the `loop.Fit`."""
-    from thyroid_lib.data.crops import Crops
-    from thyroid_lib.training import loop, ranks
-
-    ranks.end_with_parent()
+def run_job(path: str | Path) -> loop.Fit:
+    """Does what `hardware.launch` wrote; under torchrun each rank calls it."""
+    hardware.end_with_parent()
     job = json.loads(Path(path).read_text(encoding="utf-8"))
-    train, validation, labels = (np.array(job.pop(n), np.int64) for n in ("train", "validation", "labels"))
-    settings, crops = loop.Settings(**job.pop("settings")), Crops.open(job.pop("crops"))
-    return loop.fit(settings, crops, train, validation, labels=labels, **job)
+    return loop.fit(loop.Settings(**job.pop("settings")), Crops.open(job.pop("crops")), **job)
 
 
 def _options(argv: list[str] | None) -> argparse.Namespace:
@@ -91,7 +82,3 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     if not options.job and not (options.crops and options.folder):
         parser.error("--crops and --folder are needed (or --job)")
     return options
-
-
-if __name__ == "__main__":
-    sys.exit(main())

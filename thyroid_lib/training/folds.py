@@ -82,45 +82,36 @@ def run(
     shared = {"settings": settings, "data": data, "validation": validation}
     if parallel == 1 and not cluster:
         shared["on_epoch"] = on_epoch
-    jobs = [
-        shared
-        | {"model": model, "fold": fold, "initial": start, "folder": Path(folder) / model / f"fold{fold}"}
-        | {"title": f"{model}, fold {fold + 1} of {count}"}
-        for model, fold, start, count in arms
-    ]
+    jobs = []
+    for model, fold, start, count in arms:
+        place, title = Path(folder) / model / f"fold{fold}", f"{model}, fold {fold + 1} of {count}"
+        about = {"model": model, "fold": fold, "initial": start, "folder": place, "title": title}
+        jobs.append(shared | about)
     return run_jobs(run_fold, jobs, parallel=parallel, cluster=cluster, title="folds")
 
 
 def run_fold(settings, data, folder, model, fold, initial, validation, title, on_epoch=None) -> FoldResult:
     """Trains one fold and predicts with it; arguments as `run`."""
-    crops, external = open_crops(data)
+    crops, _ = sources = open_crops(data)
     rows = parts(crops, fold, validation, settings.seed)
     options = {"initial": initial, "title": title, "on_epoch": on_epoch, "set_aside": True}
     fit = loop.fit(settings, crops, rows["train"], rows["validation"], folder, **options)
     network = fit.model()
-
-    def logits(source: Crops, chosen: np.ndarray) -> np.ndarray:
-        return loop.predict(network, source.images, chosen)
-
-    return _result(model, fold, rows, crops, external, logits, fit)
+    return _result(model, fold, rows, sources, lambda of, at: loop.predict(network, of.images, at), fit)
 
 
 def run_reference(data: Path, folds: int, *, validation: float = 0.15, seed: int = 0) -> list[FoldResult]:
     """Logistic regression on texture and shape under the true mask, on the same parts as the networks."""
-    crops, external = open_crops(data)
-    there = [source for source in (crops, external) if source is not None]
-    features = {id(source): texture.texture_features(source.images, source.masks) for source in there}
-    results = []
-    for fold in range(folds):
+    crops, _ = sources = open_crops(data)
+    features = {id(of): texture.texture_features(of.images, of.masks) for of in sources if of is not None}
+
+    def fitted(fold: int) -> FoldResult:
         rows = parts(crops, fold, validation, seed)
         learnt, labels = features[id(crops)].iloc[rows["train"]], crops.labels[rows["train"]]
-        logits_of = texture.fit_reference(learnt, labels, len(crops.classes), seed)
+        reference = texture.fit_reference(learnt, labels, len(crops.classes), seed)
+        return _result(TEXTURE, fold, rows, sources, lambda of, at: reference(features[id(of)].iloc[at]))
 
-        def logits(source: Crops, chosen: np.ndarray, logits_of=logits_of) -> np.ndarray:
-            return logits_of(features[id(source)].iloc[chosen])
-
-        results.append(_result(TEXTURE, fold, rows, crops, external, logits))
-    return results
+    return [fitted(fold) for fold in range(folds)]
 
 
 def sign_reader(data: Path, folds: int) -> list[pd.DataFrame]:
@@ -132,10 +123,9 @@ def sign_reader(data: Path, folds: int) -> list[pd.DataFrame]:
     for source, name in ((crops, "internal"), (external, "external")):
         if source is None or not source.simulated or f"sign_{next(iter(signs.SIGNS))}" not in source.index:
             continue
-        chosen = source.labels >= 0
+        index = source.index[source.labels >= 0]
         if name == "internal":
-            chosen &= source.index["fold"].isin(range(folds)).to_numpy()
-        index = source.index[chosen]
+            index = index[index["fold"].isin(range(folds))]
         kind = index["dataset"].iloc[0].partition(":")[2]
         logits = np.log(np.maximum(signs.sign_reader(index, kind), 1e-12))
         even = dict.fromkeys(source.classes, 1 / len(source.classes))
@@ -187,24 +177,19 @@ def open_crops(data: Path) -> tuple[Crops, Crops | None]:
     return crops, external
 
 
-def _result(
-    model: str, fold: int, rows: dict, crops: Crops, external: Crops | None, logits: Callable, fit=None
-) -> FoldResult:
-    """Fixes temperature and operating points on the validation part, then makes the table of every set."""
-    truth, raw = crops.labels[rows["validation"]], logits(crops, rows["validation"])
-    temperature = fit_temperature(raw, truth)
-    points = operating_points(softmax(raw / temperature, axis=1), truth, crops.classes)
-
-    def table(name: str, source: Crops, chosen: np.ndarray, scores: np.ndarray) -> pd.DataFrame:
+def _result(model: str, fold: int, rows: dict, sources: tuple, logits: Callable, fit=None) -> FoldResult:
+    """Fixes temperature and operating points on the validation part; the table of every set, its logits given."""
+    crops, external = sources
+    sets = {"internal": (crops, rows["test"]), "validation": (crops, rows["validation"])}
+    if external is not None:
+        sets["external"] = external, np.flatnonzero(external.labels >= 0)
+    raw = {name: logits(source, chosen) for name, (source, chosen) in sets.items()}
+    truth = crops.labels[rows["validation"]]
+    temperature = fit_temperature(raw["validation"], truth)
+    points = operating_points(softmax(raw["validation"] / temperature, axis=1), truth, crops.classes)
+    made = {}
+    for name, (source, chosen) in sets.items():
         about = {"model": model, "set": name, "fold": fold}
         index = source.index.iloc[chosen]
-        return prediction_table(index, source.classes, scores, temperature, points, **about)
-
-    made = {
-        "internal": table("internal", crops, rows["test"], logits(crops, rows["test"])),
-        "validation": table("validation", crops, rows["validation"], raw),
-    }
-    if external is not None:
-        chosen = np.flatnonzero(external.labels >= 0)
-        made["external"] = table("external", external, chosen, logits(external, chosen))
+        made[name] = prediction_table(index, crops.classes, raw[name], temperature, points, **about)
     return FoldResult(model, fold, rows, temperature, points, made, fit)

@@ -9,26 +9,24 @@ learning rate, best epoch) stand in `settings`.
 
 import copy
 import math
-import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from thyroid_lib import losses, network
 from thyroid_lib.common.progress import status
 from thyroid_lib.data.rows import RowReader
 from thyroid_lib.evaluation.calibration import macro_auroc
-from thyroid_lib.training import checkpoint, ranks
+from thyroid_lib.training import checkpoint, hardware
 from thyroid_lib.training.augmentation import Augmentation, uniforms
 from thyroid_lib.training.auxiliary import Questions
-from thyroid_lib.training.hardware import gathered, open_fabric
 from thyroid_lib.training.settings import Settings, TrainingError, check_rows, epoch_order, learning_rate
 
 _STATUS_EVERY = 1.0  # seconds
@@ -45,8 +43,7 @@ class Fit:
         weights: path of best.safetensors.
         seconds: wall time over all starts.
         images_per_second: training throughput, validation and checkpoints not counted.
-        choices: what was chosen for this machine and why.
-        load_report: what the initial weights brought (text), "" without any.
+        choices: what was chosen for this machine and why, and what the initial weights brought where there are any.
         settings: what it was asked to do, as plain values.
     """
 
@@ -56,7 +53,6 @@ class Fit:
     seconds: float
     images_per_second: float
     choices: dict
-    load_report: str
     settings: dict
 
     def model(self) -> nn.Module:
@@ -108,16 +104,11 @@ def fit(
     folder = Path(folder)
     train, validation = np.asarray(train, np.int64), np.asarray(validation, np.int64)
     labels = np.asarray(crops.labels if labels is None else labels, np.int64)
-    if len(labels) != len(crops.images):
-        raise ValueError(f"expected a label for each of {len(crops.images)} crops, {len(labels)} came")
     check_rows(settings, labels, train, validation)
     identity = checkpoint.identity_of(settings, crops, train, validation, labels, initial)
     with checkpoint.held(folder):
-        aside = checkpoint.put_aside(folder, identity) if set_aside else ""
-        checkpoint.prepare(folder)
-    if settings.devices > 1 and "LOCAL_RANK" not in os.environ:
-        ranks.launch(settings, crops, train, validation, folder, initial, labels, title, on_epoch)
-        settings = replace(settings, devices=1)
+        aside = checkpoint.prepare(folder, identity if set_aside else None)
+    settings = hardware.launch(settings, crops, train, validation, folder, initial, labels, title, on_epoch)
     with checkpoint.held(folder):
         training = Training(settings, crops, train, validation, folder, initial, labels, title, identity)
         if aside:
@@ -144,7 +135,7 @@ def predict(
         images: uint8 (N, S, S).
         rows: int (n,), which of them; None is all, in order.
         batch_size: images at a time; the logits do not depend on the others in the batch.
-        precision: "32" or "bf16".
+        precision: "32" or "bf16", or as Fabric calls them.
 
     Returns:
         float32 (n, C).
@@ -154,7 +145,7 @@ def predict(
     reader, mode, parts = RowReader(images), model.training, []
     model.eval()
     try:
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled="bf16" in precision):
             for begin in range(0, len(rows), batch_size):
                 x = reader.tensor(rows[begin : begin + batch_size], device)
                 logits = [model(view).float() for view in network.views(_input(x, model), model.config)]
@@ -170,6 +161,7 @@ class Training:
     def __init__(self, settings, crops, train, validation, folder, initial, labels, title, identity):
         self.settings, self.train, self.validation = settings, train, validation
         self.labels, self.folder, self.title = labels, folder, title
+        self.steps = math.ceil(len(train) / settings.batch_size)
         if settings.threads:
             torch.set_num_threads(settings.threads)
         new = {"epoch": 0, "history": [], "seconds": 0.0, "trained": 0.0, "identity": identity}
@@ -178,50 +170,41 @@ class Training:
         if self.finished:
             return
         self.reader = RowReader(crops.images)
-        asked = (settings.mask_weight, settings.sign_weight, settings.texture_weight)
-        self.questions = Questions(crops, train, *asked) if any(asked) else None
-        with torch.random.fork_rng():
-            torch.manual_seed(settings.seed)
-            self.model = network.build(settings.model)
-        self.fabric = open_fabric(settings.precision, self.state, self.model, crops.images.shape[1])
-        if self.fabric.device.type == "cuda":
-            self.reader.keep_on(self.fabric.device)
-        where = f"uint8 crops {self.reader.where}; augmentation on batches on the device"
-        self.state["choices"]["data"] = where
-        self.state["load_report"] = ""
-        if initial is not None:
-            tensors = initial if isinstance(initial, dict) else checkpoint.load_weights(Path(initial))[0]
-            self.state["load_report"] = str(network.load_pretrained_body(self.model, tensors))
-        self.steps = math.ceil(len(train) / settings.batch_size)
         self.augmentation = Augmentation().scaled(settings.augment) if settings.augment else None
         share = {"mixed": settings.focal_weight, "ce": 0.0, "focal": 1.0}[settings.loss]
         self.loss = losses.MixedLoss(share, settings.gamma, "none")
-        self._place()
-        if self.state["epoch"]:
-            checkpoint.restore(folder, self.state, self.learner, self.average, self.optimizer)
-
-    def _place(self) -> None:
-        """Puts network, heads of the questions and optimizer on the device, and joins the ranks."""
-        settings, device = self.settings, self.fabric.device
-        self.model.to(device, memory_format=torch.channels_last)
-        if device.type == "cuda" and self.fabric.world_size > 1:
+        asked = settings.mask_weight or settings.sign_weight or settings.texture_weight
+        self.questions = Questions(crops, train, settings) if asked else None
+        with torch.random.fork_rng():
+            torch.manual_seed(settings.seed)
+            self.model = network.build(settings.model)
+        self.fabric = hardware.open_fabric(settings.precision, self.state, self.model, self.reader)
+        if initial is not None:
+            tensors = initial if isinstance(initial, dict) else checkpoint.load_weights(Path(initial))[0]
+            brought = network.load_pretrained_body(self.model, tensors)
+            left = "; ".join(f"{name}: {why}" for name, why in brought.unused.items()) or "nothing"
+            self.state["choices"]["initial_weights"] = (
+                f"{len(brought.loaded)} entries taken, left out: {left}"
+            )
+        if self.fabric.device.type == "cuda" and self.fabric.world_size > 1:
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.learner = self.model
         if self.questions:
             with torch.random.fork_rng():
                 torch.manual_seed(settings.seed)
                 self.learner = self.questions.pupil(self.model)
-            self.learner.to(device, memory_format=torch.channels_last)
+        self.learner.to(self.fabric.device, memory_format=torch.channels_last)
         decayed = [p for p in self.learner.parameters() if p.ndim > 1]
         plain = [p for p in self.learner.parameters() if p.ndim <= 1]
-        groups = [
-            {"params": decayed, "weight_decay": settings.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.AdamW(groups, lr=settings.lr, fused=True)
+        groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+        options = {"lr": settings.lr, "weight_decay": settings.weight_decay, "fused": True}
+        self.optimizer = torch.optim.AdamW(groups, **options)
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval() if settings.ema else None
+        self.networks = nn.ModuleDict({"learner": self.learner, "average": self.average or nn.Identity()})
         self.wrapped = self.fabric.setup_module(self.learner)
         self.stepper = self.fabric.setup_optimizers(self.optimizer)
+        if self.state["epoch"]:
+            checkpoint.restore(folder, self.networks, self.optimizer)
 
     @property
     def finished(self) -> bool:
@@ -259,7 +242,8 @@ class Training:
         for module in self.model.modules():
             if isinstance(module, nn.BatchNorm2d) and settings.frozen_batchnorm:
                 module.eval()
-        torch.manual_seed(_number(settings.seed, epoch, fabric.global_rank))  # dropout
+        own = uniforms(settings.seed, epoch, np.array([fabric.global_rank]), 1).item()
+        torch.manual_seed(int(own * 2**53))  # dropout
         said = begin = time.perf_counter()
         for step, part in enumerate(np.array_split(rows, self.steps)):
             lr = learning_rate(settings, epoch * self.steps + step, self.steps)
@@ -271,10 +255,8 @@ class Training:
             logits = logits.float()
             # Ranks' gradients are averaged: a rank's share of the global mean is taken times their number.
             loss = self.loss(logits, y).sum() / (len(part) / fabric.world_size)
-            objective = loss
-            if answers:
-                objective = loss + self.questions.loss(*answers, masks, mine, part) * fabric.world_size
-            fabric.backward(objective)
+            asked = self.questions.loss(answers, masks, mine, part) if answers else 0.0
+            fabric.backward(loss + asked * fabric.world_size)
             if settings.clip:
                 nn.utils.clip_grad_norm_(self.learner.parameters(), settings.clip, foreach=True)
             self.stepper.step()
@@ -287,21 +269,18 @@ class Training:
             if time.perf_counter() - said > _STATUS_EVERY:
                 said = time.perf_counter()
                 self._say(epoch, step + 1)
-        if fabric.world_size > 1:
-            totals = fabric.all_reduce(totals, reduce_op="sum")
+        totals = fabric.all_reduce(totals, reduce_op="sum")
         self.state["trained"] += time.perf_counter() - begin
         return {"lr": lr, **dict(zip(("train_loss", "ce", "focal"), (totals / len(rows)).tolist()))}
 
-    def batch(self, rows: np.ndarray, epoch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    def batch(self, rows: np.ndarray, epoch: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """The network's input (n, in_chans, S, S), labels (n,), and masks (n, S, S) where they are asked for."""
-        device, masks = self.fabric.device, None
-        images = self.reader.tensor(rows, device)
-        if self.questions and self.questions.masks:
-            masks = self.questions.masks.tensor(rows, device)
+        device, asked = self.fabric.device, self.questions and self.questions.masks
+        images, masks = self.reader.tensor(rows, device), asked.tensor(rows, device) if asked else None
         if self.augmentation:
             images, masks = self.augmentation(images, rows, seed=self.settings.seed, epoch=epoch, masks=masks)
         labels = torch.from_numpy(self.labels[rows]).to(device, non_blocking=True)
-        return _input(images, self.model), labels, None if masks is None else masks.float()
+        return _input(images, self.model), labels, masks
 
     @torch.no_grad()
     def _follow(self, step: int) -> None:
@@ -319,11 +298,13 @@ class Training:
         """Validation metrics of the weights that would be kept; each rank takes its share, none is padded."""
         fabric = self.fabric
         mine = np.array_split(self.validation, fabric.world_size)[fabric.global_rank]
-        precision = "bf16" if self.state["environment"]["precision"] == "bf16-mixed" else "32"
-        options = {"batch_size": 2 * self.settings.batch_size, "precision": precision}
-        logits = predict(self.average or self.model, self.reader.images, mine, **options)
-        logits = torch.from_numpy(gathered(fabric, logits))
-        y = torch.from_numpy(self.labels[self.validation])
+        size, precision = 2 * self.settings.batch_size, self.state["choices"]["precision"]
+        model = self.average or self.model
+        own = predict(model, self.reader.images, mine, batch_size=size, precision=precision)
+        shares = [own] * fabric.world_size
+        if fabric.world_size > 1:  # of unequal length, which `fabric.all_gather` does not take
+            torch.distributed.all_gather_object(shares, own)
+        logits, y = torch.from_numpy(np.concatenate(shares)), torch.from_numpy(self.labels[self.validation])
         return {
             "val_loss": float(self.loss(logits, y).double().sum() / len(y)),
             "val_ce": float(cross_entropy(logits.double(), y)),
@@ -336,23 +317,20 @@ class Training:
         state = self.state
         state["epoch"] = row["epoch"]
         state["seconds"] += seconds
-        score = [x if math.isfinite(x) else -math.inf for x in (row["val_auroc"], -row["val_loss"])]
-        row["best"] = self.settings.monitor == "last" or not state["history"] or score > state["score"]
-        if row["best"]:
+        score = [float(np.nan_to_num(row["val_auroc"], nan=-np.inf)), -row["val_loss"]]
+        best = self.settings.monitor == "last" or not state["history"] or score > state["score"]
+        if best:
             state |= {"score": score, "best_epoch": row["epoch"]}
-            for older in state["history"]:
-                older["best"] = False
         state["history"].append(row)
         if self.fabric.is_global_zero:
-            if row["best"]:
+            if best:
                 kept = (self.average or self.model).state_dict()
                 about = {"model": self.settings.model, "epoch": row["epoch"], "identity": state["identity"]}
                 checkpoint.save_weights(self.folder / checkpoint.BEST, kept, about)
-            tensors = checkpoint.tensors_of(self.learner, self.average, self.optimizer)
+            tensors = checkpoint.tensors_of(self.networks, self.optimizer)
             checkpoint.save_state(self.folder, {} if self.finished else tensors, state)
             self._say(row["epoch"], 0)
-        if self.fabric.world_size > 1:
-            self.fabric.barrier()
+        self.fabric.barrier()
 
     def _say(self, epoch: int, step: int) -> None:
         if not self.fabric.is_global_zero:
@@ -366,27 +344,11 @@ class Training:
     def result(self) -> Fit:
         """The finished training, as its checkpoint tells it."""
         state, weights = self.state, self.folder / checkpoint.BEST
-        if not weights.is_file():
-            raise checkpoint.CheckpointError(
-                f"Expected {weights} beside a finished training; it is gone. Delete "
-                f"the folder {self.folder} to train again."
-            )
-        return Fit(
-            history=checkpoint.history_of(state, self.title),
-            best_epoch=state["best_epoch"],
-            weights=weights,
-            seconds=state["seconds"],
-            images_per_second=state["epoch"] * len(self.train) / max(state["trained"], 1e-9),
-            choices=state["choices"],
-            load_report=state["load_report"],
-            settings=self.settings.identity(),
-        )
+        history, settings = checkpoint.history_of(state, self.title), self.settings.identity()
+        rate = state["epoch"] * len(self.train) / max(state["trained"], 1e-9)
+        return Fit(history, state["best_epoch"], weights, state["seconds"], rate, state["choices"], settings)
 
 
-def _input(images: torch.Tensor, model: nn.Module) -> torch.Tensor:
+def _input(images: Tensor, model: nn.Module) -> Tensor:
     x = network.normalize(images, model.config["in_chans"])
     return x.contiguous(memory_format=torch.channels_last)
-
-
-def _number(*keys: int) -> int:
-    return int(uniforms(keys[0], keys[1], np.array([keys[2]]), 1)[0, 0] * 2**53)

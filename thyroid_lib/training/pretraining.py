@@ -7,13 +7,10 @@ import numpy as np
 import torch
 
 from thyroid_lib import network
-from thyroid_lib.common.files import read_json, write_json
 from thyroid_lib.data.crops import Crops
 from thyroid_lib.training import checkpoint, loop
 from thyroid_lib.training.augmentation import Augmentation
 
-TITLE = "pre-training"
-ORIGIN = "initial_weights.json"
 OF_THE_DATA = ("self", "num_classes", "in_chans")  # what the crops decide, not the one who asks for a network
 
 
@@ -58,7 +55,7 @@ def model_config(crops: Crops, switches: dict) -> dict:
 
 def fit(
     settings: loop.Settings, crops: Crops, rows: dict, folder: Path, initial: str = "", on_epoch=None
-) -> loop.Fit:
+) -> tuple[loop.Fit, dict[str, str]]:
     """Pre-trains, or goes on with it.
 
     Args:
@@ -67,17 +64,13 @@ def fit(
         initial: weights to start from: a safetensors file of the same network, "hub" for ImageNet's (width 1,
             8 middle blocks; needs timm and the network), or "" for random ones.
         on_epoch: as `loop.fit`.
+
+    Returns:
+        The training, and where its initial weights came from: source, sha256, licence; empty for random ones.
     """
     start, origin = imagenet_weights(settings.model, initial) if initial else (None, {})
-    options = {"initial": start, "title": TITLE, "on_epoch": on_epoch, "set_aside": True}
-    trained = loop.fit(settings, crops, rows["train"], rows["validation"], folder, **options)
-    write_json(Path(folder) / ORIGIN, origin)
-    return trained
-
-
-def provenance(folder: Path) -> dict:
-    """Where a pre-training's initial weights came from: source, sha256, licence; empty for random ones."""
-    return read_json(Path(folder) / ORIGIN)
+    options = {"initial": start, "title": "pre-training", "on_epoch": on_epoch, "set_aside": True}
+    return loop.fit(settings, crops, rows["train"], rows["validation"], folder, **options), origin
 
 
 def imagenet_weights(config: dict, source: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -111,7 +104,7 @@ def weights_of(folder: Path) -> Path | None:
     state = checkpoint.read_state(folder)
     if state is None:
         return None
-    if state["tensors"]:
+    if state["epoch"] < state["identity"]["settings"]["epochs"]:
         raise checkpoint.CheckpointError(
             f"Expected a finished pre-training in {folder}; it stopped after epoch {state['epoch']}. Run notebook 03 "
             "again, it goes on from there."
@@ -120,14 +113,14 @@ def weights_of(folder: Path) -> Path | None:
 
 
 def augmented_examples(
-    crops: Crops, rows: np.ndarray, strength: float, seed: int, *, count: int = 3, epochs: int = 5
+    crops: Crops, rows: np.ndarray, strength: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Crops and what augmentation makes of them in successive epochs.
+    """Three crops and what augmentation makes of them in five successive epochs.
 
     Returns:
-        uint8 (count, S, S) and uint8 (count, epochs, S, S).
+        uint8 (3, S, S) and uint8 (3, 5, S, S); fewer where there are fewer rows.
     """
-    chosen = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
+    chosen = rows[np.linspace(0, len(rows) - 1, min(3, len(rows))).astype(int)]
     images, change = np.array(crops.images[chosen]), Augmentation().scaled(strength)
-    seen = [change(torch.from_numpy(images), chosen, seed=seed, epoch=epoch)[0] for epoch in range(epochs)]
+    seen = [change(torch.from_numpy(images), chosen, seed=seed, epoch=epoch)[0] for epoch in range(5)]
     return images, torch.stack(seen, dim=1).numpy()

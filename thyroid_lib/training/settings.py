@@ -17,9 +17,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from thyroid_lib.training.hardware import PRECISIONS
-
-REFERENCE_BATCH = 32
+PRECISIONS = ("auto", "32", "bf16")
 CHOICES = {"loss": ("mixed", "ce", "focal"), "monitor": ("auroc", "last"), "precision": PRECISIONS}
 AT_LEAST = {"epochs": 1, "batch_size": 2, "devices": 1} | dict.fromkeys(
     ("threads", "warmup_epochs", "clip", "ema", "weight_decay", "mask_weight", "sign_weight", "texture_weight"), 0
@@ -105,7 +103,7 @@ def epoch_order(seed: int, train: np.ndarray, epoch: int) -> np.ndarray:
 
 def learning_rate(settings: Settings, step: int, steps_per_epoch: int) -> float:
     """The learning rate of a step, from 0: linear warm-up, then a cosine down to 0 after the last."""
-    peak = settings.lr * math.sqrt(settings.batch_size / REFERENCE_BATCH)
+    peak = settings.lr * math.sqrt(settings.batch_size / 32)
     total = settings.epochs * steps_per_epoch
     warmup = min(round(settings.warmup_epochs * steps_per_epoch), total - 1)
     if step < warmup:
@@ -128,7 +126,7 @@ def check_rows(settings: Settings, labels: np.ndarray, train: np.ndarray, valida
     both = np.intersect1d(train, validation)
     if len(both):
         raise ValueError(
-            f"train and validation share {len(both)} rows, the first is {both[0]}: split them apart"
+            f"train and validation share {len(both)} rows, the first {both[0]}: split them apart"
         )
     smallest = len(train) // math.ceil(len(train) / settings.batch_size) // settings.devices
     if smallest < 2:

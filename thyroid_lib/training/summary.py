@@ -1,6 +1,7 @@
 """Tables and findings of notebooks 03 and 04, from the run's own numbers."""
 
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +24,11 @@ def part_table(crops, rows: Mapping[str, np.ndarray]) -> pd.DataFrame:
         crops: `crops.Crops`. rows: part -> int (n,); an empty part gets no column.
     """
     table = {}
-    for name in (name for name, chosen in rows.items() if len(chosen)):
-        index = crops.index.iloc[rows[name]]
+    for name, chosen in rows.items():
+        index = crops.index.iloc[chosen]
         groups = [index[index["label"] == key] for key in crops.classes] + [index]
-        table[name] = [f"{len(of)} / {of['patient'].nunique()}" for of in groups]
+        if len(index):
+            table[name] = [f"{len(of)} / {of['patient'].nunique()}" for of in groups]
     names = [crops.names[key][0] for key in crops.classes]
     return pd.DataFrame(table, index=pd.Index([*names, "all"], name="images / patients"))
 
@@ -59,17 +61,15 @@ def carry_over(fit: Fit, run) -> tuple[network.LoadReport, pd.DataFrame]:
 def cost(fits: Mapping[str, Fit]) -> pd.DataFrame:
     """Epochs, time and throughput of each training, and what was chosen for the machine."""
     return pd.DataFrame(
-        [
-            {
-                "training": name,
-                "epochs": len(fit.history),
-                "time": duration(fit.seconds),
-                "images/s": f"{fit.images_per_second:,.1f}",
-                "processor time": duration(fit.seconds * fit.choices["threads"] * fit.choices["processes"]),
-                "precision": fit.choices["precision"],
-            }
-            for name, fit in fits.items()
-        ]
+        {
+            "training": name,
+            "epochs": len(fit.history),
+            "time": duration(fit.seconds),
+            "images/s": f"{fit.images_per_second:,.1f}",
+            "processor time": duration(fit.seconds * fit.choices["threads"] * fit.choices["processes"]),
+            "precision": fit.choices["precision"],
+        }
+        for name, fit in fits.items()
     )
 
 
@@ -81,22 +81,13 @@ def duration(seconds: float) -> str:
     return f"{seconds:.1f} s"
 
 
-def choices(fit: Fit) -> pd.DataFrame:
-    """What was chosen for this machine and why, as a table."""
-    return pd.Series(fit.choices, name="value").astype(str).rename_axis("choice").reset_index()
-
-
 def notes(fits: Mapping[str, Fit]) -> dict:
     """Times, throughput, hardware and choices, for run.json."""
-    trainings = {
-        name: {
-            "seconds": round(fit.seconds, 2),
-            "images_per_second": round(fit.images_per_second, 2),
-            "choices": fit.choices,
-            "weights_sha256_16": fingerprint.digest(fit.weights),
-        }
-        for name, fit in fits.items()
-    }
+    trainings = {}
+    for name, fit in fits.items():
+        speed = {"seconds": round(fit.seconds, 2), "images_per_second": round(fit.images_per_second, 2)}
+        weights = {"weights_sha256_16": fingerprint.digest(fit.weights)}
+        trainings[name] = speed | {"choices": fit.choices} | weights
     about = {"peak_memory_mib": hardware.peak_memory_mib(), "hardware": hardware.describe()}
     return {"trainings": trainings} | about
 
@@ -111,12 +102,11 @@ def metrics_of_fit(fit: Fit) -> dict:
 def scores(predictions: pd.DataFrame, *, draws: int, seed: int) -> dict[str, dict[str, dict]]:
     """Macro AUROC with 95 % intervals over patients: set -> model -> metric."""
     found: dict[str, dict[str, dict]] = {}
-    for place in ("internal", "external"):
-        for model in (FINETUNED, SCRATCH, TEXTURE, SIGNS):
-            rows = predictions[(predictions["set"] == place) & (predictions["model"] == model)]
-            if len(rows):
-                sample = Sample(rows, draws=draws, seed=seed)
-                found.setdefault(place, {})[model] = sample.number("macro_auroc")
+    rows_of = dict(iter(predictions.groupby(["set", "model"])))
+    for key in product(("internal", "external"), (FINETUNED, SCRATCH, TEXTURE, SIGNS)):
+        if key in rows_of:
+            sample = Sample(rows_of[key], draws=draws, seed=seed)
+            found.setdefault(key[0], {})[key[1]] = sample.number("macro_auroc")
     return found
 
 
@@ -144,41 +134,24 @@ def calibration_table(results: list[FoldResult], names: Mapping[str, tuple[str, 
 
 def fixed(results: list[FoldResult]) -> dict:
     """Temperatures and operating points by model and fold, for metrics.json."""
-    return {
-        f"{result.model}/fold{result.fold}": {
-            "temperature": result.temperature,
-            "operating_points": result.operating_points,
-            "images": {part: len(rows) for part, rows in result.rows.items()},
-        }
-        for result in results
-    }
+    fixed = {}
+    for result in results:
+        images = {part: len(rows) for part, rows in result.rows.items()}
+        chosen = {"temperature": result.temperature, "operating_points": result.operating_points}
+        fixed[f"{result.model}/fold{result.fold}"] = chosen | {"images": images}
+    return fixed
 
 
 def pretraining_found(fit: Fit, crops, report: network.LoadReport) -> str:
     """What notebook 03 found, in Markdown."""
-    return render(
-        "training/pretraining.md.j2",
-        crops=crops,
-        classes=[crops.names[key][0] for key in crops.classes],
-        patients=crops.index["patient"].nunique() < len(crops),
-        fit=fit,
-        best=fit.history.iloc[fit.best_epoch - 1],
-        report=report,
-        time=duration(fit.seconds),
-    )
+    about = {"fit": fit, "crops": crops, "report": report, "duration": duration}
+    return render("training/pretraining.md.j2", **about)
 
 
 def finetuning_found(
     results: list[FoldResult], found: dict, effect: dict | None, crops, classifier: Path
 ) -> str:
     """What notebook 04 found, in Markdown; arguments as `scores` and `effect_of_pretraining` give them."""
-    return render(
-        "training/finetuning.md.j2",
-        crops=crops,
-        folds=sum(result.model == FINETUNED for result in results),
-        classes=task.of(crops.names).plural,
-        internal=found["internal"],
-        external=found.get("external", {}),
-        effect=effect,
-        classifier=classifier.name,
-    )
+    about = {"found": found, "effect": effect, "crops": crops, "classifier": classifier}
+    folds, classes = sum(result.model == FINETUNED for result in results), task.of(crops.names).plural
+    return render("training/finetuning.md.j2", folds=folds, classes=classes, **about)

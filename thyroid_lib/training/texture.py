@@ -104,12 +104,9 @@ def _shape(mask: np.ndarray, side: int) -> dict[str, float]:
 
 def _below(grey: np.ndarray, mask: np.ndarray) -> float:
     """Mean grey under the nodule minus beside it, at the same depth: shadow is negative, enhancement positive."""
-    under = mask.any(0)
-    if not under.any():
-        return 0.0
-    bottom = int(np.flatnonzero(mask.any(1)).max()) + 1
+    under, bottom = mask.any(0), np.flatnonzero(mask.any(1)).max(initial=-1) + 1
     band = grey[bottom : bottom + max(2, grey.shape[0] // 6)]
-    if not band.size or under.all():
+    if not band.size or not under.any() or under.all():
         return 0.0
     return float(band[:, under].mean() - band[:, ~under].mean())
 
