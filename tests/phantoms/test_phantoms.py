@@ -156,7 +156,7 @@ def within(box, shape) -> np.ndarray:
 def test_a_frame_and_its_truth_fit_together(source):
     for person in phantoms.patients(source, 6):
         frame = phantoms.render(person, 0)
-        assert frame.image.shape == frame.mask.shape == person.scanner.frame
+        assert frame.image.shape == frame.mask.shape == tuple(person.scanner.frame)
         assert frame.image.dtype == np.uint8 and frame.mask.dtype == bool
         boxes = frame.sector, regions.largest_region(frame.image).box
         inside, found = (within(box, frame.mask.shape) for box in boxes)
