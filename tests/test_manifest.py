@@ -62,8 +62,8 @@ def test_every_problem_is_listed_at_once_with_row_and_column(collection):
     bad.loc[10, "image"] = bad.loc[9, "image"]
     clean, problems = manifest.check(bad, jobs=1)
     found = {(row.row, row.column): (row.problem, row.action) for row in problems.itertuples()}
-    assert found[39, "age"] == ("not an age in years from 0 to 120; came 430.0", manifest.BLANKED)
-    assert found[3, "age"][1] == found[4, "sex"][1] == found[5, "box"][1] == manifest.BLANKED
+    assert found[39, "age"] == ("not an age in years from 0 to 120; came 430.0", checks.BLANKED)
+    assert found[3, "age"][1] == found[4, "sex"][1] == found[5, "box"][1] == checks.BLANKED
     assert found[6, "patient"] == ("empty; a value is expected; came ''", manifest.LEFT_OUT)
     assert found[7, "label"] == ("not one of benign, malignant; came 'mystery'", manifest.LEFT_OUT)
     assert found[8, "image"][1] == found[10, "image"][1] == manifest.LEFT_OUT
@@ -157,11 +157,10 @@ def test_two_labels_on_the_same_frame_contradict_even_for_two_nodules(collection
     assert len(clean) == 38 and "contradicting" in " ".join(problems["problem"])
 
 
-def test_unlabelled_frames_are_listed_and_kept_only_on_demand(collection):
+def test_unlabelled_frames_are_listed_and_left_out(collection):
     collection.loc[[0, 1], "label"] = ""
     clean, problems = manifest.check(collection, jobs=1)
     assert len(clean) == 38 and problems["problem"].eq("unlabelled: not used for training").sum() == 2
-    assert len(manifest.check(collection, jobs=1, keep_unlabelled=True)[0]) == 40
 
 
 def test_split_cuts_no_group_and_keeps_the_classes_in_every_fold(collection):
@@ -315,7 +314,8 @@ def test_ddti_known_copies_are_found_and_nothing_else(real_data):
     notes = pd.read_csv(real_data / "ddti_notes.csv", dtype=str, keep_default_na=False)
     data = datasets.read(f"ddti:{real_data / 'ddti'}")
     data["group"] = data["patient"]  # as if the notes were not there
-    clean, _ = manifest.check(data, keep_unlabelled=True)
+    data["label"] = CLASSES[0]  # as if all were labelled, and alike
+    clean, _ = manifest.check(data)
     assert len(clean) == len(data), "every frame is read, none is taken for a coloured one"
     known = notes.set_index("image")["group"].loc[clean["image"]]
     assert clean.groupby(known.to_numpy())["group"].nunique().eq(1).all()

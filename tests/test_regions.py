@@ -158,10 +158,10 @@ def test_the_recipe_scales_with_the_frame(scale):
 
 def test_letterbox_keeps_proportions_and_centres():
     image = np.full((50, 200), 90, np.uint8)
-    square = regions.letterbox(image, 100, fill=7)
+    square = regions.letterbox(image, 100)
     assert square.shape == (100, 100) and square.dtype == np.uint8
     assert regions.letterbox_box(image.shape, 100) == (0, 37, 100, 25)
-    assert (square[37:62] == 90).all() and (square[:37] == 7).all() and (square[62:] == 7).all()
+    assert (square[37:62] == 90).all() and (square[:37] == 0).all() and (square[62:] == 0).all()
     tall = regions.letterbox(np.full((7, 3), 200, np.uint8), 70)
     assert (tall[:, 20:50] == 200).all() and (tall[:, :20] == 0).all() and (tall[:, 50:] == 0).all()
 

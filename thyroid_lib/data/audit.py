@@ -74,8 +74,9 @@ def prepare(specs: Mapping[str, str], *, folds: int, seed: int = 0, jobs: int = 
         for earlier in found.values():
             data = _apart(data, earlier)
         if data.clean.empty:
-            left_out = data.problems["action"] == manifest.LEFT_OUT
-            counted = data.problems.loc[left_out, "problem"].value_counts()
+            counted = data.problems.loc[
+                data.problems["action"] == manifest.LEFT_OUT, "problem"
+            ].value_counts()
             reasons = "; ".join(f"{count} x {reason}" for reason, count in counted.head(5).items())
             raise manifest.ManifestError(f"{role} ({specs[role]}): no frame is left to use. {reasons}")
         if role == "finetune":
@@ -123,8 +124,7 @@ def crop_audit(crops: Crops) -> dict[str, float]:
         95 % of its pixels in the crop), `nodule_whole` (fraction with all of it); `print_in_frame` and
         `print_in_crop` (fractions of frames with lines of print), `kept_area` (median part of the frame).
     """
-    index = crops.index
-    held = index["mask_inside"].dropna()
+    index, held = crops.index, crops.index["mask_inside"].dropna()
     return {
         "crops": len(index),
         "excluded": len(crops.excluded),
