@@ -17,6 +17,8 @@ from small_images import encoded
 
 from thyroid_lib import frames
 
+GRAY = np.random.default_rng(0).integers(0, 256, (90, 120), dtype=np.uint8)
+
 
 @pytest.fixture
 def gray():
@@ -38,15 +40,11 @@ def test_lossless_grey_files_come_back_byte_for_byte(tmp_path, gray, format):
     assert frames.read(path).warnings == []
 
 
-def test_grey_stored_as_colour_equals_grey(gray):
+def test_grey_stored_as_colour_equals_grey_and_colour_becomes_rec_601_luma(gray):
     rgb = np.repeat(gray[:, :, None], 3, axis=2)
     for source in (rgb, encoded(rgb), np.dstack([rgb, np.full_like(gray, 255)]), gray[..., None]):
         np.testing.assert_array_equal(frames.read(source).gray, gray)
-
-
-def test_colour_becomes_rec_601_luma():
-    rgb = np.zeros((100, 100, 3), np.uint8)
-    rgb[:, :] = (200, 180, 160)
+    rgb = np.full((100, 100, 3), (200, 180, 160), np.uint8)
     rgb[:50] = (40, 30, 20)
     luma = 0.299 * 200 + 0.587 * 180 + 0.114 * 160
     assert abs(int(frames.read(rgb).gray[99, 0]) - luma) <= 1
@@ -68,11 +66,15 @@ def test_transparent_pixels_are_black(gray):
     np.testing.assert_array_equal(frame.gray[40:], gray[40:])
 
 
-def test_cmyk_is_read_and_said(gray):
+def test_what_is_turned_or_converted_is_said(gray):
     data = encoded(Image.fromarray(np.repeat(gray[:, :, None], 3, 2)).convert("CMYK"), "JPEG")
     frame = frames.read(data)
-    assert frame.gray.shape == gray.shape
-    assert any("CMYK" in warning for warning in frame.warnings)
+    assert frame.gray.shape == gray.shape and any("CMYK" in warning for warning in frame.warnings)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    frame = frames.read(encoded(gray, "PNG", exif=exif))
+    np.testing.assert_array_equal(frame.gray, np.rot90(gray, -1))
+    assert any("EXIF orientation 6" in warning for warning in frame.warnings)
 
 
 @pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP", "TIFF"])
@@ -84,15 +86,6 @@ def test_animations_give_their_first_picture_and_a_warning(gray, format):
     assert any("first" in warning for warning in frame.warnings)
 
 
-def test_exif_orientation_is_applied_and_said(gray):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    frame = frames.read(encoded(gray, "PNG", exif=exif))
-    np.testing.assert_array_equal(frame.gray, np.rot90(gray, -1))
-    assert frame.warnings
-
-
-GRAY = np.random.default_rng(0).integers(0, 256, (90, 120), dtype=np.uint8)
 COLOURS = np.random.default_rng(1).integers(0, 256, (90, 90, 3), dtype=np.uint8)
 DOPPLER = np.repeat(GRAY[:, :, None] // 3, 3, 2)
 DOPPLER[30:60, 40:80] = (230, 40, 10)
@@ -100,8 +93,6 @@ JPEG, PNG = encoded(GRAY, "JPEG"), encoded(GRAY)
 BAD = {  # what comes -> (source, kind of the refusal)
     "zero bytes": (b"", "empty"),
     "text": (b"not a picture, whatever its name says", "not_an_image"),
-    "encrypted zip": (b"PK\x03\x04\x14\x00\x01\x00" + bytes(range(256)) * 4, "not_an_image"),
-    "html": (b"<html><script>alert(1)</script></html>", "not_an_image"),
     "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n", "not_an_image"),
     "truncated jpeg": (JPEG[: len(JPEG) // 2], "truncated"),
     "truncated png": (PNG[: len(PNG) // 2], "truncated"),
@@ -143,16 +134,11 @@ def test_a_huge_header_is_refused_before_memory_is_taken():
 def test_paths_that_are_no_regular_files_are_refused_and_never_block(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     started = time.monotonic()
-    for path, kind in [
-        (tmp_path / "missing.png", "cannot_open"),
-        (tmp_path, "not_a_file"),
-        (tmp_path / "pipe", "not_a_file"),
-        ("/dev/zero", "not_a_file"),
-        ("bad\0name.png", "cannot_open"),
-    ]:
+    for path in (tmp_path / "missing.png", tmp_path, tmp_path / "pipe", "/dev/zero", "bad\0name.png"):
         with pytest.raises(frames.FrameError) as error:
             frames.read(path)
-        assert error.value.kind in (kind, "cannot_open"), path
+        special = path in (tmp_path / "pipe", "/dev/zero")
+        assert error.value.kind == ("not_a_file" if special else "cannot_open"), path
         assert str(tmp_path) not in str(error.value)
     assert time.monotonic() - started < 60
 

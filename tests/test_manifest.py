@@ -62,26 +62,24 @@ def test_every_problem_is_listed_at_once_with_row_and_column(collection):
     bad.loc[10, "image"] = bad.loc[9, "image"]
     clean, problems = manifest.check(bad, jobs=1)
     found = {(row.row, row.column): (row.problem, row.action) for row in problems.itertuples()}
-    assert found[39, "age"] == ("not an age in years from 0 to 120; came 430.0", manifest.BLANKED)
-    assert found[3, "age"][1] == found[4, "sex"][1] == found[5, "box"][1] == manifest.BLANKED
+    assert found[39, "age"] == ("not an age in years from 0 to 120; came 430.0", checks.BLANKED)
+    assert found[3, "age"][1] == found[4, "sex"][1] == found[5, "box"][1] == checks.BLANKED
     assert found[6, "patient"] == ("empty; a value is expected; came ''", manifest.LEFT_OUT)
     assert found[7, "label"] == ("not one of benign, malignant; came 'mystery'", manifest.LEFT_OUT)
     assert found[8, "image"][1] == found[10, "image"][1] == manifest.LEFT_OUT
     assert len(clean) == 36 and clean["age"].isna().sum() == 2 and clean["age"].max() == 40
 
 
-def test_no_path_of_this_machine_is_shown(collection, tmp_path):
-    collection.loc[0, "image"] = str(tmp_path / "frame0.png")
-    collection.loc[1, "image"] = "C:\\clinic\\frame1.png"
-    _, problems = manifest.check(collection, jobs=1)
-    assert set(problems["image"]) == {"…/frame0.png", "…/frame1.png"}
-    assert str(tmp_path) not in problems.to_csv()
-    assert "path" not in datasets.public(collection)
-
-
 def test_a_manifest_without_a_needed_column_is_refused_with_all_that_is_missing(collection):
     with pytest.raises(manifest.ManifestError, match="missing: label, patient"):
         manifest.check(collection.drop(columns=["label", "patient"]))
+
+
+def test_no_path_of_this_machine_is_shown(collection, tmp_path):
+    collection.loc[[0, 1], "image"] = [str(tmp_path / "frame0.png"), "C:\\clinic\\frame1.png"]
+    _, problems = manifest.check(collection, jobs=1)
+    assert set(problems["image"]) == {"…/frame0.png", "…/frame1.png"}
+    assert str(tmp_path) not in problems.to_csv() and "path" not in datasets.public(collection)
 
 
 def test_a_mask_that_cannot_be_used_is_blanked_and_its_frame_kept(collection, tmp_path):
@@ -141,55 +139,48 @@ def test_groups_that_contradict_themselves_are_set_aside_whole(collection):
     assert len(clean) == 38
 
 
-def test_one_person_may_have_two_types_when_the_nodules_are_told_apart(collection):
-    collection.loc[1, "label"] = "malignant"
-    assert len(manifest.check(collection, jobs=1)[0]) == 38
-    collection["nodule"] = ""
-    collection.loc[[0, 1], "nodule"] = ["left", "right"]
-    clean, _ = manifest.check(collection, jobs=1)
+def test_one_person_may_have_two_types_where_nodules_are_told_apart_but_not_on_the_same_frame(collection):
+    changed = collection.assign(label=["benign", "malignant", *collection["label"][2:]])
+    assert len(manifest.check(changed, jobs=1)[0]) == 38
+    changed["nodule"] = ["left", "right"] + [""] * 38
+    clean, _ = manifest.check(changed, jobs=1)
     assert len(clean) == 40 and clean["group"].nunique() == 20
-
-
-def test_two_labels_on_the_same_frame_contradict_even_for_two_nodules(collection):
     collection["nodule"] = [str(n) for n in range(40)]
     data = add(collection, "again.png", speckle(0), label="malignant", patient="p0", nodule="other")
     clean, problems = manifest.check(data, jobs=1)
     assert len(clean) == 38 and "contradicting" in " ".join(problems["problem"])
 
 
-def test_unlabelled_frames_are_listed_and_kept_only_on_demand(collection):
+def test_unlabelled_frames_are_listed_and_left_out(collection):
     collection.loc[[0, 1], "label"] = ""
     clean, problems = manifest.check(collection, jobs=1)
     assert len(clean) == 38 and problems["problem"].eq("unlabelled: not used for training").sum() == 2
-    assert len(manifest.check(collection, jobs=1, keep_unlabelled=True)[0]) == 40
-
-
-def test_split_cuts_no_group_and_keeps_the_classes_in_every_fold(collection):
-    done = manifest.split(collection, folds=5, seed=3)
-    assert done.groupby("group")["fold"].nunique().eq(1).all()
-    assert done.groupby(["fold", "label"]).size().tolist() == [4] * 10
 
 
 def test_split_depends_on_the_seed_and_not_on_the_order_of_the_rows(collection):
     one = manifest.split(collection, seed=1)
+    assert one.groupby(["fold", "label"]).size().tolist() == [4] * 10
     shuffled = manifest.split(collection.sample(frac=1, random_state=0), seed=1)
     assert one.set_index("image")["fold"].equals(shuffled.set_index("image")["fold"].loc[one["image"]])
     assert manifest.split_hash(one) == manifest.split_hash(shuffled)
     assert manifest.split_hash(one) != manifest.split_hash(manifest.split(collection, seed=2))
-
-
-def test_split_hash_is_the_sha256_of_the_sorted_table(collection):
-    rows = manifest.split(collection)
-    lines = sorted(f"{r.image}\t{r.label}\t{r.group}\t{r.fold}" for r in rows.itertuples())
+    lines = sorted(f"{r.image}\t{r.label}\t{r.group}\t{r.fold}" for r in one.itertuples())
     text = "\n".join(["image", "label", "group", "fold", *lines])
-    assert manifest.split_hash(rows) == hashlib.sha256(text.encode()).hexdigest()
+    assert manifest.split_hash(one) == hashlib.sha256(text.encode()).hexdigest()
 
 
-def test_split_refuses_more_folds_than_a_class_has_patients(collection):
+def test_what_cannot_be_split_or_parted_is_refused_with_the_reason(collection):
     with pytest.raises(manifest.ManifestError, match="class benign: 10 independent groups"):
         manifest.split(collection, folds=11)
     with pytest.raises(manifest.ManifestError, match="no label"):
         manifest.split(collection.assign(label=[""] + list(collection["label"][1:])))
+    with pytest.raises(manifest.ManifestError, match="no column fold"):
+        manifest.partition(collection, 0)
+    with pytest.raises(manifest.ManifestError, match="7 came"):
+        manifest.partition(manifest.split(collection), 7)
+    manifest.assert_disjoint([0, 0, 1], ["a", "a", "b"])
+    with pytest.raises(AssertionError, match="'a'"):
+        manifest.assert_disjoint([0, 1, 1], ["a", "a", "b"])
 
 
 def frames_of(patients):
@@ -262,19 +253,6 @@ def test_validation_for_one_class_does_not_take_the_last_patient_of_another():
         assert set(data["label"][part == "train"]) == {"rare", "common"}
 
 
-def test_partition_refuses_a_fold_that_is_not_there(collection):
-    with pytest.raises(manifest.ManifestError, match="no column fold"):
-        manifest.partition(collection, 0)
-    with pytest.raises(manifest.ManifestError, match="7 came"):
-        manifest.partition(manifest.split(collection), 7)
-
-
-def test_a_group_on_both_sides_is_an_error():
-    manifest.assert_disjoint([0, 0, 1], ["a", "a", "b"])
-    with pytest.raises(AssertionError, match="'a'"):
-        manifest.assert_disjoint([0, 1, 1], ["a", "a", "b"])
-
-
 def test_overlap_finds_what_two_collections_share(collection):
     clean, _ = manifest.check(collection, jobs=1)
     other = clean.iloc[[5, 7]].assign(image=["x.png", "y.png"])
@@ -315,7 +293,8 @@ def test_ddti_known_copies_are_found_and_nothing_else(real_data):
     notes = pd.read_csv(real_data / "ddti_notes.csv", dtype=str, keep_default_na=False)
     data = datasets.read(f"ddti:{real_data / 'ddti'}")
     data["group"] = data["patient"]  # as if the notes were not there
-    clean, _ = manifest.check(data, keep_unlabelled=True)
+    data["label"] = CLASSES[0]  # as if all were labelled, and alike
+    clean, _ = manifest.check(data)
     assert len(clean) == len(data), "every frame is read, none is taken for a coloured one"
     known = notes.set_index("image")["group"].loc[clean["image"]]
     assert clean.groupby(known.to_numpy())["group"].nunique().eq(1).all()

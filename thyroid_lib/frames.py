@@ -63,14 +63,13 @@ def read(source, *, check: bool = True) -> Frame:
     """
     if isinstance(source, Frame):
         return source
+    notes: list[str] = []
     if isinstance(source, np.ndarray):
-        image, notes = _from_array(source), []
-    elif isinstance(source, Image.Image):
-        image, notes = source, []
-    else:
-        image, notes = _open(source if isinstance(source, bytes) else _file_bytes(source))
-    _check_size(*image.size)
-    gray, coloured = _gray(image, notes)
+        source = _from_array(source)
+    elif not isinstance(source, Image.Image):
+        source = _open(source if isinstance(source, bytes) else _file_bytes(source), notes)
+    _check_size(*source.size)
+    gray, coloured = _gray(source, notes)
     if check:
         check_content(gray, coloured)
         if coloured > MAX_COLOURED / 20:
@@ -81,8 +80,7 @@ def read(source, *, check: bool = True) -> Frame:
 class _Quiet:
     """Silences Python's warnings while any thread is inside; `catch_warnings` alone is for one thread."""
 
-    def __init__(self):
-        self._lock, self._inside, self._filters = threading.Lock(), 0, None
+    _lock, _inside, _filters = threading.Lock(), 0, None
 
     def __enter__(self):
         with self._lock:
@@ -153,12 +151,11 @@ def _file_bytes(path) -> bytes:
         raise FrameError(f"cannot be opened: {reason}", "cannot_open") from error
 
 
-def _open(data: bytes) -> tuple[Image.Image, list[str]]:
+def _open(data: bytes, notes: list[str]) -> Image.Image:
     if not data:
         raise FrameError("empty file: 0 bytes came", "empty")
     if data[128:132] == b"DICM":
         raise FrameError("a DICOM file, not an image file: its frames are read through pydicom", "dicom")
-    notes = []
     with _quiet:  # Pillow warns of what is checked here
         try:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -182,7 +179,7 @@ def _open(data: bytes) -> tuple[Image.Image, list[str]]:
             raise FrameError(reason, "truncated") from error
     if animated:
         notes.append("has several pictures: only the first was used")
-    return image, notes
+    return image
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
@@ -196,7 +193,6 @@ def _from_array(array: np.ndarray) -> Image.Image:
         raise FrameError(f"{wanted}; {array.dtype} {array.shape} came", "bad_array")
     if 0 in array.shape:
         raise FrameError(f"empty array of shape {array.shape}", "empty")
-    _check_size(array.shape[1], array.shape[0])
     return Image.fromarray(np.ascontiguousarray(array))
 
 
@@ -236,5 +232,4 @@ def _eight_bits(pixels: np.ndarray, notes: list[str]) -> np.ndarray:
     bits = max(8, high.bit_length())
     if bits > 8:
         notes.append(f"scaled from {bits} to 8 bits")
-        pixels = pixels.astype(np.float64) * (255 / (2**bits - 1))
-    return np.rint(pixels).astype(np.uint8)
+    return np.rint(pixels.astype(np.float64) * (255 / (2**bits - 1))).astype(np.uint8)

@@ -12,13 +12,10 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from thyroid_lib.common.messages import listed, named
 from thyroid_lib.datasets import checks, contract, duplicates
-from thyroid_lib.datasets.checks import BLANKED, LEFT_OUT, NOTE, REQUIRED, ManifestError
-
-__all__ = ["BLANKED", "LEFT_OUT", "NOTE", "ManifestError", "assert_disjoint", "check", "overlap", "partition",
-           "ready", "split", "split_hash"]  # fmt: skip
+from thyroid_lib.datasets.checks import LEFT_OUT, NOTE, REQUIRED, ManifestError
 
 
-def check(manifest: pd.DataFrame, *, jobs: int = -1, keep_unlabelled: bool = False) -> tuple:
+def check(manifest: pd.DataFrame, *, jobs: int = -1) -> tuple:
     """Finds everything that is wrong with a manifest and leaves what can be used.
 
     Every file is decoded once: unreadable, truncated, tiny, constant and coloured ones are left out with the
@@ -29,7 +26,6 @@ def check(manifest: pd.DataFrame, *, jobs: int = -1, keep_unlabelled: bool = Fal
     Args:
         manifest: as `thyroid_lib.datasets.read` gives it.
         jobs: worker processes that decode; -1 for every core.
-        keep_unlabelled: keep rows without a label (for audits of the crop; training needs labels).
 
     Returns:
         (clean, problems). `clean` has the rows that can be used, with `group` joined and the hashes `sha256`
@@ -47,10 +43,8 @@ def check(manifest: pd.DataFrame, *, jobs: int = -1, keep_unlabelled: bool = Fal
         raise ManifestError(f"A manifest has the columns {', '.join(REQUIRED)}; {came}.")
     data = manifest.reset_index(drop=True)
     data.attrs = {}
-    if "row" not in data:
-        data["row"] = range(len(data))
-    found = len(attrs.get("excluded", ()))
-    flow = [("files found or named", len(data) + found, None)]
+    data["row"] = data.get("row", range(len(data)))
+    flow = [("files found or named", len(data) + len(attrs.get("excluded", ())), None)]
 
     def step(name: str) -> None:
         flow.append((name, len(data), data["patient"].nunique()))
@@ -63,10 +57,9 @@ def check(manifest: pd.DataFrame, *, jobs: int = -1, keep_unlabelled: bool = Fal
     data, pairs = checks.joined(data, problems)
     data = checks.contradictions(data, problems)
     step("in groups without contradiction")
-    if not keep_unlabelled:
-        problems.add(data[data["label"] == ""], "label", "unlabelled: not used for training", LEFT_OUT)
-        data = data[data["label"] != ""]
-        step("labelled")
+    problems.add(data[data["label"] == ""], "label", "unlabelled: not used for training", LEFT_OUT)
+    data = data[data["label"] != ""]
+    step("labelled")
     steps = pd.DataFrame(flow, columns=["step", "images", "patients"]).astype({"patients": "Int64"})
     steps["left_out"] = -steps["images"].diff().fillna(0).astype(int)
     data = data.drop(columns="row").reset_index(drop=True)
@@ -76,19 +69,16 @@ def check(manifest: pd.DataFrame, *, jobs: int = -1, keep_unlabelled: bool = Fal
 
 def ready(manifest: pd.DataFrame, folds: int = 5) -> list[str]:
     """Why a clean manifest could not be studied with so many folds; an empty list where it could."""
-    classes = manifest.attrs.get("classes") or sorted(set(manifest["label"]) - {""})
     if not len(manifest):
         return ["no usable labelled frame is left"]
-    labelled = manifest[manifest["label"] != ""]
-    reasons = []
-    if labelled["label"].nunique() < 2:
-        came = listed(sorted(set(labelled["label"]))) or "no label at all"
-        reasons.append(f"at least two classes are needed; came: {came}")
+    reasons, came = [], sorted(set(manifest["label"]) - {""})
+    if len(came) < 2:
+        reasons.append(f"at least two classes are needed; came: {listed(came) or 'no label at all'}")
     advice = "collect more, drop the class, or use fewer folds"
-    for key in classes:
-        if (count := labelled.loc[labelled["label"] == key, "group"].nunique()) < folds:
-            came = f"{count} independent groups (patients), {folds} folds need at least {folds}"
-            reasons.append(f"class {named(key)}: {came}; {advice}")
+    for key in manifest.attrs.get("classes") or came:
+        if (count := manifest.loc[manifest["label"] == key, "group"].nunique()) < folds:
+            have = f"{count} independent groups (patients), {folds} folds need at least {folds}"
+            reasons.append(f"class {named(key)}: {have}; {advice}")
     return reasons
 
 

@@ -80,11 +80,8 @@ class Region:
     @cached_property
     def mask(self) -> np.ndarray:
         """The region's pixels, bool (H, W) of the frame."""
-        height, width = self._shape
         mask = (self._labels == self._index).astype(np.uint8)
-        if mask.shape != self._shape:
-            mask = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST)
-        return mask.astype(bool)
+        return cv2.resize(mask, self._shape[::-1], interpolation=cv2.INTER_NEAREST).astype(bool)
 
     @property
     def coordinates(self) -> np.ndarray:
@@ -117,15 +114,12 @@ def binarize(gray: np.ndarray, recipe: Recipe = RECIPE) -> np.ndarray:
     """
     small = _reduced(gray)
     scale = max(small.shape) / REFERENCE_SIDE
-    surround = surround_level(small)
-    filtered = cv2.medianBlur(small, recipe.median) if recipe.median > 1 else small
-    if surround:
-        filtered = cv2.absdiff(filtered, np.full_like(filtered, surround))
-    binary = cv2.threshold(filtered, recipe.threshold, 1, cv2.THRESH_BINARY)[1]
+    filtered = cv2.medianBlur(small, recipe.median)
+    difference = cv2.absdiff(filtered, np.full_like(filtered, surround_level(small)))
+    binary = cv2.threshold(difference, recipe.threshold, 1, cv2.THRESH_BINARY)[1]
     for operation, side in ((cv2.MORPH_CLOSE, recipe.closing), (cv2.MORPH_OPEN, recipe.opening)):
-        side = round(side * scale)
-        if side > 1:
-            binary = cv2.morphologyEx(binary, operation, np.ones((side, side), np.uint8))
+        side = max(1, round(side * scale))
+        binary = cv2.morphologyEx(binary, operation, np.ones((side, side), np.uint8))
     return binary
 
 
@@ -183,13 +177,12 @@ def crop(gray: np.ndarray, region: Region) -> np.ndarray:
     return 255 - cut if region.inverted else cut
 
 
-def letterbox(image: np.ndarray, size: int, fill: int = 0) -> np.ndarray:
-    """The image scaled to fit a square without changing its proportions, centred on a plain ground.
+def letterbox(image: np.ndarray, size: int) -> np.ndarray:
+    """The image scaled to fit a square without changing its proportions, centred on black.
 
     Args:
         image: uint8 (H, W); bool masks are taken too and stay 0 and 1.
         size: side of the square in px.
-        fill: grey level of the ground.
 
     Returns:
         uint8 (size, size).
@@ -198,7 +191,7 @@ def letterbox(image: np.ndarray, size: int, fill: int = 0) -> np.ndarray:
     mask = image.dtype == bool
     way = cv2.INTER_AREA if max(image.shape) > size else cv2.INTER_LINEAR
     resized = cv2.resize(image.astype(np.float32) if mask else image, (width, height), interpolation=way)
-    square = np.full((size, size), fill, np.uint8)
+    square = np.zeros((size, size), np.uint8)
     square[top : top + height, left : left + width] = resized >= 0.5 if mask else resized
     return square
 
@@ -242,9 +235,7 @@ def surround_level(gray: np.ndarray) -> int:
 
 
 def _reduced(gray: np.ndarray) -> np.ndarray:
-    scale = REFERENCE_SIDE / max(gray.shape)
-    if scale >= 1:
-        return gray
+    scale = min(1, REFERENCE_SIDE / max(gray.shape))
     shape = (max(1, round(gray.shape[1] * scale)), max(1, round(gray.shape[0] * scale)))
     return cv2.resize(gray, shape, interpolation=cv2.INTER_AREA)
 
@@ -277,8 +268,8 @@ def printed_lines(gray: np.ndarray, *boxes: tuple[int, int, int, int]) -> list[i
         for part in cut:
             part[rows] = 0  # what a line of text holds is not counted again, letter by letter
         columns = _bands(cut, 0, round(5 * scale))
-        counts.append(int((np.diff(rows.astype(int), prepend=0) > 0).sum()
-                          + (np.diff(columns.astype(int), prepend=0) > 0).sum()))  # fmt: skip
+        starts = (np.diff(bands.astype(int), prepend=0) > 0 for bands in (rows, columns))
+        counts.append(sum(int(start.sum()) for start in starts))
     return counts
 
 

@@ -1,28 +1,20 @@
 """What notebook 01 asks of its data: do the crops hold what they should, and could a network cheat?"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
+import yaml
 from scipy.stats import chi2_contingency
 
 from thyroid_lib import datasets, manifest, regions
-from thyroid_lib.common.templates import render
+from thyroid_lib.common.templates import TEMPLATES, render
 from thyroid_lib.data.crops import Crops
 from thyroid_lib.datasets import contract
 
-RECORDED = (  # column of the index, what it is, and where a network could see it
-    ("caliper", "calipers on the image", "crop"),
-    ("coloured_marks", "coloured marks on the image", "crop"),
-    ("text", "print around the sector", "frame"),
-    ("device", "scanner", "crop"),
-    ("view", "view", "crop"),
-    ("frame_size", "frame size", "frame"),
-    ("proportions", "crop's proportions", "crop"),
-    ("age", "age", "table"),
-    ("sex", "sex", "table"),
-)
+# (column of the index, what it is, where a network could see it: "crop", "frame" or "table")
+RECORDED = yaml.safe_load((TEMPLATES / "data" / "recorded.yaml").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -78,28 +70,29 @@ def prepare(specs: Mapping[str, str], *, folds: int, seed: int = 0, jobs: int = 
         if not specs.get(role):
             continue
         clean, problems = manifest.check(datasets.read(specs[role]), jobs=jobs)
-        flow = pd.DataFrame(clean.attrs["flow"])
+        data = Prepared(role, clean, problems, pd.DataFrame(clean.attrs["flow"]))
         for earlier in found.values():
-            clean, problems, flow = _apart(clean, problems, flow, earlier)
-        if not len(clean):
-            counted = problems.loc[problems["action"] == manifest.LEFT_OUT, "problem"].value_counts()
+            data = _apart(data, earlier)
+        if data.clean.empty:
+            counted = data.problems.loc[
+                data.problems["action"] == manifest.LEFT_OUT, "problem"
+            ].value_counts()
             reasons = "; ".join(f"{count} x {reason}" for reason, count in counted.head(5).items())
             raise manifest.ManifestError(f"{role} ({specs[role]}): no frame is left to use. {reasons}")
         if role == "finetune":
-            attrs, clean = clean.attrs, manifest.split(clean, folds, seed)
-            clean.attrs = attrs
-        found[role] = Prepared(role, clean, problems, flow)
+            data = replace(data, clean=manifest.split(data.clean, folds, seed))
+        found[role] = data
     return {role: found[role] for role in specs if role in found}
 
 
-def _apart(clean: pd.DataFrame, problems: pd.DataFrame, flow: pd.DataFrame, earlier: Prepared) -> tuple:
-    attrs, bad = clean.attrs, clean["image"].isin(manifest.overlap(clean, earlier.clean)["image_a"])
+def _apart(data: Prepared, earlier: Prepared) -> Prepared:
+    """The data without the frames that an earlier role shows."""
+    same = data.clean["image"].isin(manifest.overlap(data.clean, earlier.clean)["image_a"])
     problem = f"shows the same as a frame of the {earlier.role} data"
-    listed = clean.loc[bad, ["image"]].assign(column="image", action=manifest.LEFT_OUT, problem=problem)
-    clean = clean[~bad].reset_index(drop=True)
-    clean.attrs = attrs
-    flow = _with_step(flow, f"not in the {earlier.role} data", clean, len(listed))
-    return clean, pd.concat([problems, listed], ignore_index=True) if bad.any() else problems, flow
+    listed = data.clean.loc[same, ["image"]].assign(column="image", action=manifest.LEFT_OUT, problem=problem)
+    clean = data.clean[~same].reset_index(drop=True)
+    flow = _with_step(data.flow, f"not in the {earlier.role} data", clean, len(listed))
+    return Prepared(data.role, clean, pd.concat([data.problems, listed], ignore_index=True), flow)
 
 
 def _with_step(flow: pd.DataFrame, step: str, rows: pd.DataFrame, left_out: int) -> pd.DataFrame:
@@ -120,25 +113,23 @@ def _kept_area(index: pd.DataFrame) -> pd.Series:
     return index["box_width"] * index["box_height"] / (index["frame_width"] * index["frame_height"])
 
 
-def crop_audit(crops: Crops, inside: float = 0.95) -> dict[str, float]:
+def crop_audit(crops: Crops) -> dict[str, float]:
     """How well the crops hold what they should.
 
     Args:
         crops: of one role.
-        inside: part of the nodule's pixels that must lie in the crop for it to count as held.
 
     Returns:
         `crops`, `excluded`; `with_nodule` (frames with a mask), `nodule_held` (fraction of them with at least
-        `inside` of it in the crop), `nodule_whole` (fraction with all of it); `print_in_frame` and
+        95 % of its pixels in the crop), `nodule_whole` (fraction with all of it); `print_in_frame` and
         `print_in_crop` (fractions of frames with lines of print), `kept_area` (median part of the frame).
     """
-    index = crops.index
-    held = index["mask_inside"].dropna()
+    index, held = crops.index, crops.index["mask_inside"].dropna()
     return {
         "crops": len(index),
         "excluded": len(crops.excluded),
         "with_nodule": len(held),
-        "nodule_held": float((held >= inside).mean()),
+        "nodule_held": float((held >= 0.95).mean()),
         "nodule_whole": float((held >= 1).mean()),
         "print_in_frame": float((index["frame_text_lines"] > 0).mean()),
         "print_in_crop": float((index["text_lines"] > 0).mean()),
@@ -165,11 +156,10 @@ def shortcuts(crops: Crops) -> pd.DataFrame:
     """
     index = crops.index
     frame_size = index["frame_width"].astype(str) + "x" + index["frame_height"].astype(str)
-    values = index.assign(
-        frame_size=frame_size, proportions=_binned(index["box_width"] / index["box_height"])
-    )
-    if "age" in index and index["age"].notna().any():
-        values["age"] = _binned(index["age"])
+    proportions = _quarter(index["box_width"] / index["box_height"])
+    values = index.assign(frame_size=frame_size, proportions=proportions)
+    if "age" in index:
+        values["age"] = _quarter(index["age"])
     rows = [
         (what, visible, cramers_v(values[column].astype(str), index["label"]))
         for column, what, visible in RECORDED
@@ -191,14 +181,12 @@ def cramers_v(a: pd.Series, b: pd.Series) -> float:
     return float(np.sqrt(phi / max(min(rows, columns) - 1, 1e-9)))
 
 
-def _binned(values: pd.Series, bins: int = 4) -> pd.Series:
-    ranks = pd.to_numeric(values, errors="coerce").rank(method="average", pct=True)
-    return np.ceil(ranks * bins).fillna(0).astype(int).astype(str)
+def _quarter(values: pd.Series) -> pd.Series:
+    """In which quarter of all each number lies, 1 to 4."""
+    return np.ceil(values.rank(pct=True) * 4)
 
 
-def step_examples(
-    prepared: Mapping[str, Prepared], size: int, recipe: regions.Recipe = regions.RECIPE
-) -> list[dict]:
+def step_examples(prepared: Mapping[str, Prepared], size: int) -> list[dict]:
     """One frame per role through every step, for `plots.steps`: the middle one of those with a nodule.
 
     Returns:
@@ -211,23 +199,22 @@ def step_examples(
             rows = rows[rows["mask"].fillna("").ne("")]
         row = rows.iloc[len(rows) // 2].to_dict()
         gray = datasets.load_frame(row)
-        example = {"source": f"{role}: {row['dataset']}", "frame": gray}
-        example |= {
-            "binary": regions.binarize(gray, recipe),
-            "regions": regions.connected_regions(gray, recipe),
-        }
-        example |= {
-            "crop": regions.extract(gray, size, recipe)[0],
+        example = {
+            "source": f"{role}: {row['dataset']}",
+            "frame": gray,
+            "binary": regions.binarize(gray),
+            "regions": regions.connected_regions(gray),
+            "crop": regions.extract(gray, size)[0],
             "mask": datasets.load_mask(row, gray.shape),
         }
         examples.append(example)
     return examples
 
 
-def problem_table(prepared: Mapping[str, Prepared], longest: int = 20) -> pd.DataFrame:
+def problem_table(prepared: Mapping[str, Prepared]) -> pd.DataFrame:
     """Findings of the checks, counted: `data`, `action`, `problem`, `images` and one `example`.
 
-    Problems that differ in a number or a name only are counted together. The `longest` most frequent kinds; every
+    Problems that differ in a number or a name only are counted together. The 20 most frequent kinds; every
     single problem is in `problems.csv` beside the crops.
     """
     tables = []
@@ -236,23 +223,21 @@ def problem_table(prepared: Mapping[str, Prepared], longest: int = 20) -> pd.Dat
         counted = data.problems.assign(problem=kinds).groupby(["action", "problem"], sort=False)["image"]
         tables.append(counted.agg(images="size", example="first").reset_index().assign(data=role))
     table = pd.concat(tables).sort_values("images", ascending=False, kind="stable", ignore_index=True)
-    if not len(table):
-        table = pd.DataFrame([{"data": "all", "action": "none", "problem": "nothing was found wrong", "images": 0,
-                               "example": ""}])  # fmt: skip
-    return table[["data", "action", "problem", "images", "example"]].head(longest)
+    columns = ["data", "action", "problem", "images", "example"]
+    nothing = pd.DataFrame([("all", "none", "nothing was found wrong", 0, "")], columns=columns)
+    return table[columns].head(20) if len(table) else nothing
 
 
 def duplicate_table(prepared: Mapping[str, Prepared]) -> pd.DataFrame:
     """Pairs of frames that show the same, by role: `identical` and `near`, within and across patients."""
     rows = []
     for role, data in prepared.items():
-        pairs = data.clean.attrs["duplicates"].astype({"identical": bool, "same_patient": bool})
-        row = {"data": role}
-        for kind, some in (("identical", pairs[pairs["identical"]]), ("near", pairs[~pairs["identical"]])):
-            row[f"{kind}, one patient"] = int(some["same_patient"].sum())
-            row[f"{kind}, two patients"] = int((~some["same_patient"]).sum())
-        across = pairs.loc[~pairs["same_patient"], ["image_a", "image_b"]]
-        row["example"] = " = ".join(across.head(1).to_numpy().flat)
+        pairs = data.clean.attrs["duplicates"]
+        one, row = pairs["same_patient"], {"data": role}
+        for kind, chosen in (("identical", pairs["identical"]), ("near", ~pairs["identical"])):
+            row[f"{kind}, one patient"] = (chosen & one).sum()
+            row[f"{kind}, two patients"] = (chosen & ~one).sum()
+        row["example"] = " = ".join(pairs.loc[~one, ["image_a", "image_b"]].head(1).to_numpy().flat)
         row["patients"] = data.clean["patient"].nunique() if data.patients_known else "not known"
         rows.append(row | {"groups": data.clean["group"].nunique()})
     return pd.DataFrame(rows)
@@ -263,9 +248,7 @@ def flows(prepared: Mapping[str, Prepared], cropped: Mapping[str, Crops]) -> dic
     result = {}
     for role, data in prepared.items():
         table = _with_step(data.flow, "crops", cropped[role].index, len(cropped[role].excluded))
-        if not data.patients_known:
-            table["patients"] = pd.NA
-        result[f"{role}: {data.title}"] = table
+        result[f"{role}: {data.title}"] = table if data.patients_known else table.assign(patients=pd.NA)
     return result
 
 
@@ -291,9 +274,14 @@ def summary(prepared: Mapping[str, Prepared], cropped: Mapping[str, Crops], ceil
         crops = cropped[role]
         data.problems.to_csv(crops.folder / "problems.csv", index=False)
         labels = crops.index["label"].value_counts()
-        kept[role] = _numbers(data, crops) | {
+        kept[role] = crop_audit(crops) | {
+            "title": data.title,
+            "simulated": data.simulated,
+            "patients": crops.index["patient"].nunique(),
+            "patients_known": data.patients_known,
+            "groups": crops.index["group"].nunique(),
             "files": int(data.flow["images"].iloc[0]),
-            "images_per_class": {key: int(labels.get(key, 0)) for key in crops.classes},
+            "images_per_class": labels.reindex(crops.classes, fill_value=0).to_dict(),
             "crops_hash": crops.hash,
         }
         if "fold" in data.clean:
@@ -301,25 +289,9 @@ def summary(prepared: Mapping[str, Prepared], cropped: Mapping[str, Crops], ceil
     return kept | ({"sign_reader": dict(ceiling)} if ceiling else {})
 
 
-def _numbers(data: Prepared, crops: Crops) -> dict:
-    return crop_audit(crops) | {
-        "title": data.title,
-        "simulated": data.simulated,
-        "patients": crops.index["patient"].nunique(),
-        "patients_known": data.patients_known,
-        "groups": crops.index["group"].nunique(),
-    }
-
-
 def findings(prepared: Mapping[str, Prepared], crops: Mapping[str, Crops], ceiling: Mapping | None) -> str:
     """What notebook 01 found, in Markdown, from this run's numbers."""
-    roles = []
-    for role, data in prepared.items():
-        marks = crops[role].index.get("coloured_marks")
-        left = int(data.flow["left_out"].sum()) + len(crops[role].excluded)
-        coloured = None if marks is None else int(marks.sum())
-        roles.append(_numbers(data, crops[role]) | {"name": role, "left_out": left, "coloured": coloured})
+    roles = [(data, crops[role], crop_audit(crops[role])) for role, data in prepared.items()]
     found = shortcuts(crops.get("finetune") or next(iter(crops.values())))
     strong = found[(found["association"] > 0.3) & (found["visible"] != "table")]
-    strong = strong[["what", "association"]].to_numpy().tolist()
     return render("data/findings.md.j2", roles=roles, strong=strong, ceiling=ceiling)

@@ -8,7 +8,6 @@ import argparse
 import sys
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from thyroid_lib import datasets, manifest
@@ -17,7 +16,6 @@ from thyroid_lib.common.templates import render
 from thyroid_lib.datasets import duplicates
 
 EXAMPLES = 12  # files named for each reason, unless --all is given
-SECTIONS = {"left out": manifest.LEFT_OUT, "values not used": manifest.BLANKED, "notes": manifest.NOTE}
 
 
 def main(argv: list[str]) -> int:
@@ -31,8 +29,7 @@ def main(argv: list[str]) -> int:
     """
     about = __doc__.splitlines()[0]
     parser = argparse.ArgumentParser(prog="python -m thyroid_lib check-data", description=about)
-    sources = ", ".join(datasets.SOURCES)
-    add = parser.add_argument
+    add, sources = parser.add_argument, ", ".join(datasets.SOURCES)
     add("spec", metavar="SPEC", help=f"SOURCE:PATH[?option=value], SOURCE one of {sources}")
     add("--folds", type=int, default=5, help="folds of the split that is tried (default 5)")
     add("--seed", type=int, default=0, help="seed of the split")
@@ -67,56 +64,23 @@ def report(
         reasons: why a study would not run; empty where it would.
         examples: most files named for one reason.
     """
-    attrs, pairs = clean.attrs, clean.attrs["duplicates"]
-    if not attrs.get("numbered"):
-        problems = problems.assign(row=pd.NA)
-    sections = {heading: problems[problems["action"] == action] for heading, action in SECTIONS.items()}
+    numbers = problems["row"].fillna(0) if clean.attrs.get("numbered") else 0
+    counts = problems.groupby(["action", "problem"])["problem"].transform("size")
+    problems = problems.assign(row=numbers, count=counts)
+    classes = clean.attrs.get("classes") or sorted(set(clean["label"]))
+    table = clean.groupby("label")[["image", "patient", "group"]].nunique().reindex(classes, fill_value=0)
+    if folds is not None:
+        table["folds"] = pd.crosstab(folds["label"], folds["fold"]).astype(str).agg(" ".join, axis=1)
     return render(
         "data/check.txt.j2",
-        title=attrs.get("title", ""),
-        simulated=attrs.get("simulated"),
-        flow=attrs["flow"].astype(object).where(attrs["flow"].notna(), None).to_dict("records"),
-        findings=[
-            (name, len(some), _reasons(some, examples)) for name, some in sections.items() if len(some)
-        ],
-        identical=int(pairs["identical"].sum()),
-        near=int((~pairs["identical"]).sum()),
-        across=pairs[pairs["joined"]].to_dict("records"),
+        about=clean.attrs,
+        problems=problems.sort_values("count", ascending=False, kind="stable"),
         bits=duplicates.BITS,
         examples=examples,
-        classes=_classes(clean, folds) if len(clean) else [],
+        classes=table if len(clean) else None,
         reasons=reasons,
         hash=None if reasons else manifest.split_hash(folds),
     )
-
-
-def _reasons(problems: pd.DataFrame, examples: int) -> list[dict]:
-    """Each reason once with its count, the most frequent first, and the images it is true of."""
-    found = []
-    for problem, some in problems.groupby("problem", sort=False):
-        named = [(row.image, _where(row)) for row in some[some["image"] != ""].itertuples()]
-        more = len(named) - examples
-        found.append({"problem": problem, "count": len(some), "named": named[:examples], "more": more})
-    return sorted(found, key=lambda reason: -reason["count"])
-
-
-def _where(row) -> str:
-    parts = ("" if pd.isna(row.row) else f"row {row.row}", "" if row.column == "image" else row.column)
-    return " ".join(filter(None, parts))
-
-
-def _classes(clean: pd.DataFrame, folds: pd.DataFrame | None) -> list[dict]:
-    keys = clean.attrs.get("classes") or sorted(set(clean["label"]))
-    counted = {
-        "images": ("image", "size"),
-        "patients": ("patient", "nunique"),
-        "groups": ("group", "nunique"),
-    }
-    table = clean.groupby("label").agg(**counted).reindex(keys, fill_value=0).rename_axis("key")
-    table["folds"] = ""
-    if folds is not None:
-        table["folds"] = folds.groupby("label")["fold"].agg(lambda of: " ".join(map(str, np.bincount(of))))
-    return table.reset_index().to_dict("records")
 
 
 def _find(spec: str, image: str) -> int:
@@ -124,9 +88,8 @@ def _find(spec: str, image: str) -> int:
 
     parsed = datasets.parse(spec)
     if parsed.source != "dicom":
-        print(
-            "--find: only dicom hides the names of files; elsewhere the image is the path.", file=sys.stderr
-        )
+        why = "--find: only dicom hides the names of files; elsewhere the image is the path."
+        print(why, file=sys.stderr)
         return 1
     path = dicom.find(Path(parsed.location).expanduser(), image)
     print(printable(path) if path else "no file there has this name (was another key used?)")

@@ -28,7 +28,7 @@ from thyroid_lib.common.progress import progress
 ARRAYS = ("crops", "frames", "masks")
 CHUNK = 32  # frames handed to a worker at a time
 WORTH_WORKERS = 256  # frames below which starting processes costs more than it saves
-TEXT_COLUMNS = {"image": str, "label": str, "patient": str, "group": str, "dataset": str, "device": str}
+TEXT_COLUMNS = dict.fromkeys(("image", "label", "patient", "group", "dataset", "device"), str)
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,7 @@ class Crops:
     @cached_property
     def labels(self) -> np.ndarray:
         """int64 (N,): position in `classes`, -1 where a frame has no label."""
-        codes = {key: code for code, key in enumerate(self.classes)}
-        return self.index["label"].map(codes).fillna(-1).to_numpy(np.int64)
+        return pd.Index(self.classes).get_indexer(self.index["label"])
 
     @cached_property
     def excluded(self) -> pd.DataFrame:
@@ -89,9 +88,9 @@ class Crops:
                 "Run notebook 01 into the same run first."
             )
         about = json.loads((folder / "crops.json").read_text(encoding="utf-8"))
-        index = pd.read_csv(folder / "index.csv", dtype=TEXT_COLUMNS, na_values=[""], low_memory=False)
+        types = {**TEXT_COLUMNS, "mask_inside": np.float64}
+        index = pd.read_csv(folder / "index.csv", dtype=types, na_values=[""], low_memory=False)
         index = index.fillna({column: "" for column in TEXT_COLUMNS if column in index})
-        index["mask_inside"] = index["mask_inside"].astype(np.float64)
         paths = {name: folder / f"{name}.npy" for name in ARRAYS}
         arrays = {name: np.load(path, mmap_mode="r") for name, path in paths.items() if path.is_file()}
         about["names"] = {key: tuple(value) for key, value in about["names"].items()}
@@ -145,19 +144,17 @@ def _write(manifest: pd.DataFrame, folder: Path, size: int, recipe: regions.Reci
     rows = manifest.to_dict("records")
     has_masks = "mask" in manifest and manifest["mask"].fillna("").astype(str).ne("").any()
     workers = 1 if len(rows) < WORTH_WORKERS else effective_n_jobs(jobs)
-    results = Parallel(n_jobs=workers, return_as="generator")(
-        delayed(_chunk)(rows[start : start + CHUNK], size, recipe, has_masks)
-        for start in range(0, len(rows), CHUNK)
-    )
+    parts = (rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK))
+    work = (delayed(_chunk)(part, size, recipe, has_masks) for part in parts)
+    results = Parallel(n_jobs=workers, return_as="generator")(work)
     found = []
     with ExitStack() as stack:  # written as they come: no more than a few chunks are ever in memory
         paths = {name: folder / f"{name}.npy" for name in ARRAYS[: 2 + has_masks]}
         opened = {name: stack.enter_context(open(path, "wb")) for name, path in paths.items()}
         for file in opened.values():
             _header(file, 0, size)
-        for facts, pictures in progress(
-            results, "cropping frames", len(rows), size=lambda part: len(part[0])
-        ):
+        done = progress(results, "cropping frames", len(rows), size=lambda part: len(part[0]))
+        for facts, pictures in done:
             found += facts
             for name, file in opened.items():
                 file.writelines(picture[name].tobytes() for picture in pictures)

@@ -35,9 +35,9 @@ class RowReader:
 
     def keep_on(self, device: torch.device) -> None:
         """Copies all rows to a GPU once, if they take no more than a quarter of its free memory."""
-        if device.type == "cuda":
-            if self.images.nbytes > RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]:
-                return
+        limit = RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else float("inf")
+        if self.images.nbytes > limit:
+            return
         whole = torch.empty(self.images.shape, dtype=torch.uint8, device=device)
         for rows in np.split(np.arange(len(whole)), range(1024, len(whole), 1024)):
             whole[rows[0] : rows[-1] + 1] = torch.from_numpy(self.read(rows))

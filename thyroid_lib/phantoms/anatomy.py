@@ -35,8 +35,7 @@ def draw(shape, scale: float, view: str, nodule, patient, frame) -> tuple[Scene,
 
 def _layers(scene: Scene, patient, frame) -> np.ndarray:
     """Skin, fat and strap muscles; returns where the gland may begin, in px along the sector's width."""
-    height, width = scene.shape
-    scale = scene.scale
+    (height, width), scale = scene.shape, scene.scale
     curve = patient.uniform(0, 1.4) * np.linspace(-1, 1, width) ** 2
     skin = patient.uniform(1.0, 1.7) * scale
     muscle_top = skin + (patient.uniform(1.0, 3.0) + curve + wiggle(frame, width, 0.35)) * scale
@@ -58,8 +57,7 @@ def _layers(scene: Scene, patient, frame) -> np.ndarray:
 
 
 def _transverse(scene: Scene, gland_top, across, down, patient, frame) -> np.ndarray:
-    width = scene.shape[1]
-    scale = scene.scale
+    width, scale = scene.shape[1], scene.scale
     half_width = max(8.5, across + patient.uniform(1.5, 4))
     half_depth = max(7.5, down + patient.uniform(1, 3))
     top = float(np.median(gland_top)) / scale
@@ -71,9 +69,7 @@ def _transverse(scene: Scene, gland_top, across, down, patient, frame) -> np.nda
                [wind_x - 4, top + thick], [x, y]]  # fmt: skip
     lobe = oval(x, y, half_width, half_depth, patient, 0.05) * scale
     scene.fill(np.array(isthmus) * scale, "thyroid")
-    scene.fill(lobe, "thyroid")
-    _under_muscle(scene, gland_top)
-    scene.outline(lobe, 1.6)
+    _lobe(scene, gland_top, lobe, 1.6)
     _vessels(scene, x - half_width - patient.uniform(2.5, 4.5), y + patient.uniform(-1, 3), patient, frame)
     _trachea(scene, wind_x, wind_y, wind, patient, frame)
     room = np.maximum(0, [half_width - across - 1, half_depth - down - 1])
@@ -81,31 +77,28 @@ def _transverse(scene: Scene, gland_top, across, down, patient, frame) -> np.nda
 
 
 def _longitudinal(scene: Scene, gland_top, across, down, patient, frame) -> np.ndarray:
-    width = scene.shape[1]
-    scale = scene.scale
+    width, scale = scene.shape[1], scene.scale
     half_depth = max(7.0, down + patient.uniform(1, 3))
     half_length = max(0.5 * width / scale, across + 4) * patient.uniform(1.0, 1.3)
     top = float(np.median(gland_top)) / scale
     x, y = width / 2 / scale + frame.uniform(-4, 4), top + half_depth - 0.6
     _below(scene, y + half_depth + 0.6, patient, frame)
-    lobe = oval(x, y, half_length, half_depth, patient, 0.03) * scale
-    scene.fill(lobe, "thyroid")
-    _under_muscle(scene, gland_top)
-    scene.outline(lobe, 1.8)
+    _lobe(scene, gland_top, oval(x, y, half_length, half_depth, patient, 0.03) * scale, 1.8)
     room = np.maximum(0, [0.45 * width / scale - across, half_depth - down - 1])
     return np.array([width / 2 / scale, y]) + 0.7 * room * frame.uniform(-1, 1, 2)
 
 
-def _under_muscle(scene: Scene, gland_top) -> None:
-    """The gland does not grow into the muscles in front of it."""
+def _lobe(scene: Scene, gland_top, outline, strength: float) -> None:
+    """The lobe; the gland does not grow into the muscles in front of it."""
+    scene.fill(outline, "thyroid")
     above = np.arange(scene.shape[0])[:, None] < gland_top
     scene.codes[above & (scene.codes == CODE["thyroid"])] = CODE["muscle"]
+    scene.outline(outline, strength)
 
 
 def _below(scene: Scene, depth: float, patient, frame) -> None:
     """The long muscle of the neck, its fascia, and the front of the spine."""
-    height, width = scene.shape
-    scale = scene.scale
+    (height, width), scale = scene.shape, scene.scale
     top = (depth + wiggle(frame, width, 0.6)) * scale
     bottom = top + (patient.uniform(5, 8) + wiggle(frame, width, 0.5)) * scale
     rows = np.arange(height)[:, None]
@@ -146,6 +139,4 @@ def _texture(scene: Scene, patient, frame) -> np.ndarray:
     scale = scene.scale
     uneven = noise(patient, scene.shape, 4.0 * scale, 5.0 * scale)
     streaks = noise(frame, scene.shape, 0.5 * scale, 4.5 * scale) * np.float32(3.6)
-    streaked = np.zeros(len(CODE), np.float32)
-    streaked[[CODE["muscle"], CODE["fat"], CODE["deep"]]] = 1
-    return uneven + streaks * streaked[scene.codes]
+    return uneven + streaks * np.isin(scene.codes, [CODE[tissue] for tissue in ("muscle", "fat", "deep")])

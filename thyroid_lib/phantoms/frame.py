@@ -1,8 +1,8 @@
 """Simulated thyroid ultrasound with known truth: a physicist's sketch of B-mode imaging.
 
-Tissue is a field of random scatterers (`phantom_anatomy`), the scanner a point-spread function that widens
+Tissue is a field of random scatterers (`anatomy`), the scanner a point-spread function that widens
 with depth, attenuation with gain that compensates it, noise, and log compression; fully developed
-speckle follows from that. The nodule shows signs drawn from `phantom_signs`. Around the sector lies what
+speckle follows from that. The nodule shows signs drawn from `signs`. Around the sector lies what
 scanners print: ruler, grey bar, probe mark, text, logo, calipers.
 
 Three sources: `clinic` (four lesion types, scanner A), `external` (four types, scanner B) and `open` (benign
@@ -13,6 +13,7 @@ workers. Phantoms prove that the machinery works; they say nothing about patient
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -22,46 +23,9 @@ from thyroid_lib import LESION_TYPES
 from thyroid_lib.phantoms import anatomy, nodule
 from thyroid_lib.phantoms.signs import SOURCES, TYPES, draw_person, draw_signs, label_of
 
-
-@dataclass(frozen=True)
-class Scanner:
-    """One make of scanner, as far as its frames show it.
-
-    Attributes:
-        frame: (H, W) of the whole frame in px.
-        corner: (x, y) of the sector's upper left corner in px; x moves a little from frame to frame.
-        height: of the sector in px. aspect: range of the sector's width over its height.
-        axial: deviation of the pulse in mm. lateral: of the beam in mm at its narrowest.
-        spread: depth in mm at which the beam is wider by the square root of two.
-        dynamic_range: dB from black to white. gain: grey level of parenchyma, 0 to 1.
-        noise: electronic noise at the skin, dB against parenchyma; it grows with depth.
-        tapered: the sector's upper corners are cut, as a virtual convex probe does.
-        panel: where the settings are printed. logo, probe: what else is.
-    """
-
-    name: str
-    frame: tuple[int, int]
-    corner: tuple[int, int]
-    height: int
-    aspect: tuple[float, float]
-    axial: float
-    lateral: float
-    spread: float
-    dynamic_range: float
-    gain: float
-    noise: float
-    tapered: bool
-    panel: str
-    logo: str
-    probe: str
-
-
-SCANNERS = {
-    name: Scanner(
-        name, **{key: tuple(value) if isinstance(value, list) else value for key, value in make.items()}
-    )
-    for name, make in yaml.safe_load(Path(__file__).with_name("scanners.yaml").read_text("utf-8")).items()
-}
+# name -> a make of scanner, as far as its frames show it; scanners.yaml says what each field means
+_MAKES = yaml.safe_load(Path(__file__).with_name("scanners.yaml").read_text(encoding="utf-8"))
+SCANNERS = {name: SimpleNamespace(name=name, **make) for name, make in _MAKES.items()}
 
 
 @dataclass(frozen=True)
@@ -75,7 +39,7 @@ class Patient:
     signs: dict
     age: int
     sex: str
-    scanner: Scanner
+    scanner: SimpleNamespace
     frames: int
 
     @property
@@ -112,15 +76,8 @@ def patients(source: str, count: int, seed: int = 0) -> list[Patient]:
         source: `clinic`, `external` or `open`.
         count: number of patients. Every run of them holds the types in the source's proportions.
         seed: another seed gives other people.
-
-    Raises:
-        ValueError: an unknown source, or fewer than one patient.
     """
-    if source not in SOURCES:
-        raise ValueError(f"phantom source: expected one of {', '.join(SOURCES)}, came {source!r}.")
-    if count < 1:
-        raise ValueError(f"phantom:{source}: expected at least one patient, came patients={count}.")
-    mix = np.array(SOURCES[source]["mix"])
+    mix, scanners = np.array(SOURCES[source]["mix"]), SOURCES[source]["scanners"]
     given = np.zeros(len(TYPES))
     people = []
     for number in range(count):
@@ -130,7 +87,6 @@ def patients(source: str, count: int, seed: int = 0) -> list[Patient]:
         given[kind] += 1
         signs = draw_signs(TYPES[kind], rng)
         age, sex = draw_person(TYPES[kind], rng)
-        scanners = SOURCES[source]["scanners"]
         scanner = SCANNERS[scanners[rng.integers(len(scanners))]]
         frames = int(rng.choice([1, 2, 3, 4], p=[0.25, 0.45, 0.2, 0.1]))
         people.append(Patient(source, seed, number, TYPES[kind], signs, age, sex, scanner, frames))
@@ -161,7 +117,9 @@ def render(patient: Patient, number: int = 0, answer: bool = False) -> Frame:
         scene.mirror()
     sector = b_mode(scene, scanner, rng, gain=setting + rng.normal(0, 1.0))
     if scanner.tapered:
-        outside = _corners(sector.shape)
+        rows, columns = np.indices(sector.shape, sparse=True)
+        cut = 0.09 * width * np.clip(1 - rows / (0.9 * height), 0, 1)
+        outside = (columns < cut) | (columns >= width - cut)
         sector[outside] = 0
         scene.nodule &= ~outside
 
@@ -169,22 +127,24 @@ def render(patient: Patient, number: int = 0, answer: bool = False) -> Frame:
     x, y = scanner.corner[0] + int(rng.integers(0, 24)), scanner.corner[1]
     image[y : y + height, x : x + width] = sector
     mask[y : y + height, x : x + width] = scene.nodule
-    box = (x, y, width, height)
     caliper = bool(rng.random() < 0.3)
     text = f"{'RT' if right else 'LT'} {'LONG' if number % 2 else 'TRANS'}"
     if answer:
         text += f"   {LESION_TYPES.get(patient.label, (patient.label,))[0].upper()}"
-    _furniture(image, box, scanner, scale, text, rng)
+    _furniture(image, x, y, width, height, scanner, scale, rng)
+    below = min(image.shape[0] - 6, y + height + 26)
+    _print(image, text, (x + 4, below), 1.0)
     if caliper and mask.any():
-        _calipers(image, mask, box, scale, text)
-    return Frame(image, mask, box, view, caliper, text)
+        after = x + 30 + cv2.getTextSize(text, cv2.FONT_HERSHEY_PLAIN, 1.0, 1)[0][0]
+        _calipers(image, mask, scale, (after, below))
+    return Frame(image, mask, (x, y, width, height), view, caliper, text)
 
 
-def b_mode(scene, scanner: Scanner, rng: np.random.Generator, gain: float = 0.0) -> np.ndarray:
+def b_mode(scene, scanner: SimpleNamespace, rng: np.random.Generator, gain: float = 0.0) -> np.ndarray:
     """From scatterers to grey levels: `envelope`, gain that compensates most of the depth, log compression.
 
     Args:
-        scene: a `phantom_scene.Scene` with `echo` and `excess` set.
+        scene: a `scene.Scene` with `echo` and `excess` set.
         scanner: its point-spread function, noise and grey scale.
         rng: draws scatterers and noise.
         gain: dB on top of the scanner's own.
@@ -204,7 +164,7 @@ def b_mode(scene, scanner: Scanner, rng: np.random.Generator, gain: float = 0.0)
     return (level * 255).astype(np.uint8)
 
 
-def envelope(scene, scanner: Scanner, rng: np.random.Generator) -> np.ndarray:
+def envelope(scene, scanner: SimpleNamespace, rng: np.random.Generator) -> np.ndarray:
     """Magnitude of the received echo: float32 (H, W), with mean square 1 in parenchyma without loss.
 
     Many scatterers a resolution cell make the complex echo a Gaussian field, weighted by tissue and by what
@@ -238,24 +198,22 @@ def _pulse(sigma: float) -> np.ndarray:
 
 
 def _generator(source: str, *numbers: int) -> np.random.Generator:
-    key = (list(SOURCES).index(source), *(int(number) for number in numbers))
-    return np.random.Generator(np.random.SFC64(np.random.SeedSequence(key)))
+    return np.random.Generator(np.random.SFC64([list(SOURCES).index(source), *numbers]))
 
 
 # --- what the scanner prints around the sector -----------------------------------------------------------------
 
 
-def _corners(shape: tuple[int, int]) -> np.ndarray:
-    height, width = shape
-    columns = np.arange(width)
-    cut = 0.09 * width * np.clip(1 - np.arange(height) / (0.9 * height), 0, 1)
-    return (columns < cut[:, None]) | (columns >= width - cut[:, None])
-
-
-def _furniture(image, box, scanner: Scanner, scale: float, text: str, rng) -> None:
-    x, y, width, height = box
-    left = scanner.panel == "right"  # the ruler stands where the settings do not
-    _ruler(image, x - 11 if left else x + width + 6, -10 if left else 7, y, height, scale)
+def _furniture(image, x: int, y: int, width: int, height: int, scanner, scale: float, rng) -> None:
+    """Ruler, grey bar, probe mark, settings and logo around the sector's box."""
+    ruler, digits = (
+        (x - 11, -10) if scanner.panel == "right" else (x + width + 6, 7)
+    )  # where the settings are not
+    for tick in range(int(height / scale / 5) + 1):
+        row = min(image.shape[0] - 2, int(y + tick * 5 * scale))
+        image[row : row + 2, ruler : ruler + (2 if tick % 2 else 5)] = 255
+        if tick and tick % 2 == 0:
+            _print(image, str(tick // 2), (ruler + digits, row + 4), 0.7)
     image[height // 2 : height // 2 + 96, 8:16] = np.linspace(255, 0, 96).astype(np.uint8)[:, None]
     _print(image, "T", (x + width + 14, y + 12), 0.9)
     settings = (f"P{rng.integers(80, 101)}", scanner.probe, f"{rng.uniform(8, 13):.1f}",
@@ -265,28 +223,14 @@ def _furniture(image, box, scanner: Scanner, scale: float, text: str, rng) -> No
         column = {"top": x + 62 * number, "right": scanner.frame[1] - 48, "left": 4}[scanner.panel]
         row = max(12, y - 22) if scanner.panel == "top" else 14 + 13 * number
         _print(image, setting, (column, row), 0.75)
-    if scanner.logo:
-        cv2.putText(image, scanner.logo, (10, 18), cv2.FONT_HERSHEY_DUPLEX, 0.55, 235, 1)
-    _print(image, text, (x + 4, _baseline(image, box)), 1.0)
+    cv2.putText(image, scanner.logo, (10, 18), cv2.FONT_HERSHEY_DUPLEX, 0.55, 235, 1)
 
 
 def _print(image, text: str, place: tuple[int, int], size: float) -> None:
     cv2.putText(image, text, place, cv2.FONT_HERSHEY_PLAIN, size, 255, 1)
 
 
-def _baseline(image, box) -> int:
-    return min(image.shape[0] - 6, box[1] + box[3] + 26)
-
-
-def _ruler(image, column: int, digits: int, top: int, height: int, scale: float) -> None:
-    for tick in range(int(height / scale / 5) + 1):
-        row = min(image.shape[0] - 2, int(top + tick * 5 * scale))
-        image[row : row + 2, column : column + (2 if tick % 2 else 5)] = 255
-        if tick and tick % 2 == 0:
-            _print(image, str(tick // 2), (column + digits, row + 4), 0.7)
-
-
-def _calipers(image, mask, box, scale: float, text: str) -> None:
+def _calipers(image, mask, scale: float, place: tuple[int, int]) -> None:
     """Crosses at the nodule's ends, dots between them, and the two diameters under the sector."""
     rows, columns = np.nonzero(mask)
     (top, bottom), (left, right) = (rows.min(), rows.max()), (columns.min(), columns.max())
@@ -296,5 +240,4 @@ def _calipers(image, mask, box, scale: float, text: str) -> None:
     image[row, left:right:6] = 230
     image[top:bottom:6, column] = 230
     across, down = (right - left + 1) / scale, (bottom - top + 1) / scale
-    place = box[0] + 30 + cv2.getTextSize(text, cv2.FONT_HERSHEY_PLAIN, 1.0, 1)[0][0]
-    _print(image, f"+ {across:.1f} mm  x {down:.1f} mm", (place, _baseline(image, box)), 0.8)
+    _print(image, f"+ {across:.1f} mm  x {down:.1f} mm", place, 0.8)

@@ -1,20 +1,9 @@
-"""The nodule of a simulated patient, drawn with its sonographic signs (`phantom_signs.SIGNS`)."""
+"""The nodule of a simulated patient, drawn with its sonographic signs (`signs.SIGNS`) as `looks.yaml` says."""
 
 import cv2
 import numpy as np
 
-from thyroid_lib.phantoms.scene import Scene, fill, fixed, noise, pair
-
-ECHOGENICITY = {"hyperechoic": 5.0, "isoechoic": 0.0, "hypoechoic": -7.0, "markedly hypoechoic": -13.5}
-"""dB against parenchyma; marked means darker than the strap muscles [Tessler 2017]."""
-FLUID = -21.0  # dB; what is left is clutter
-UNEVEN = {"homogeneous": 0.7, "heterogeneous": 3.6}  # dB, deviation of the solid part
-BLUR = {"smooth": 0.12, "irregular": 0.15, "ill-defined": 1.1}  # mm, width of the border
-WAVES = {  # (order, amplitude) of the outline around its ellipse
-    "smooth": ((2, 0.02), (3, 0.02)),
-    "ill-defined": ((2, 0.03), (3, 0.04), (5, 0.02)),
-    "irregular": ((3, 0.05), (5, 0.06), (7, 0.06), (9, 0.05), (13, 0.03)),
-}
+from thyroid_lib.phantoms.scene import LOOKS, Scene, fill, fixed, noise, pair
 
 
 def axes(signs: dict, patient, frame) -> tuple[float, float]:
@@ -29,13 +18,12 @@ def draw(scene: Scene, centre, across: float, down: float, signs: dict, rng: np.
     """Draws the nodule into a scene and sets its `nodule` mask.
 
     Args:
-        scene: as `phantom_anatomy.draw` gives it.
+        scene: as `anatomy.draw` gives it.
         centre: (x, y) in mm.
         across, down: half-axes in mm.
-        signs: as `phantom_signs.draw_signs` gives them.
+        signs: as `signs.draw_signs` gives them.
         rng: of this frame.
     """
-    height, width = scene.shape
     scale = scene.scale
     contour = _contour(centre, across, down, signs["margin"], rng) * scale
     full = np.zeros(scene.shape, np.uint8)
@@ -43,14 +31,14 @@ def draw(scene: Scene, centre, across: float, down: float, signs: dict, rng: np.
     scene.nodule = full.astype(bool)
     left, top = np.maximum(0, contour.min(0).astype(int) - int(4 * scale))
     right, bottom = contour.max(0).astype(int) + int(4 * scale)
-    window = np.s_[top : min(height, bottom), left : min(width, right)]
+    window = np.s_[top:bottom, left:right]
     mask, local = full[window], contour - [left, top]
 
-    inside = UNEVEN[signs["echotexture"]] * noise(rng, mask.shape, 1.5 * scale, 1.7 * scale)
-    inside += np.float32(ECHOGENICITY[signs["echogenicity"]])
+    inside = LOOKS["uneven"][signs["echotexture"]] * noise(rng, mask.shape, 1.5 * scale, 1.7 * scale)
+    inside += np.float32(LOOKS["echogenicity"][signs["echogenicity"]])
     fluid = _fluid(mask, local, np.array([across, down]) * scale, signs["composition"], scale, rng)
-    inside += (np.float32(FLUID) - inside) * fluid
-    alpha = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), BLUR[signs["margin"]] * scale)
+    inside += (np.float32(LOOKS["fluid"]) - inside) * fluid
+    alpha = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), LOOKS["blur"][signs["margin"]] * scale)
     echo, excess = scene.echo[window], scene.excess[window]
     if signs["halo"] == "complete":
         ring = np.zeros_like(mask)
@@ -62,21 +50,21 @@ def draw(scene: Scene, centre, across: float, down: float, signs: dict, rng: np.
     excess += (np.where(fluid > 0.5, np.float32(-0.45), np.float32(0.08)) - excess) * mask
     if signs["margin"] == "smooth":
         scene.outline(contour, 2.0)
-    _FOCI[signs["foci"]](scene, mask, contour, np.array([left, top]), fluid, rng)
+    if signs["foci"] != "none":
+        FOCI[signs["foci"]](scene, mask, contour, np.array([left, top]), fluid, rng)
 
 
 def _contour(centre, across: float, down: float, margin: str, rng) -> np.ndarray:
     """The nodule's outline: (180, 2) in mm."""
     angle = np.linspace(0, 2 * np.pi, 181)[:-1]
     radius = np.ones_like(angle)
-    for order, size in WAVES[margin]:
+    for order, size in LOOKS["waves"][margin]:
         radius += size * rng.uniform(0.7, 1.3) * np.sin(order * angle + rng.uniform(0, 2 * np.pi))
     if margin == "irregular":  # spicules
         for place in rng.uniform(0, 2 * np.pi, 6):
             apart = np.abs((angle - place + np.pi) % (2 * np.pi) - np.pi)
             radius += rng.uniform(0.08, 0.25) * np.clip(1 - apart / 0.13, 0, None)
-    x, y = across * radius * np.cos(angle), down * radius * np.sin(angle)
-    return np.stack([centre[0] + x, centre[1] + y], 1)
+    return centre + np.stack([across * radius * np.cos(angle), down * radius * np.sin(angle)], 1)
 
 
 def _fluid(mask, contour, half, kind: str, scale: float, rng) -> np.ndarray:
@@ -131,8 +119,7 @@ def _rim(scene, mask, contour, corner, fluid, rng) -> None:
     _shadow(scene, x, y + 0.8 * scene.scale, 0.85 * np.ptp(front[:, 0]) / 2, rng.uniform(9, 15))
 
 
-_FOCI = {
-    "none": lambda *_: None,
+FOCI = {
     "punctate": _punctate,
     "comet tail": _comet_tail,
     "coarse with shadow": _coarse,
@@ -143,7 +130,7 @@ _FOCI = {
 def _places(mask, corner, count: int, inset: float, rng) -> list[tuple[int, int]]:
     """Random px of the sector inside a mask, at least `inset` px from its border where it is wide enough."""
     side = 2 * round(inset) + 1
-    core = cv2.erode(mask, np.ones((side, side), np.uint8)) if inset else mask
+    core = cv2.erode(mask, np.ones((side, side), np.uint8))
     rows, columns = np.nonzero(core if core.any() else mask)
     pick = rng.integers(0, len(rows), count)
     return list(zip((columns[pick] + corner[0]).tolist(), (rows[pick] + corner[1]).tolist()))
@@ -151,11 +138,11 @@ def _places(mask, corner, count: int, inset: float, rng) -> list[tuple[int, int]
 
 def _shadow(scene: Scene, x: float, y: float, half: float, loss: float) -> None:
     """A sliver that takes `loss` dB: everything below it lies in its shadow."""
-    height, width = scene.shape
-    left, right = int(max(0, x - half)), int(min(width, x + half + 1))
+    height = scene.shape[0]
     top = int(np.clip(y, 0, height - 2))
     bottom = min(height, top + max(1, round(0.8 * scene.scale)))
-    scene.excess[top:bottom, left:right] += loss * scene.scale / (bottom - top)
+    sliver = np.s_[top:bottom, int(max(0, x - half)) : int(x + half + 1)]
+    scene.excess[sliver] += loss * scene.scale / (bottom - top)
 
 
 def _direction(rng) -> np.ndarray:

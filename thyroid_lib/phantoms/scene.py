@@ -5,26 +5,15 @@ per mm. Random shapes take a NumPy generator, so that the same generator draws t
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
+import yaml
 
-# tissue: (echo in dB against thyroid parenchyma, attenuation in dB/mm beyond what the gain compensates)
-TISSUES = {
-    "deep": (-4.5, 0.10),
-    "skin": (6.0, 0.0),
-    "fat": (-5.0, 0.02),
-    "muscle": (-9.0, 0.03),
-    "thyroid": (0.0, 0.0),
-    "wall": (5.0, 0.0),
-    "blood": (-21.0, -0.22),
-    "cartilage": (-9.0, 0.25),
-    "air": (-12.0, 1.1),
-    "bone": (1.0, 0.9),
-}
-CODE = {name: code for code, name in enumerate(TISSUES)}
-ECHO = np.array([echo for echo, _ in TISSUES.values()], np.float32)
-EXCESS = np.array([excess for _, excess in TISSUES.values()], np.float32)
+LOOKS = yaml.safe_load(Path(__file__).with_name("looks.yaml").read_text(encoding="utf-8"))
+CODE = {name: code for code, name in enumerate(LOOKS["tissues"])}
+ECHO, EXCESS = np.array([*LOOKS["tissues"].values()], np.float32).T
 
 
 @dataclass
@@ -69,8 +58,8 @@ class Scene:
 
     def line(self, rows, strength: float) -> None:
         """A border across the sector that mirrors sound: `rows` in px, a number or one per column."""
-        width = self.shape[1]
-        points = np.stack([np.arange(width), np.broadcast_to(rows, width)], 1)[::4]
+        columns = np.arange(self.shape[1])
+        points = np.stack(np.broadcast_arrays(columns, rows), 1)[::4]
         cv2.polylines(self.specular, [fixed(points)], False, strength, self.thin, cv2.LINE_8, 4)
 
     def outline(self, points: np.ndarray, strength: float, canvas=None, closed: bool = True) -> None:

@@ -28,13 +28,9 @@ def label_of(source: str, lesion_type: str) -> str:
 
 def sign_table() -> pd.DataFrame:
     """`SIGNS` and `SIZE_MM` for a report: one row per sign and value, one column per lesion type."""
-    rows = [
-        {"sign": sign, "value": value, **dict(zip(TYPES, frequencies))}
-        for sign, table in SIGNS.items()
-        for value, frequencies in table.items()
-    ]
-    rows.append({"sign": "size", "value": "median, mm", **dict(zip(TYPES, SIZE_MM["median"]))})
-    return pd.DataFrame(rows)
+    rows = [(sign, value, *shares) for sign, table in SIGNS.items() for value, shares in table.items()]
+    rows.append(("size", "median, mm", *SIZE_MM["median"]))
+    return pd.DataFrame(rows, columns=["sign", "value", *TYPES])
 
 
 def draw_signs(lesion_type: str, rng: np.random.Generator) -> dict:
@@ -82,10 +78,8 @@ def sign_reader(signs: pd.DataFrame, source: str = "clinic") -> np.ndarray:
     log += _log_size(signs["nodule_size_mm"].to_numpy(np.float64)[:, None])
     posterior = np.exp(log - log.max(1, keepdims=True))
     posterior /= posterior.sum(1, keepdims=True)
-    if source == "open":
-        benign = [lesion_type in BENIGN_OF for lesion_type in TYPES]
-        return np.stack([posterior[:, benign].sum(1), posterior[:, ~np.array(benign)].sum(1)], 1)
-    return posterior
+    given = np.array([label_of(source, lesion_type) for lesion_type in TYPES])
+    return np.stack([posterior[:, given == label].sum(1) for label in about["labels"]], 1)
 
 
 def _log_size(size: np.ndarray) -> np.ndarray:
@@ -122,8 +116,7 @@ def ceiling(source: str = "clinic", draws: int = 40_000, seed: int = 0) -> dict[
     posterior = sign_reader(pd.concat(drawn), source)
     labels = list(about["labels"])
     truth = np.repeat([labels.index(label_of(source, lesion_type)) for lesion_type in TYPES], counts)
-    aurocs = {
-        f"auroc/{label}": float(roc_auc_score(truth == k, posterior[:, k])) for k, label in enumerate(labels)
-    }
+    reached = [float(roc_auc_score(truth == k, posterior[:, k])) for k in range(len(labels))]
     accuracy = float((posterior.argmax(1) == truth).mean())
-    return {"accuracy": accuracy, "macro_auroc": float(np.mean(list(aurocs.values()))), **aurocs}
+    found = {"accuracy": accuracy, "macro_auroc": float(np.mean(reached))}
+    return found | {f"auroc/{label}": auroc for label, auroc in zip(labels, reached)}
