@@ -177,8 +177,7 @@ HOSTILE = {
 
 def looked_at(path: Path) -> str:
     """What becomes of a file: the kind of its refusal, or "read"; it is looked at as `dicom:` and as `classify` do."""
-    about = dicom._inspect(str(path), "all")
-    assert isinstance(about, str) or len(about["frames"]) <= 1
+    assert len(dicom._inspect(str(path), "all")["frames"]) <= 1
     try:
         frames.check_content(dicom_frames.load(path).gray)
     except frames.FrameError as error:

@@ -107,9 +107,7 @@ def _dicom_items(path: str) -> Iterator[Item]:
     file = Item(path, None, dicom.identifier(os.path.abspath(path)), path)
     try:
         with dicom_frames.quiet():
-            dataset = dicom_frames.header(path)
-            if problem := dicom_frames.unusable(dataset):
-                raise problem
+            dataset = dicom_frames.usable(path)
             count = dicom_frames.frame_count(dataset)
             file = replace(file, scanner=dicom.scanner(dataset), frames=count if count > 1 else None)
             if dataset.get("StudyInstanceUID"):
@@ -142,7 +140,6 @@ def dicom_frame(source) -> frames.Frame:
 
     found = dicom_frames.load(source, 0)
     with dicom_frames.quiet():
-        dataset = dicom_frames.header(source) if isinstance(source, str | os.PathLike) else source
-        count = dicom_frames.frame_count(dataset)
+        count = dicom_frames.frame_count(dicom_frames.usable(source))
     more = [f"a clip of {count} frames: only the first was used"] if count > 1 else []
     return frames.Frame(found.gray, [*found.warnings, *more])

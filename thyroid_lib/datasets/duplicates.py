@@ -48,12 +48,11 @@ def _even(gray: np.ndarray) -> np.ndarray:
     return np.clip(128 + 63 * detail / (spread + 2), 0, 255).astype(np.uint8)
 
 
-def pairs(sha256: Sequence[str], phash: Sequence[str], near: int = NEAR) -> pd.DataFrame:
+def pairs(sha256: Sequence[str], phash: Sequence[str]) -> pd.DataFrame:
     """All pairs of frames that show the same.
 
     Args:
         sha256, phash: hashes of N frames, as `fingerprint` gives them.
-        near: most bits that may differ.
 
     Returns:
         Columns `a`, `b` (positions, a < b), `bits` (that differ) and `identical` (bool), sorted.
@@ -66,7 +65,7 @@ def pairs(sha256: Sequence[str], phash: Sequence[str], near: int = NEAR) -> pd.D
         block = np.s_[start : start + step, None]
         bits = sum(np.bitwise_count(word[block] ^ word[None, start:]).astype(np.uint16) for word in words.T)
         same = digests[block] == digests[None, start:]
-        a, b = np.nonzero(np.triu((bits <= near) | same, 1))
+        a, b = np.nonzero(np.triu((bits <= NEAR) | same, 1))
         found.append(np.column_stack([a + start, b + start, bits[a, b], same[a, b]]))
     table = pd.DataFrame(np.concatenate(found), columns=["a", "b", "bits", "identical"])
     return table.astype({"identical": bool})
