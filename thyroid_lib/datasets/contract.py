@@ -82,11 +82,9 @@ class Collection:
         """Every frame of a folder, (image, its path) in natural order; what is neither that nor `used` is left out."""
         used = {*used, *(self.root / mask for masks in self._masks.values() for mask in masks)}
         for image, path, reason in files(self.root, folder):
-            if path in used:
-                continue
-            if reason:
+            if reason and path not in used:
                 self.leave_out(image, reason)
-            else:
+            elif path not in used:
                 yield image, path
 
     def mask(self, image: str) -> str:
@@ -125,7 +123,6 @@ class Collection:
         data[COLUMNS] = data[COLUMNS].fillna("").astype(str)
         data["group"] = data["group"].where(data["group"] != "", data["patient"])
         data = data.sort_values("image", key=lambda column: column.map(natural), ignore_index=True)
-        names = {key: tuple(name) for key, name in names.items()}
         data.attrs = {"classes": list(names), "names": names, "simulated": False, "title": title, **attrs}
         data.attrs["excluded"] = Listing(self.excluded, columns=["image", "reason"])
         data.attrs["notes"] = Listing(self.notes, columns=["image", "note"])

@@ -21,13 +21,7 @@ from thyroid_lib.datasets import contract
 KAGGLE = "dasmehdixtr/ddti-thyroid-ultrasound-images"
 GROUPS = {"2": "2-3", "3": "2-3", "4a": "4a", "4b": "4b", "4c": "4c-5", "5": "4c-5"}
 SIGNS = ("composition", "echogenicity", "margins", "calcifications")
-WORDS = {  # the set's own spellings of one value
-    "non": "none",
-    "ill defined": "ill-defined",
-    "well defined smooth": "well defined",
-    "microcalcification": "microcalcifications",
-    "macrocalcification": "macrocalcifications",
-}
+WORDS = {"non": "none", "ill defined": "ill-defined", "well defined smooth": "well defined"}
 
 
 def read(root: Path, *, labels: Literal["groups", "two"] = "groups") -> pd.DataFrame:
@@ -113,7 +107,8 @@ def _outlines(tree, case: str, found: contract.Collection) -> dict[str, list]:
 
 
 def _sign(tree, name: str) -> str:
-    value = re.sub(r"\s*-\s*", "-", _text(tree, name))
+    """A described sign, in one of the set's own spellings of it."""
+    value = re.sub("calcification$", "calcifications", re.sub(r"\s*-\s*", "-", _text(tree, name)))
     return WORDS.get(value, value)
 
 

@@ -89,7 +89,11 @@ def quiet() -> Iterator[None]:
 
 
 def header(source) -> pydicom.Dataset:
-    """The parsed file; values above 1 KiB, the pixels among them, are read when they are asked for."""
+    """The parsed file; values above 1 KiB, the pixels among them, are read when they are asked for.
+
+    Raises:
+        FrameError: empty, not DICOM, damaged, or more than `dicom_limits` allows.
+    """
     try:
         if os.path.getsize(source) == 0:
             raise FrameError("empty file: 0 bytes came", "empty")
@@ -113,10 +117,16 @@ def header(source) -> pydicom.Dataset:
 
 
 def usable(source) -> pydicom.Dataset:
-    """The parsed file, or the dataset that came, where nothing in its header forbids decoding a pixel of it.
+    """Parses a file, or takes a dataset, and judges by the header alone whether its frames can be used.
+
+    Args:
+        source: path, or a pydicom Dataset.
+
+    Returns:
+        The dataset; no pixel is decoded.
 
     Raises:
-        FrameError: what forbids it.
+        FrameError: what forbids using it; no header text and no path is in the message.
     """
     dataset = source if isinstance(source, pydicom.Dataset) else header(source)
     if str(dataset.get("Modality", "")).strip().upper() not in ULTRASOUND:
@@ -164,7 +174,19 @@ def _regions(dataset: pydicom.Dataset) -> Iterator[tuple[tuple[int, int], list[i
 
 
 def pixels(source, dataset: pydicom.Dataset, number: int) -> tuple[np.ndarray, tuple | None]:
-    """One frame, uint8 (H, W), and its `region_box`; no other frame is decoded. Raises FrameError."""
+    """Decodes one frame, and no other.
+
+    Args:
+        source: path, or a pydicom Dataset.
+        dataset: of the source, as `usable` gives it.
+        number: frame of a clip, from 0.
+
+    Returns:
+        (uint8 (H, W), 0 black; box of its 2D tissue regions as `region_box` gives it, or None).
+
+    Raises:
+        FrameError: damaged, too large, too small, constant or coloured.
+    """
     try:
         photometric, coloured = str(dataset.get("PhotometricInterpretation", "")).strip().upper(), 0.0
         path = None if isinstance(source, pydicom.Dataset) else source

@@ -9,6 +9,7 @@ made even first, for necks are alike: bright outlines of the trachea and the car
 speckle, which belongs to one frame alone, would not. docs/data.md gives the evidence for `NEAR`.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
 
@@ -32,10 +33,8 @@ def fingerprint(gray: np.ndarray) -> tuple[str, str]:
     """SHA-256 of a frame's pixels, uint8 (H, W), and pHash of its sector, both hexadecimal."""
     digest = hashlib.sha256(f"{gray.shape[0]}x{gray.shape[1]}:".encode())
     digest.update(np.ascontiguousarray(gray))
-    try:
+    with contextlib.suppress(regions.NoRegion):  # nothing stands out: the whole frame is hashed
         gray = regions.crop(gray, regions.largest_region(gray))
-    except regions.NoRegion:
-        pass  # nothing stands out: the whole frame is hashed
     bits = imagehash.phash(Image.fromarray(_even(gray)), hash_size=32).hash
     return digest.hexdigest(), np.packbits(bits).tobytes().hex()
 
