@@ -30,9 +30,7 @@ from thyroid_lib import regions
 from thyroid_lib.datasets import duplicates
 
 FILE = Path(__file__).parent / "data" / "known_images.npz"
-NEAR = 64
-"""Most bits of 256 in which the hashes of one picture may differ."""
-
+NEAR = 64  # most bits of 256 in which the hashes of one picture may differ
 SIDE = 40  # px: a tile of a figure smaller than this shows nobody
 _BASE64 = re.compile(rb"[A-Za-z0-9+/]{300,}={0,2}")
 _MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
@@ -159,8 +157,6 @@ def search(data: bytes, known: Known) -> list[str]:
 
 def main() -> None:
     """Hashes the sets in a folder and writes ``known_images.npz``."""
-    from joblib import Parallel, delayed
-
     root = Path(sys.argv[1])
     files = [
         path
@@ -169,18 +165,12 @@ def main() -> None:
         if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".bmp")
     ]
     frames = [path for path in files if "mask" not in path.as_posix().lower()]
-    phash = Parallel(n_jobs=-1)(delayed(_of_file)(path) for path in frames)
+    phash = [hashes(np.asarray(Image.open(path).convert("L"))) for path in frames]
     digests = {hashlib.sha256(path.read_bytes()).digest()[:8] for path in files}
     sha256 = np.array([np.frombuffer(digest, np.uint8) for digest in sorted(digests)])
     FILE.parent.mkdir(exist_ok=True)
     np.savez_compressed(FILE, phash=np.stack(phash), sha256=sha256)
-    print(
-        f"{FILE}: {len(frames)} frames, {len(sha256)} different files, {FILE.stat().st_size / 1024:.0f} KiB"
-    )
-
-
-def _of_file(path: Path) -> np.ndarray:
-    return hashes(np.asarray(Image.open(path).convert("L")))
+    print(f"{FILE}: {len(frames)} frames, {len(sha256)} different files, {FILE.stat().st_size >> 10} KiB")
 
 
 if __name__ == "__main__":

@@ -5,22 +5,12 @@ from hospital import region, scan
 from pydicom.uid import ExplicitVRLittleEndian
 
 PLANTED = {
-    "PatientName": "Quisling^Beatrix",
-    "PatientID": "MRN-7734512",
-    "PatientBirthDate": "19610203",
-    "PatientAddress": "Elmstreet 66",
-    "OtherPatientIDs": "OLD-998877",
-    "AccessionNumber": "ACC-55120",
-    "InstitutionName": "Saint Elsewhere",
-    "ReferringPhysicianName": "Doctor^Zhivago",
-    "OperatorsName": "Sono^Grapher",
-    "StudyDescription": "thyroid of Beatrix",
-    "PatientComments": "neighbour of the mayor",
-    "StationName": "ROOM-4711",
-    "DeviceSerialNumber": "SN-31337",
-    "StudyDate": "20210506",
-    "StudyID": "STUDY-808",
-}
+    "PatientName": "Quisling^Beatrix", "PatientID": "MRN-7734512", "PatientBirthDate": "19610203",
+    "PatientAddress": "Elmstreet 66", "OtherPatientIDs": "OLD-998877", "AccessionNumber": "ACC-55120",
+    "InstitutionName": "Saint Elsewhere", "ReferringPhysicianName": "Doctor^Zhivago", "OperatorsName": "Sono^Grapher",
+    "StudyDescription": "thyroid of Beatrix", "PatientComments": "neighbour of the mayor", "StationName": "ROOM-4711",
+    "DeviceSerialNumber": "SN-31337", "StudyDate": "20210506", "StudyID": "STUDY-808",
+}  # fmt: skip
 SECRETS = [word for value in PLANTED.values() for word in value.split("^")] + ["Dossier", "Moriarty"]
 SECTOR = (40, 20, 160, 120)  # x, y, width, height of the bright part of `picture`
 INSIDE = np.s_[20:140, 40:200]

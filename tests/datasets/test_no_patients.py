@@ -20,8 +20,7 @@ from thyroid_lib.phantoms import frame as phantoms
 from thyroid_lib.plots import data as data_plots
 from thyroid_lib.plots.style import use_style
 
-CLOSED = {"tests/data/known_images.npz"}
-"""Tracked files that are neither text nor pictures: the hashes themselves."""
+CLOSED = {"tests/data/known_images.npz"}  # tracked, neither text nor pictures: the hashes themselves
 
 
 @pytest.fixture(scope="module")

@@ -238,7 +238,6 @@ def test_the_reader_writes_frames_once_and_gives_a_manifest(cache):
 
 def test_frames_do_not_depend_on_the_number_of_workers(cache, monkeypatch):
     monkeypatch.setattr(phantom, "WORTH_WORKERS", 1)
-    monkeypatch.setattr(phantom, "CHUNK", 2)
     pictures = {}
     for jobs in (1, 2):
         monkeypatch.setenv("THYROID_CACHE", str(cache / str(jobs)))

@@ -104,9 +104,7 @@ def _dicom_items(path: str) -> Iterator[Item]:
     file = Item(path, None, dicom.identifier(os.path.abspath(path)), path)
     try:
         with dicom_frames.quiet():
-            dataset = dicom_frames.header(path)
-            if problem := dicom_frames.unusable(dataset):
-                raise problem
+            dataset = dicom_frames.usable(path)
             count = dicom_frames.frame_count(dataset)
             study = f"study {dicom.study(dataset)}" if dataset.get("StudyInstanceUID") else path
             several = count if count > 1 else None
@@ -141,7 +139,6 @@ def dicom_frame(source) -> frames.Frame:
 
     found = dicom_frames.load(source, 0)
     with dicom_frames.quiet():
-        dataset = dicom_frames.header(source) if isinstance(source, str | os.PathLike) else source
-        count = dicom_frames.frame_count(dataset)
+        count = dicom_frames.frame_count(dicom_frames.usable(source))
     more = [f"a clip of {count} frames: only the first was used"] if count > 1 else []
     return frames.Frame(found.gray, [*found.warnings, *more])

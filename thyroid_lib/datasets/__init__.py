@@ -23,9 +23,8 @@ and, where the source gives them, ``mask`` (see `load_mask`), ``box`` ("x y widt
 import importlib
 import inspect
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import NamedTuple, get_args
 from urllib.parse import parse_qsl
 
 import pandas as pd
@@ -40,8 +39,7 @@ SOURCES = "phantom ddti busi tn3k tg3k tn5000 auitd thyus2path stanford folder m
 MODULES = {"manifest": "manifest_csv"}  # read by a module of another name than the source
 
 
-@dataclass(frozen=True)
-class Spec:
+class Spec(NamedTuple):
     """A parsed SPEC, ``source:location?key=value&key=value``."""
 
     source: str
@@ -106,15 +104,11 @@ def _options(asked: Spec, parameters) -> dict:
         there = ", ".join(known) or "(none)"
         raise DatasetError(f"{asked.source}: knows the options {there}; {listed(unknown)} came.")
     for name, text in asked.options.items():
-        expected = ""
+        right, expected = not known[name] or text in known[name], " or ".join(sorted(map(str, known[name])))
         if known[name][:1] == (int,):
-            if re.fullmatch(r"-?\d{1,9}", text) and int(text) >= known[name][1]:
-                values[name] = int(text)
-            else:
-                expected = f"a whole number from {known[name][1]}"
-        elif known[name] and text not in known[name]:
-            expected = " or ".join(sorted(known[name]))
-        if expected:
+            right = re.fullmatch(r"-?\d{1,9}", text) and int(text) >= known[name][1]
+            values[name], expected = int(text) if right else text, f"a whole number from {known[name][1]}"
+        if not right:
             raise DatasetError(f"{asked.source}: {name} is {expected}; {quoted(text)} came.")
     return values
 
@@ -125,10 +119,9 @@ def _place(asked: Spec, module) -> Path:
         try:
             import kagglehub
         except ImportError as error:
-            raise DatasetError(
-                "Fetching from Kaggle needs the package kagglehub: install the extra thyroid_lib[kaggle], "
-                f"or download {handle} by hand and give its folder."
-            ) from error
+            needed = "needs the package kagglehub: install the extra thyroid_lib[kaggle]"
+            by_hand = f"download {handle} by hand and give its folder"
+            raise DatasetError(f"Fetching from Kaggle {needed}, or {by_hand}.") from error
         return Path(kagglehub.dataset_download(handle))
     try:
         place = Path(asked.location).expanduser()

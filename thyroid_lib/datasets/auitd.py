@@ -9,8 +9,6 @@ import re
 from pathlib import Path
 from typing import Literal
 
-import pandas as pd
-
 from thyroid_lib.datasets import contract
 
 KAGGLE = "azouzmaroua/algeria-ultrasound-images-thyroid-dataset-auitd"
@@ -19,7 +17,7 @@ NAMES = {**contract.TWO, "normal": ("normal thyroid", "正常甲状腺")}
 
 def read(
     root: Path, *, classes: Literal["3", "2"] = "3", part: Literal["all", "train", "test"] = "all"
-) -> pd.DataFrame:
+) -> contract.Manifest:
     """Reads AUITD.
 
     Args:
@@ -33,10 +31,9 @@ def read(
     Raises:
         DatasetError: no such folders are there.
     """
-    inner = [entry for entry in sorted(root.iterdir()) if entry.name.casefold() == "dataset thyroid"]
-    found = contract.Collection("auitd", inner[0] if inner else root)
+    inner = (entry for entry in sorted(root.iterdir()) if entry.name.casefold() == "dataset thyroid")
+    found, seen = contract.Collection("auitd", next(inner, root)), set()
     names = dict(list(NAMES.items())[: int(classes)])
-    seen = set()
     for image, path in found.images():
         where, folder = (*image.casefold().split("/"), "")[:2]
         label = folder.removesuffix(" thyroid")
@@ -52,8 +49,8 @@ def read(
             found.leave_out(image, f"the same bytes as {original.name} beside it")
         else:
             found.frame(image, label, contract.stem_of(image), part=where)
-    if missing := set(names) - seen:
+    if missing := ", ".join(sorted(set(names) - seen)):
         layout = "train/ and test/ with benign, malignant and normal thyroid"
-        raise found.unlike(layout, f"no frame of {', '.join(sorted(missing))}")
+        raise found.unlike(layout, f"no frame of {missing}")
     found.note(contract.NO_PATIENTS)
     return found.manifest("AUITD", names)

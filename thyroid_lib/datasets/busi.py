@@ -8,15 +8,13 @@ the set, or the duplicate search of `thyroid_lib.manifest`, groups frames that s
 from pathlib import Path
 from typing import Literal
 
-import pandas as pd
-
 from thyroid_lib.datasets import contract
 
 KAGGLE = "aryashah2k/breast-ultrasound-images-dataset"
 NAMES = {**contract.TWO, "normal": ("normal", "正常")}
 
 
-def read(root: Path, *, classes: Literal["3", "2"] = "3") -> pd.DataFrame:
+def read(root: Path, *, classes: Literal["3", "2"] = "3") -> contract.Manifest:
     """Reads BUSI.
 
     Args:
@@ -36,10 +34,8 @@ def read(root: Path, *, classes: Literal["3", "2"] = "3") -> pd.DataFrame:
     names = dict(list(NAMES.items())[: int(classes)])
     listed = contract.beside(found.root, "busi_near_duplicates.csv")
     for image, _ in found.images():
-        label, group, mask = image.partition("/")[0], contract.stem_of(image), found.mask(image)
-        about = (listed or {}).get(image, {})
-        if about:
-            group = f"near-duplicate {about['dup_group']}"
+        label, mask, about = image.partition("/")[0], found.mask(image), (listed or {}).get(image, {})
+        group = f"near-duplicate {about['dup_group']}" if about else ""
         if label not in NAMES:
             found.leave_out(image, "not in a class folder")
         elif label not in names:

@@ -10,26 +10,20 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 import pandas as pd
 import pandera.pandas as pa
+import yaml
 from joblib import Parallel, delayed
 
 from thyroid_lib import frames
 from thyroid_lib.common.messages import listed, quoted
 from thyroid_lib.common.progress import progress
+from thyroid_lib.common.templates import TEMPLATES
 from thyroid_lib.datasets import contract, duplicates, pixels
 
 LEFT_OUT, BLANKED, NOTE = "row left out", "value blanked", "note"
 BATCH = 32  # frames a worker decodes before it reports
 WORTH_WORKERS = 256  # frames below which starting processes costs more than it saves
 GIANT = 0.2  # of the patients in one joined group: more likely one template than one person
-LOOKS = {
-    "a web page: an error page of a download?": (b"<!doctype html", b"<html"),
-    "an XML or SVG text": (b"<?xml", b"<svg"),
-    "a Git LFS pointer: fetch the files with git lfs pull": b"version https://git-lfs",
-    "a ZIP archive: unpack it first": b"pk\x03\x04",
-    "a gzip archive: unpack it first": b"\x1f\x8b",
-    "a PDF": b"%pdf",
-    "a film or sound: save its frames as images": b"riff",
-}  # what a file is -> its first bytes, lower case
+LOOKS = yaml.safe_load((TEMPLATES / "data" / "looks.yaml").read_text(encoding="utf-8"))
 WHOLE = {"image": [""]}  # where a finding stands that speaks of the whole set
 
 
@@ -60,62 +54,44 @@ class Problems(list):
         return table.astype({"row": "Int64"})
 
 
-def _at(data: pd.DataFrame, index) -> dict[str, list]:
-    """Where one row of a table stands, for `Problems.add`."""
-    return {"row": [data.at[index, "row"]], "image": [data.at[index, "image"]]}
-
-
-def _text(*checks: pa.Check, **options) -> pa.Column:
-    return pa.Column(str, checks=list(checks), coerce=True, **options)
-
-
 def _is(rule: Callable[[object], bool], problem: str) -> pa.Check:
     return pa.Check(rule, element_wise=True, error=problem)
 
 
 FILLED = _is(lambda v: bool(v.strip()), "empty; a value is expected")
-INSIDE = _is(
-    lambda v: not contract.OUTSIDE.match(v), "not inside the data set's folder: relative, without '..'"
-)
+OUTSIDE = "not inside the data set's folder: relative, without '..'"
+INSIDE = _is(lambda v: not contract.OUTSIDE.match(v), OUTSIDE)
 AGE = _is(lambda v: isinstance(v, (int, float)) and 0 <= v <= 120, "not an age in years from 0 to 120")
 SEX = _is(lambda v: v in ("F", "M", "O", ""), "not F, M, O or empty")
 BOX = _is(lambda v: bool(re.fullmatch(r"(\d+ \d+ \d+ \d+)?", v)), "not four whole numbers 'x y width height'")
-# What a manifest must hold. Rows that fail in the first six columns are left out, other values blanked.
-SCHEMA = pa.DataFrameSchema(
-    {
-        "image": _text(FILLED, INSIDE),
-        "path": _text(FILLED),
-        "label": _text(),
-        "patient": _text(FILLED),
-        "group": _text(FILLED),
-        "dataset": _text(FILLED),
-        "age": pa.Column(None, AGE, nullable=True, required=False),
-        "sex": _text(SEX, required=False),
-        "box": _text(BOX, required=False),
-    }
-)
-REQUIRED = list(SCHEMA.columns)[:6]
+REQUIRED = {name: [FILLED] for name in contract.COLUMNS} | {"image": [FILLED, INSIDE], "label": []}
+# What a manifest must hold. Rows that fail in what is required are left out, other values blanked.
+COLUMNS = {name: pa.Column(str, checks, coerce=True) for name, checks in REQUIRED.items()}
+COLUMNS["age"] = pa.Column(None, AGE, nullable=True, required=False)
+COLUMNS["sex"] = pa.Column(str, SEX, coerce=True, required=False)
+COLUMNS["box"] = pa.Column(str, BOX, coerce=True, required=False)
+SCHEMA = pa.DataFrameSchema(COLUMNS)
 
 
 def schema(data: pd.DataFrame, classes: list[str], problems: Problems) -> pd.DataFrame:
     """Holds every value against SCHEMA and the classes, all at once; bad rows go, other bad values are blanked."""
-    cases, bad = [], set()
+    cases, bad = pd.DataFrame(columns=["column", "check"]), set()
     try:
         SCHEMA.validate(data, lazy=True)
     except pa.errors.SchemaErrors as errors:
-        cases = errors.failure_cases.to_dict("records")
+        cases = errors.failure_cases
     checked = data.copy()
-    for case in cases:
-        index, column = case["index"], case["column"]
-        came = f"; came {quoted(case['failure_case'])}"
-        if index is None or pd.isna(index):
-            raise ManifestError(f"Column {column}: {case['check']}{came}.")
-        required, text = column in REQUIRED, case["check"] + ("" if column in ("image", "path") else came)
-        problems.add(_at(data, index), column, text, LEFT_OUT if required else BLANKED)
+    for (column, check), found in cases.groupby(["column", "check"], sort=False):
+        rows, required = data.loc[found["index"]], column in REQUIRED
+        texts = [
+            check + ("" if column in ("image", "path") else f"; came {quoted(v)}")
+            for v in found["failure_case"]
+        ]
+        problems.add(rows, column, texts, LEFT_OUT if required else BLANKED)
         if required:
-            bad.add(index)
+            bad.update(rows.index)
         else:
-            checked.loc[index, column] = None if column == "age" else ""
+            checked.loc[rows.index, column] = None if column == "age" else ""
     unknown = data[~data["label"].isin([*classes, ""])] if classes else data[:0]
     texts = [f"not one of {listed(classes)}; came {quoted(label)}" for label in unknown["label"]]
     problems.add(unknown, "label", texts, LEFT_OUT)
@@ -128,7 +104,7 @@ def schema(data: pd.DataFrame, classes: list[str], problems: Problems) -> pd.Dat
 
 def files(data: pd.DataFrame, problems: Problems, jobs: int) -> pd.DataFrame:
     """Decodes every frame once, in parallel; keeps the readable ones with their hashes."""
-    records = data[["path", *(["mask"] if "mask" in data else [])]].to_dict("records")
+    records = data.filter(["path", "mask"]).to_dict("records")
     jobs = 1 if len(records) < WORTH_WORKERS else jobs
     workers = Parallel(n_jobs=jobs, return_as="generator", batch_size=BATCH)
     work = workers(delayed(_inspect)(record) for record in records)
@@ -136,7 +112,7 @@ def files(data: pd.DataFrame, problems: Problems, jobs: int) -> pd.DataFrame:
     data = data.copy()
     for index, (_, _, findings) in zip(data.index, results):
         for column, text, action in findings:
-            problems.add(_at(data, index), column, text, action)
+            problems.add({name: [data.at[index, name]] for name in ("image", "row")}, column, text, action)
             if action == BLANKED:
                 data.at[index, column] = ""
     data["sha256"], data["phash"] = ([found[place] for found in results] for place in (0, 1))
@@ -170,12 +146,8 @@ def _look(path: str) -> str:
             start = file.read(1024)
     except OSError:
         return ""
-    for words, marks in LOOKS.items():
-        if start.lstrip().lower().startswith(marks):
-            return f"; it looks like {words}"
-    if not start.strip(b"\0"):
-        return "; it holds only zeros: a copy that broke off?"
-    return "; it looks like plain text" if start.isascii() and b"\0" not in start else ""
+    found = (words for marks, words in LOOKS.items() if re.match(marks.encode(), start, re.IGNORECASE))
+    return f"; {words}" if (words := next(found, "")) else ""
 
 
 def joined(data: pd.DataFrame, problems: Problems) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -214,11 +186,8 @@ def contradictions(data: pd.DataFrame, problems: Problems) -> pd.DataFrame:
         bad = set(one["group"][one["label"].to_numpy() != other["label"].to_numpy()])
     bad |= set(labelled["group"][labelled.groupby(person)["label"].transform("nunique") > 1])
     aside = data[data["group"].isin(bad)]
-    advice = "if these are different nodules of one person, name them in a column nodule"
     seen = {group: listed(sorted(set(labels))) for group, labels in labelled.groupby("group")["label"]}
-    texts = [
-        f"group {quoted(group)} has contradicting labels ({seen[group]}): set aside; {advice}"
-        for group in aside["group"]
-    ]
+    advice = "set aside; if these are different nodules of one person, name them in a column nodule"
+    texts = [f"group {quoted(g)} has contradicting labels ({seen[g]}): {advice}" for g in aside["group"]]
     problems.add(aside, "label", texts, LEFT_OUT)
     return data.drop(index=aside.index)

@@ -15,11 +15,11 @@ import pandas as pd
 from thyroid_lib import LESION_TYPES, frames
 from thyroid_lib.common.files import natural
 
+Manifest = pd.DataFrame  # one row per frame; the columns and attrs stand at the top of `thyroid_lib.datasets`
 COLUMNS = ["image", "path", "label", "patient", "group", "dataset"]
-PRIVATE = ["path", "mask"]  # hold absolute paths of this machine
 TWO = {"benign": ("benign", "良性"), "malignant": ("malignant", "恶性")}  # the classes of most public sets
+ALONE = "each counts as a patient of its own, and frames of one person may fall on both sides of a split"
 NO_PATIENTS = "no patient identifiers in this set: each frame counts as a patient of its own"
-SYSTEM = "a system or hidden file, not an image"
 SYSTEM_FILES = {"thumbs.db", "desktop.ini", "ehthumbs.db", "__macosx"}
 BESIDE = r"(.+)[_-]mask(_\d+)?"  # "a_mask.png", "a_mask_1.png": masks of "a.png" beside it
 OUTSIDE = re.compile(r"[/\\~]|\w:[/\\]|(.*[/\\])?\.\.([/\\]|$)")  # absolute, or up and out of the folder
@@ -39,8 +39,6 @@ class Listing(pd.DataFrame):
     def __eq__(self, other):
         return isinstance(other, pd.DataFrame) and self.equals(other)
 
-    __hash__ = None
-
 
 class Collection:
     """What a reader finds below a folder; images are named by their path relative to it.
@@ -57,18 +55,16 @@ class Collection:
 
     def need(self, *names: str) -> None:
         """Raises DatasetError with everything that a layout wants and the folder has not."""
-        if missing := [name for name in names if not (self.root / name).exists()]:
-            raise self.unlike(", ".join(names), f"missing: {', '.join(missing)}")
+        if missing := ", ".join(name for name in names if not (self.root / name).exists()):
+            raise self.unlike(", ".join(names), f"missing: {missing}")
 
     def unlike(self, expected: str, came: str) -> DatasetError:
         """The error of a folder that is not laid out as the source's, with what lies in it."""
-        there = ["(not a folder)"]
+        there = "(not a folder)"
         if self.root.is_dir():
-            there = sorted(entry.name for entry in self.root.iterdir())[:12] or ["nothing"]
-        return DatasetError(
-            f"{self.source}: expected {expected} in {self.root}; {came}; found: {', '.join(there)}. "
-            "docs/data.md shows the layout."
-        )
+            there = ", ".join(sorted(entry.name for entry in self.root.iterdir())[:12]) or "nothing"
+        found = f"in {self.root}; {came}; found: {there}. docs/data.md shows the layout."
+        return DatasetError(f"{self.source}: expected {expected} {found}")
 
     def masks(self, folder: str = "", frames: str = "", named: str = "(.+)") -> None:
         """Says which files are masks: those of `folder` belong to the frames of the same name in `frames`.
@@ -86,11 +82,9 @@ class Collection:
         """Every frame of a folder, (image, its path) in natural order; what is neither that nor `used` is left out."""
         used = {*used, *(self.root / mask for masks in self._masks.values() for mask in masks)}
         for image, path, reason in files(self.root, folder):
-            if path in used:
-                continue
-            if reason:
+            if reason and path not in used:
                 self.leave_out(image, reason)
-            else:
+            elif path not in used:
                 yield image, path
 
     def mask(self, image: str) -> str:
@@ -111,9 +105,7 @@ class Collection:
         """Notes what a reader should know of a used file, or of the whole set."""
         self.notes.append((image, text))
 
-    def manifest(
-        self, title: str, names: Mapping[str, tuple[str, str]], simulated: bool = False, **attrs
-    ) -> pd.DataFrame:
+    def manifest(self, title: str, names: Mapping[str, tuple[str, str]], **attrs) -> pd.DataFrame:
         """The manifest of what was found, sorted by image in natural order, with its attrs.
 
         `group` is the patient and `dataset` the source where a row does not say otherwise; masks that no frame
@@ -122,33 +114,24 @@ class Collection:
         Args:
             title: name of the collection for reports.
             names: class key -> (English, Chinese), in the order of the network's outputs.
-            simulated: whether the frames are.
-            attrs: any others.
+            attrs: any others; `simulated` says whether the frames are.
         """
         for mask in (mask for masks in self._masks.values() for mask in masks):
             self.leave_out(mask, "a mask whose frame is missing")
-        data = pd.DataFrame(self.rows)
-        for column in COLUMNS:
-            given = data[column] if column in data else {"dataset": self.source}.get(column, "")
-            data[column] = pd.Series(given, index=data.index).fillna("").astype(str)
+        usual = {**dict.fromkeys(COLUMNS, ""), "dataset": self.source}
+        data = pd.DataFrame([{**usual, **row} for row in self.rows], columns=None if self.rows else COLUMNS)
+        data[COLUMNS] = data[COLUMNS].fillna("").astype(str)
         data["group"] = data["group"].where(data["group"] != "", data["patient"])
-        data = data[COLUMNS + [c for c in data if c not in COLUMNS]]
-        data = data.sort_values("image", key=lambda column: column.map(natural)).reset_index(drop=True)
-        data.attrs = {
-            "classes": list(names),
-            "names": {key: tuple(name) for key, name in names.items()},
-            "simulated": simulated,
-            "title": title,
-            "excluded": Listing(self.excluded, columns=["image", "reason"]),
-            "notes": Listing(self.notes, columns=["image", "note"]),
-            **attrs,
-        }
+        data = data.sort_values("image", key=lambda column: column.map(natural), ignore_index=True)
+        data.attrs = {"classes": list(names), "names": names, "simulated": False, "title": title, **attrs}
+        data.attrs["excluded"] = Listing(self.excluded, columns=["image", "reason"])
+        data.attrs["notes"] = Listing(self.notes, columns=["image", "note"])
         return data
 
 
 def public(manifest: pd.DataFrame) -> pd.DataFrame:
     """The manifest without the columns that hold paths of this machine: fit to be saved in a run."""
-    return manifest.drop(columns=[c for c in PRIVATE if c in manifest])
+    return manifest.drop(columns=["path", "mask"], errors="ignore")
 
 
 def files(root: Path, folder: str = "") -> Iterator[tuple[str, Path, str]]:
@@ -157,21 +140,19 @@ def files(root: Path, folder: str = "") -> Iterator[tuple[str, Path, str]]:
     Yields:
         (path relative to root in POSIX form, absolute path, reason why it is no image or "").
     """
-    found = []
-    for place, folders, names in os.walk(root / folder):
-        linked = [name for name in folders if os.path.islink(os.path.join(place, name))]
-        found += [(Path(place, name), "a link to a folder, not followed") for name in linked]
-        found += [(Path(place, name), "") for name in names]
-    named = [(path.relative_to(root).as_posix(), path, reason) for path, reason in found]
-    for name, path, reason in sorted(named, key=lambda item: natural(item[0])):
-        yield name, path, reason or not_an_image(name, path)
+    found = ((path.relative_to(root).as_posix(), path) for path in (root / folder).rglob("*"))
+    for name, path in sorted(found, key=lambda item: natural(item[0])):
+        if not path.is_dir():
+            yield name, path, not_an_image(name, path)
+        elif path.is_symlink():
+            yield name, path, "a link to a folder, not followed"
 
 
 def not_an_image(name: str, path: Path) -> str:
     """Why a file is no image by its name alone; "" where it may be one."""
     suffix = path.suffix.lower()
     if any(part.startswith(".") or part.casefold() in SYSTEM_FILES for part in name.split("/")):
-        return SYSTEM
+        return "a system or hidden file, not an image"
     if path.is_symlink() and not path.exists():
         return "a broken link"
     if suffix in frames.SUFFIXES:
@@ -230,13 +211,13 @@ def class_keys(names: str) -> list[str]:
     return [class_key(name) for name in names.split(",") if name.strip()]
 
 
+LESIONS = {word: key for key, names in LESION_TYPES.items() for word in (key, *map(class_key, names))}
+
+
 def lesion_type(name: str) -> str:
     """Class key of a name: a lesion type's key where it is its key, English or Chinese name."""
     key = class_key(name)
-    for lesion, (english, chinese) in LESION_TYPES.items():
-        if key.replace("-", "_") in (lesion, class_key(english)) or name.strip() == chinese:
-            return lesion
-    return key
+    return LESIONS.get(key.replace("-", "_"), key)
 
 
 def named(keys: Iterable[str], own: Mapping[str, str] | None = None) -> dict[str, tuple[str, str]]:

@@ -21,13 +21,7 @@ from thyroid_lib.datasets import contract
 KAGGLE = "dasmehdixtr/ddti-thyroid-ultrasound-images"
 GROUPS = {"2": "2-3", "3": "2-3", "4a": "4a", "4b": "4b", "4c": "4c-5", "5": "4c-5"}
 SIGNS = ("composition", "echogenicity", "margins", "calcifications")
-WORDS = {  # the set's own spellings of one value
-    "non": "none",
-    "ill defined": "ill-defined",
-    "well defined smooth": "well defined",
-    "microcalcification": "microcalcifications",
-    "macrocalcification": "macrocalcifications",
-}
+WORDS = {"non": "none", "ill defined": "ill-defined", "well defined smooth": "well defined"}
 
 
 def read(root: Path, *, labels: Literal["groups", "two"] = "groups") -> pd.DataFrame:
@@ -45,8 +39,7 @@ def read(root: Path, *, labels: Literal["groups", "two"] = "groups") -> pd.DataF
         DatasetError: no XML file is there.
     """
     found = contract.Collection("ddti", root)
-    cases = [path for path in root.glob("*.xml") if path.is_file()]
-    cases.sort(key=lambda path: natural(path.name))
+    cases = sorted((p for p in root.glob("*.xml") if p.is_file()), key=lambda path: natural(path.name))
     if not cases:
         raise found.unlike("<case>.xml and <case>_<n>.jpg", "no XML file is there")
     classes = GROUPS if labels == "groups" else dict.fromkeys(GROUPS, "4a-5") | {"2": "2-3", "3": "2-3"}
@@ -65,26 +58,20 @@ def read(root: Path, *, labels: Literal["groups", "two"] = "groups") -> pd.DataF
         case, own = path.stem, images.pop(path.stem, {})
         outlines = _outlines(tree, case, found)
         grade = _text(tree, "tirads").lower().replace(" ", "")
+        age = pd.to_numeric(_text(tree, "age"), errors="coerce")
+        sex = {"f": "F", "m": "M"}.get(_text(tree, "sex").lower(), "")
+        signs = {f"sign_{sign}": _sign(tree, sign) for sign in SIGNS}
         if grade and grade not in classes:
             found.note(f"unknown TI-RADS {quoted(grade)}, left unlabelled", path.name)
         for number in sorted({*own, *outlines}, key=natural):
-            image = own.get(number)
-            if image is None:
+            if number not in own:
                 found.leave_out(f"{case}_{number}.jpg", f"named in {path.name}, but the file is missing")
                 continue
-            about = (printed or {}).get(image, {})
-            found.frame(
-                image,
-                classes.get(grade, ""),
-                patient=case,
-                group=about.get("group") or case,
-                mask=json.dumps(outlines[number]) if outlines.get(number) else "",
-                age=pd.to_numeric(_text(tree, "age"), errors="coerce"),
-                sex={"f": "F", "m": "M"}.get(_text(tree, "sex").lower(), ""),
-                tirads=grade,
-                **{f"sign_{sign}": _sign(tree, sign) for sign in SIGNS},
-                text=about.get("burned_in_text", ""),
-            )
+            image, about = own[number], (printed or {}).get(own[number], {})
+            mask = json.dumps(outlines[number]) if outlines.get(number) else ""
+            row = {"group": about.get("group") or case, "mask": mask, "age": age, "sex": sex, "tirads": grade}
+            row |= {**signs, "text": about.get("burned_in_text", "")}
+            found.frame(image, classes.get(grade, ""), case, **row)
             if not grade:
                 found.note("unlabelled: its case has no TI-RADS grade", image)
     for image in (image for left in images.values() for image in left.values()):
@@ -120,7 +107,8 @@ def _outlines(tree, case: str, found: contract.Collection) -> dict[str, list]:
 
 
 def _sign(tree, name: str) -> str:
-    value = re.sub(r"\s*-\s*", "-", _text(tree, name))
+    """A described sign, in one of the set's own spellings of it."""
+    value = re.sub("calcification$", "calcifications", re.sub(r"\s*-\s*", "-", _text(tree, name)))
     return WORDS.get(value, value)
 
 

@@ -13,15 +13,15 @@ import math
 import re
 from pathlib import Path
 
-import pandas as pd
 import pydicom
 from joblib import Parallel, delayed
 
 from thyroid_lib import LESION_TYPES, regions
 from thyroid_lib.common.progress import progress
 from thyroid_lib.datasets import contract, dicom_frames
+from thyroid_lib.datasets.contract import DatasetError
 from thyroid_lib.datasets.identity import pseudonym
-from thyroid_lib.frames import FrameError, check_content
+from thyroid_lib.frames import FrameError
 
 AGREE = 0.7  # intersection over union of the scanner's region and our largest one, below which it is reported
 OLDEST = 90  # years; higher ages can tell a person
@@ -31,7 +31,7 @@ COLUMNS = ("PatientID", "AccessionNumber", "StudyInstanceUID", "SeriesInstanceUI
 
 def read(
     root: Path, *, labels: str = "", classes: str = "", frames: str = "1", title: str = ""
-) -> pd.DataFrame:
+) -> contract.Manifest:
     """Reads a DICOM tree.
 
     Args:
@@ -51,7 +51,7 @@ def read(
         DatasetError: no DICOM file is there, an option is unknown, or the table of labels cannot be used.
     """
     if not re.fullmatch("all|0*[1-9][0-9]*", frames):
-        raise contract.DatasetError(f"dicom: frames is all or a whole number from 1; {frames!r} came.")
+        raise DatasetError(f"dicom: frames is all or a whole number from 1; {frames!r} came.")
     keys = contract.class_keys(classes) or list(LESION_TYPES)
     column, known = _labels(root, labels, keys) if labels else ("", {})
     found = contract.Collection("dicom", root)
@@ -64,26 +64,25 @@ def read(
         else:
             found.leave_out(identifier(name), reason if reason.startswith("a ") else "not a DICOM file")
     if not work:
-        came = f"expected DICOM files; none among the {len(listed)} files there"
-        raise contract.DatasetError(f"dicom: {came}. docs/data.md shows what is read.")
+        came = f"none among the {len(listed)} files there"
+        raise DatasetError(f"dicom: expected DICOM files; {came}. docs/data.md shows what is read.")
     jobs = Parallel(n_jobs=-1 if len(work) > 16 else 1, return_as="generator")
     results = jobs(delayed(_inspect)(path, frames) for _, path in work)
     for (name, path), about in zip(work, progress(results, "reading DICOM", len(work))):
-        if isinstance(about, str):
-            found.leave_out(identifier(name), about)
-            continue
         folder = contract.lesion_type(name.partition("/")[0]) if "/" in name else ""
         label = folder if folder in keys else ""
         if column:
-            label = known.get(name if column == "file" else about["ids"][column], "")
-        for number, (reason, notes, agreement) in about["frames"].items():
+            label = known.get(name if column == "file" else about["ids"].get(column), "")
+        for number, (reason, note, agreement) in about["frames"].items():
             image = identifier(name) + (f"#{number}" if about["count"] > 1 else "")
+            if note:
+                found.note(note, image)
             if reason:
                 found.leave_out(image, reason)
-                continue
-            for note in notes:
-                found.note(note, image)
-            found.frame(image, label, path=f"{path}#{number}", **about["public"], region_agreement=agreement)
+            else:
+                found.frame(
+                    image, label, path=f"{path}#{number}", **about["public"], region_agreement=agreement
+                )
     if bare := sum(row["label"] == "" for row in found.rows):
         how = "the table of labels does not name them" if column else "their first folder is no class"
         found.note(f"{bare} of {len(found.rows)} frames are unlabelled: {how}")
@@ -102,46 +101,36 @@ def find(root: Path, image: str) -> str:
     return next((name for name, _, _ in contract.files(root) if identifier(name) == wanted), "")
 
 
-def _inspect(path: str, wanted: str) -> dict | str:
-    """What the manifest may know of a file: hashes, age, sex, and its frames; or why it cannot be used."""
+def _inspect(path: str, wanted: str) -> dict:
+    """What the manifest may know of a file: hashes, age, sex, and its frames as `_frame` gives them."""
     with dicom_frames.quiet():
         try:
-            dataset = dicom_frames.header(path)
-            if problem := dicom_frames.unusable(dataset):
-                raise problem
+            dataset = dicom_frames.usable(path)
         except FrameError as error:
-            return str(error)
+            return {"count": 1, "ids": {}, "frames": {0: (str(error), "", math.nan)}}
         count = dicom_frames.frame_count(dataset)
         take = count if wanted == "all" else min(count, int(wanted))
         numbers = sorted({math.floor((i + 0.5) * count / take) for i in range(take)})
-        return {
-            "count": count,
-            "ids": {name: _text(dataset, name) for name in COLUMNS[:-1]},
-            "public": _public(dataset),
-            "frames": {number: _frame(path, dataset, number) for number in numbers},
-        }
+        ids = {name: _text(dataset, name) for name in COLUMNS[:-1]}
+        taken = {number: _frame(path, dataset, number) for number in numbers}
+        return {"count": count, "ids": ids, "public": _public(dataset), "frames": taken}
 
 
-def _frame(path: str, dataset: pydicom.Dataset, number: int) -> tuple[str, list[str], float]:
-    """Why a frame cannot be used ("" where it can), notes, and how far the stated region agrees with ours."""
+def _frame(path: str, dataset: pydicom.Dataset, number: int) -> tuple[str, str, float]:
+    """Why a frame cannot be used ("" where it can), a note, and how far the stated region agrees with ours."""
     try:
-        gray, coloured = dicom_frames.pixels(path, dataset, number)
-        check_content(gray, coloured)
-    except FrameError as error:
-        return str(error), [], math.nan
-    stated = dicom_frames.region_box(dataset, gray.shape)
-    if stated is None:
-        return "", [], math.nan
-    try:
+        gray, stated = dicom_frames.pixels(path, dataset, number)
+        if stated is None:
+            return "", "", math.nan
         ours = regions.largest_region(gray).box
+    except FrameError as error:
+        return str(error), "", math.nan
     except regions.NoRegion:
-        return "", ["no connected region was found inside the scanner's region"], math.nan
+        return "", "no connected region was found inside the scanner's region", math.nan
     agreement = round(overlap(stated, ours), 4)
-    both = (
-        f"the scanner's region {stated} and the largest connected region {ours} (x, y, width, height in px)"
-    )
-    note = f"{both} disagree: their overlap is {agreement:.2f} of their union"
-    return "", [note] if agreement < AGREE else [], agreement
+    boxes = f"region {stated} and the largest connected region {ours} (x, y, width, height in px)"
+    note = f"the scanner's {boxes} disagree: their overlap is {agreement:.2f} of their union"
+    return "", note if agreement < AGREE else "", agreement
 
 
 def overlap(a: tuple, b: tuple) -> float:
@@ -156,14 +145,9 @@ def _public(dataset: pydicom.Dataset) -> dict:
     name_and_birth = f"{_text(dataset, 'PatientName')}\0{_text(dataset, 'PatientBirthDate')}"
     person = _text(dataset, "PatientID") or name_and_birth.strip("\0")
     who = ("patient", _text(dataset, "IssuerOfPatientID"), person)
-    sex = _text(dataset, "PatientSex").upper()
-    return {
-        "patient": pseudonym(*who) if person else study(dataset),
-        "study": study(dataset),
-        "age": _age(dataset),
-        "sex": sex if sex in ("F", "M", "O") else "",
-        "device": scanner(dataset),
-    }
+    patient, sex = pseudonym(*who) if person else study(dataset), _text(dataset, "PatientSex").upper()
+    about = {"patient": patient, "study": study(dataset), "age": _age(dataset)}
+    return about | {"sex": sex if sex in ("F", "M", "O") else "", "device": scanner(dataset)}
 
 
 def scanner(dataset: pydicom.Dataset) -> str:
@@ -199,19 +183,17 @@ def _labels(root: Path, name: str, keys: list[str]) -> tuple[str, dict[str, str]
     """(column to match by, value -> class key or "") of a clinic's table."""
     path = (root if root.is_dir() else root.parent) / Path(name).expanduser()
     if not path.is_file():
-        raise contract.DatasetError("dicom: the file given as labels does not exist.")
+        raise DatasetError("dicom: the file given as labels does not exist.")
     table = contract.texts(path)
     column = next((c for c in reversed(COLUMNS) if c in table), None)
     if column is None or "label" not in table:
         needed = f"the column label and one of {', '.join(COLUMNS)}"
-        raise contract.DatasetError(f"dicom: the table of labels needs {needed}.")
+        raise DatasetError(f"dicom: the table of labels needs {needed}.")
     pairs = set(zip(table[column].str.strip(), table["label"].map(contract.lesion_type)))
     if unknown := {label for _, label in pairs} - {*keys, ""}:
         came = f"{len(unknown)} labels of the table are none of {', '.join(keys)}"
-        raise contract.DatasetError(f"dicom: {came}; name the classes with classes=a,b.")
+        raise DatasetError(f"dicom: {came}; name the classes with classes=a,b.")
     values = dict(pairs)
     if twice := len(pairs) - len(values):
-        raise contract.DatasetError(
-            f"dicom: the table of labels gives {twice} identifiers a second, other label."
-        )
+        raise DatasetError(f"dicom: the table of labels gives {twice} identifiers a second, other label.")
     return column, values

@@ -7,7 +7,6 @@ frame's own size is read before its decoder sees it.
 """
 
 import io
-import os
 import struct
 import zlib
 
@@ -31,7 +30,7 @@ NEEDED = (0x00080060, 0x00186011, 0x00020010)  # modality, ultrasound regions, t
 CHUNK = 2**20
 
 
-class _Meter:
+class _Meter(io.BufferedReader):
     """Counts what is read of a file, and stops at a limit; what is skipped costs nothing."""
 
     left = MAX_HEADER
@@ -49,14 +48,6 @@ class _Meter:
         return data
 
 
-class _File(_Meter, io.BufferedReader):
-    pass
-
-
-class _Bytes(_Meter, io.BytesIO):
-    pass
-
-
 def read(path, *, force: bool = False) -> pydicom.Dataset:
     """Parses a DICOM file within the limits; values above 1 KiB, pixels among them, stay in the file.
 
@@ -70,24 +61,23 @@ def read(path, *, force: bool = False) -> pydicom.Dataset:
         FrameError: `too_large`.
         Exception: whatever pydicom trips over.
     """
-    with _File(io.FileIO(os.fspath(path))) as file:
+    with _Meter(io.FileIO(path)) as file:
         try:
             dataset = pydicom.dcmread(file, defer_size=DEFERRED, force=force)
         except OSError:  # pydicom takes whatever happens inside a sequence for the end of the file
             file.read(0)
             raise
     for tag, element in list(dataset.items()):
-        if tag in PIXELS or not isinstance(element, RawDataElement) or element.value is not None:
-            continue
-        if element.length > MAX_ELEMENT:
+        deferred = isinstance(element, RawDataElement) and element.value is None and tag not in PIXELS
+        if deferred and element.length > MAX_ELEMENT:
             if tag.group == 0x0028:  # what says how pixels are stored is read again by the decoder
                 raise _too_large(f"an element of {element.length / 2**20:.0f} MiB that describes pixels")
             del dataset[tag]
-    for tag in [tag for tag in dataset.keys() if tag in NEEDED or tag.group == 0x0028]:
-        try:
-            dataset[tag].value  # noqa: B018  (values are converted when they are asked for, and that can fail)
-        except Exception:  # as good as none, and its message may quote the header
-            del dataset[tag]
+        elif tag in NEEDED or tag.group == 0x0028:
+            try:
+                dataset[tag].value  # noqa: B018  (values are converted when they are asked for, and that can fail)
+            except Exception:  # as good as none, and its message may quote the header
+                del dataset[tag]
     return dataset
 
 
@@ -105,12 +95,9 @@ def check_frame(path, dataset: pydicom.Dataset, number: int) -> None:
     syntax = dataset.file_meta.TransferSyntaxUID
     element = dataset.get_item(0x7FE00010, keep_deferred=True)
     count = int(dataset.get("NumberOfFrames", 1) or 1)
-    if path is None or element.value is not None:
-        source = _Bytes(dataset.PixelData)
-    else:
-        source = _File(io.FileIO(os.fspath(path)))
-        source.seek(element.value_tell)
-    with source:
+    held = path is None or element.value is not None
+    with _Meter(io.BytesIO(dataset.PixelData) if held else io.FileIO(path)) as source:
+        source.seek(0 if held else element.value_tell)
         source.left = MAX_FRAME
         try:
             data = get_frame(source, number, number_of_frames=count)
@@ -135,10 +122,8 @@ def picture_size(data: bytes) -> tuple[int, int] | None:
         if mark == 0xF7 or (0xC0 <= mark <= 0xCF and mark not in (0xC4, 0xC8, 0xCC)):  # a start of frame
             height, width = struct.unpack(">HH", data[at + 5 : at + 9])
             return width, height
-        if mark == 0xFF or 0xD0 <= mark <= 0xD7 or mark == 0x01:  # fill and marks without a length
-            at += 1 if mark == 0xFF else 2
-        else:
-            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        fill = mark == 0xFF
+        at += 1 if fill else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return None
 
 
@@ -150,7 +135,7 @@ def _try_to_inflate(data: bytes) -> None:
         data = inflater.unconsumed_tail
         if len(plain) > MAX_INFLATED:
             raise _too_large(f"deflated data of more than {MAX_INFLATED // 2**20} MiB")
-    read_dataset(_Bytes(plain), False, True, defer_size=DEFERRED)
+    read_dataset(_Meter(io.BytesIO(plain)), False, True, defer_size=DEFERRED)
 
 
 def _too_large(came: str) -> frames.FrameError:

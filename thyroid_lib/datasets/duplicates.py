@@ -9,6 +9,7 @@ made even first, for necks are alike: bright outlines of the trachea and the car
 speckle, which belongs to one frame alone, would not. docs/data.md gives the evidence for `NEAR`.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
 
@@ -32,10 +33,8 @@ def fingerprint(gray: np.ndarray) -> tuple[str, str]:
     """SHA-256 of a frame's pixels, uint8 (H, W), and pHash of its sector, both hexadecimal."""
     digest = hashlib.sha256(f"{gray.shape[0]}x{gray.shape[1]}:".encode())
     digest.update(np.ascontiguousarray(gray))
-    try:
+    with contextlib.suppress(regions.NoRegion):  # nothing stands out: the whole frame is hashed
         gray = regions.crop(gray, regions.largest_region(gray))
-    except regions.NoRegion:
-        pass  # nothing stands out: the whole frame is hashed
     bits = imagehash.phash(Image.fromarray(_even(gray)), hash_size=32).hash
     return digest.hexdigest(), np.packbits(bits).tobytes().hex()
 
@@ -48,12 +47,11 @@ def _even(gray: np.ndarray) -> np.ndarray:
     return np.clip(128 + 63 * detail / (spread + 2), 0, 255).astype(np.uint8)
 
 
-def pairs(sha256: Sequence[str], phash: Sequence[str], near: int = NEAR) -> pd.DataFrame:
+def pairs(sha256: Sequence[str], phash: Sequence[str]) -> pd.DataFrame:
     """All pairs of frames that show the same.
 
     Args:
         sha256, phash: hashes of N frames, as `fingerprint` gives them.
-        near: most bits that may differ.
 
     Returns:
         Columns `a`, `b` (positions, a < b), `bits` (that differ) and `identical` (bool), sorted.
@@ -66,7 +64,7 @@ def pairs(sha256: Sequence[str], phash: Sequence[str], near: int = NEAR) -> pd.D
         block = np.s_[start : start + step, None]
         bits = sum(np.bitwise_count(word[block] ^ word[None, start:]).astype(np.uint16) for word in words.T)
         same = digests[block] == digests[None, start:]
-        a, b = np.nonzero(np.triu((bits <= near) | same, 1))
+        a, b = np.nonzero(np.triu((bits <= NEAR) | same, 1))
         found.append(np.column_stack([a + start, b + start, bits[a, b], same[a, b]]))
     table = pd.DataFrame(np.concatenate(found), columns=["a", "b", "bits", "identical"])
     return table.astype({"identical": bool})

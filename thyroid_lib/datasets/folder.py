@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import Literal
 
-import pandas as pd
-
 from thyroid_lib import LESION_TYPES
 from thyroid_lib.common.files import natural
 from thyroid_lib.datasets import contract
 
 
-def read(root: Path, *, patient: Literal["folder", "prefix"] = "folder", title: str = "") -> pd.DataFrame:
+def read(
+    root: Path, *, patient: Literal["folder", "prefix"] = "folder", title: str = ""
+) -> contract.Manifest:
     """Reads a folder per class.
 
     A class folder is named with a lesion type's key, English or Chinese name, or any other class name.
@@ -35,8 +35,7 @@ def read(root: Path, *, patient: Literal["folder", "prefix"] = "folder", title: 
         if not folder:
             found.leave_out(image, "not inside a class folder")
             continue
-        label = contract.lesion_type(folder)
-        person = "/".join(between) or contract.stem_of(image)
+        label, person = contract.lesion_type(folder), "/".join(between) or contract.stem_of(image)
         if patient == "prefix":
             person = path.stem.partition("_")[0]
         names.setdefault(label, folder)
@@ -46,11 +45,8 @@ def read(root: Path, *, patient: Literal["folder", "prefix"] = "folder", title: 
         advice = f"make one folder per class, for example {', '.join(LESION_TYPES)}"
         raise found.unlike("<class>/<frame>.png", advice)
     if alone := sum(row["patient"] == contract.stem_of(row["image"]) for row in found.rows):
-        found.note(
-            f"{alone} of {len(found.rows)} frames have no patient: each counts as a patient of its own, and "
-            "frames of one person may fall on both sides of a split: use <class>/<patient>/<frame> or "
-            "?patient=prefix"
-        )
+        advice = "use <class>/<patient>/<frame> or ?patient=prefix"
+        found.note(f"{alone} of {len(found.rows)} frames have no patient: {contract.ALONE}: {advice}")
     if several := sorted((person for person in labels if len(labels[person]) > 1), key=natural):
         # One person with nodules of several types, or numbers that restart in each class: never split either.
         for row in found.rows:

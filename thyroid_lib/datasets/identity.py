@@ -5,6 +5,7 @@ import hashlib
 import hmac
 import os
 import secrets
+import tempfile
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,7 +13,6 @@ from thyroid_lib.common.files import cache_folder
 from thyroid_lib.datasets.contract import DatasetError
 
 KEY_FILE = "hash_key"
-LENGTH = 16  # hexadecimal digits of a pseudonym: 64 bits
 
 
 def pseudonym(*words: str) -> str:
@@ -30,21 +30,18 @@ def pseudonym(*words: str) -> str:
     key = given or _stored(cache_folder() / KEY_FILE)
     if len(key) < 16:
         source = "THYROID_HASH_KEY" if given else f"The key file {KEY_FILE} in the cache folder is damaged"
-        raise DatasetError(
-            f"{source}: at least 16 characters are expected; {len(key)} came. Make a key with "
-            "python -c 'import secrets; print(secrets.token_hex(32))' and keep it to yourself."
-        )
-    return hmac.new(key, message, hashlib.sha256).hexdigest()[:LENGTH]
+        came = f"at least 16 characters are expected; {len(key)} came"
+        make = "python -c 'import secrets; print(secrets.token_hex(32))'"
+        raise DatasetError(f"{source}: {came}. Make a key with {make} and keep it to yourself.")
+    return hmac.new(key, message, hashlib.sha256).hexdigest()[:16]
 
 
 @lru_cache(maxsize=4)
 def _stored(path: Path) -> bytes:
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f"{path.name}.{os.getpid()}")
     if not path.exists():
-        with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(secrets.token_hex(32).encode())
-        with contextlib.suppress(FileExistsError):
-            os.link(fresh, path)  # whole or not at all, and the first of two processes wins
-        fresh.unlink()
+        with tempfile.NamedTemporaryFile(dir=path.parent) as fresh, contextlib.suppress(FileExistsError):
+            fresh.write(secrets.token_hex(32).encode())
+            fresh.flush()
+            os.link(fresh.name, path)  # whole or not at all, and the first of two processes wins
     return path.read_bytes()

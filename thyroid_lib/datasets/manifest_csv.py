@@ -14,10 +14,9 @@ import json
 import re
 from pathlib import Path
 
-import pandas as pd
-
 from thyroid_lib.common.messages import listed
 from thyroid_lib.datasets import contract
+from thyroid_lib.datasets.contract import DatasetError
 
 MAX_BYTES = 256 * 2**20
 PERSONAL = re.compile(
@@ -25,15 +24,11 @@ PERSONAL = re.compile(
     r"|姓名|出生|身份证|电话|手机|住址|地址|病历号"
 )  # columns of a hospital's export that have no place in a study
 KEPT = ("path", "mask", "label")  # paths never leave this machine, labels are known words
-SEXES = {
-    **dict.fromkeys(["f", "female", "w", "woman", "女"], "F"),
-    **dict.fromkeys(["m", "male", "man", "男"], "M"),
-    **dict.fromkeys(["o", "other", "其他"], "O"),
-    **dict.fromkeys(["", "u", "unknown", "n/a", "na", "未知"], ""),
-}
+SEXES = {"F": "f female w woman 女", "M": "m male man 男", "O": "o other 其他", "": "u unknown n/a na 未知"}
+NOT_INSIDE = "not inside the table's folder: relative, without '..'"
 
 
-def read(root: Path, *, classes: str = "", title: str = "") -> pd.DataFrame:
+def read(root: Path, *, classes: str = "", title: str = "") -> contract.Manifest:
     """Reads a table of frames.
 
     Args:
@@ -55,14 +50,14 @@ def read(root: Path, *, classes: str = "", title: str = "") -> pd.DataFrame:
     header, lines = _lines(path)
     if lacking := [column for column in ("image", "label") if column not in header]:
         came = f"missing: {', '.join(lacking)}; came: {listed(header) or 'an empty table'}"
-        raise contract.DatasetError(f"manifest: {path.name} needs the columns image and label; {came}.")
+        raise DatasetError(f"manifest: {path.name} needs the columns image and label; {came}.")
     if personal := [name for name in header if PERSONAL.search(name)]:
         found.note(f"columns that seem to say who a person is are not read: {listed(personal)}")
     alone, hidden, people = 0, set(), {}
     for number, line in lines:
         if len(line) != len(header):
-            reason = f"row {number}: {len(header)} cells are expected, {len(line)} came"
-            found.leave_out(line[0].strip(), reason)
+            came = f"{len(header)} cells are expected, {len(line)} came"
+            found.leave_out(line[0].strip(), f"row {number}: {came}")
             continue
         cells = {name: value.strip() for name, value in zip(header, line)}
         told = _words(*(cells.pop(name) for name in dict.fromkeys(personal)))
@@ -76,15 +71,15 @@ def read(root: Path, *, classes: str = "", title: str = "") -> pd.DataFrame:
                 row[name] = f"row {number}" if name == "image" else ""
             hidden.add(name)
         row["row"] = number
-        if row.get("mask") and (mask := _mask(path.parent, row["mask"])) is not None:
-            row["mask"] = mask
-        elif row.get("mask"):
-            row["mask"] = ""
-            found.note("mask not used: not inside the table's folder: relative, without '..'", row["image"])
+        if row.get("mask"):
+            row["mask"] = _mask(path.parent, row["mask"])
+            if not row["mask"]:
+                found.note(f"mask not used: {NOT_INSIDE}", row["image"])
         if "age" in row:
             row["age"] = _number(row["age"])
         if "sex" in row:
-            row["sex"] = SEXES.get(row["sex"].casefold(), row["sex"])
+            known = (sex for sex, words in SEXES.items() if row["sex"].casefold() in words.split())
+            row["sex"] = next(known, row["sex"])
         if not row.get("patient"):
             alone += 1
             row["patient"] = f"row {number}"
@@ -93,10 +88,7 @@ def read(root: Path, *, classes: str = "", title: str = "") -> pd.DataFrame:
         instead = "are replaced by the numbers of rows and persons, or blanked"
         found.note(f"{', '.join(sorted(hidden))}: cells that repeat what a column left out says {instead}")
     if alone:
-        split = (
-            "each counts as a patient of its own, and frames of one person may fall on both sides of a split"
-        )
-        found.note(f"{alone} of {len(found.rows)} rows have no patient: {split}")
+        found.note(f"{alone} of {len(found.rows)} rows have no patient: {contract.ALONE}")
     keys = contract.class_keys(classes) or contract.in_order({row["label"] for row in found.rows} - {""})
     # numbered: `row` is a row of a table that a person can open
     return found.manifest(title or f"manifest {path.parent.name}", contract.named(keys), numbered=True)
@@ -110,30 +102,27 @@ def _words(*texts: str) -> set[str]:
 
 def _lines(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """Class keys of the header's names, and (row number, cells) of every row that is not blank."""
-
-    def refused(why: str) -> contract.DatasetError:
-        return contract.DatasetError(f"manifest: {path.name} {why}.")
-
+    it = f"manifest: {path.name}"
     if path.stat().st_size > MAX_BYTES:
-        raise refused(f"is larger than {MAX_BYTES // 2**20} MiB: is it a table? Save it as CSV")
+        raise DatasetError(f"{it} is larger than {MAX_BYTES // 2**20} MiB: is it a table? Save it as CSV.")
     data, text = path.read_bytes(), None
     for encoding in ("gb18030", "utf-8-sig"):  # the last that fits
         with contextlib.suppress(UnicodeDecodeError):
             text = data.decode(encoding)
     if text is None:
-        raise refused("is neither UTF-8 nor GB 18030 text; save it as UTF-8 CSV")
+        raise DatasetError(f"{it} is neither UTF-8 nor GB 18030 text; save it as UTF-8 CSV.")
     if "\0" in text:
-        raise refused("is no text (a spreadsheet?); save it as UTF-8 CSV")
+        raise DatasetError(f"{it} is no text (a spreadsheet?); save it as UTF-8 CSV.")
     reader = csv.reader(io.StringIO(text), delimiter=max(",;\t", key=text.partition("\n")[0].count))
     try:
         header = [contract.class_key(name) for name in next(reader, [])]
         return header, [(reader.line_num, line) for line in reader if any(cell.strip() for cell in line)]
     except csv.Error as error:
-        raise refused(f"breaks off at line {reader.line_num}: {error}") from error
+        raise DatasetError(f"{it} breaks off at line {reader.line_num}: {error}.") from error
 
 
-def _mask(folder: Path, value: str) -> str | None:
-    """The manifest's cell for files of masks, joined with "|", or for JSON; None where one lies outside the folder."""
+def _mask(folder: Path, value: str) -> str:
+    """The manifest's cell for files of masks, joined with "|", or for JSON; "" where one lies outside the folder."""
     parts = [part.strip() for part in value.split("|")]
     if value.startswith("["):
         try:
@@ -142,13 +131,13 @@ def _mask(folder: Path, value: str) -> str | None:
             return value  # the check names it
     parts = [part.replace("\\", "/") if isinstance(part, str) else part for part in parts]
     if any(isinstance(part, str) and contract.OUTSIDE.match(part) for part in parts):
-        return None
+        return ""
     return json.dumps([str(folder / part) if isinstance(part, str) else part for part in parts])
 
 
 def _number(value: str) -> float | str:
     """A number where it is one; other text stays, so that the check can name it."""
     try:
-        return float(value) if value else float("nan")
+        return float(value or "nan")
     except ValueError:
         return value

@@ -22,7 +22,6 @@ from thyroid_lib.datasets import contract
 from thyroid_lib.phantoms import frame as simulator
 from thyroid_lib.phantoms.signs import SIGNS, SOURCES
 
-CHUNK = 16  # patients handed to a worker at a time
 WORTH_WORKERS = 96  # patients below which starting processes costs more than it saves
 
 
@@ -51,9 +50,8 @@ def read(
         DatasetError: an unknown source.
     """
     if source not in SOURCES:
-        raise contract.DatasetError(
-            f"phantom: expected one of {', '.join(SOURCES)}, came {source!r}; for example phantom:clinic?patients=120."
-        )
+        came = f"expected one of {', '.join(SOURCES)}, came {source!r}"
+        raise contract.DatasetError(f"phantom: {came}; for example phantom:clinic?patients=120.")
     digest = hashlib.sha256(cv2.__version__.encode())
     for path in sorted(Path(phantoms.__file__).parent.glob("*.*")):
         digest.update(path.read_bytes())
@@ -66,24 +64,20 @@ def read(
     rows["mask"] = f"{folder.as_posix()}/masks/" + rows["image"].str.removeprefix("frames/")
     found = contract.Collection(f"phantom:{source}", folder)
     found.rows = rows.to_dict("records")
-    about = SOURCES[source]
-    return found.manifest(about["title"], contract.named(about["labels"]), simulated=True)
+    names = contract.named(SOURCES[source]["labels"])
+    return found.manifest(SOURCES[source]["title"], names, simulated=True)
 
 
 def _simulate(folder: Path, people: list[simulator.Patient], answer: bool, jobs: int) -> None:
     """Writes all frames into a folder that takes its name when it is whole."""
     folder.parent.mkdir(parents=True, exist_ok=True)
+    workers = Parallel(1 if len(people) < WORTH_WORKERS else effective_n_jobs(jobs), return_as="generator")
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         (partial / "frames").mkdir()
         (partial / "masks").mkdir()
-        jobs = 1 if len(people) < WORTH_WORKERS else effective_n_jobs(jobs)
-        chunks = (people[start : start + CHUNK] for start in range(0, len(people), CHUNK))
-        workers = Parallel(n_jobs=jobs, return_as="generator")
-        work = workers(delayed(_write)(partial, chunk, answer) for chunk in chunks)
-        done = progress(
-            work, "simulating patients", len(people), lambda rows: len({r["patient"] for r in rows})
-        )
+        work = workers(delayed(_write)(partial, patient, answer) for patient in people)
+        done = progress(work, "simulating patients", len(people))
         pd.DataFrame([row for rows in done for row in rows]).to_csv(partial / "table.csv", index=False)
         os.replace(partial, folder)
     except OSError:
@@ -93,32 +87,20 @@ def _simulate(folder: Path, people: list[simulator.Patient], answer: bool, jobs:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write(folder: Path, people: list[simulator.Patient], answer: bool) -> list[dict]:
-    """Writes the frames of some patients; gives their rows of the table."""
-    threads = cv2.getNumThreads()
+def _write(folder: Path, patient: simulator.Patient, answer: bool) -> list[dict]:
+    """Writes a patient's frames; gives their rows of the table."""
+    threads, rows = cv2.getNumThreads(), []
     cv2.setNumThreads(1)
-    rows = []
-    for patient, number in ((one, number) for one in people for number in range(one.frames)):
+    for number in range(patient.frames):
         frame = simulator.render(patient, number, answer)
         name = f"{patient.name}_{number + 1}.png"
         for kind, picture in (("frames", frame.image), ("masks", frame.mask.astype("uint8") * 255)):
             if not cv2.imwrite(str(folder / kind / name), picture):
                 raise OSError(f"{folder}: the frame {name} could not be written; is the disk full?")
-        rows.append(
-            {
-                "image": f"frames/{name}",
-                "label": patient.label,
-                "patient": patient.name,
-                "age": patient.age,
-                "sex": patient.sex,
-                "device": patient.scanner.name,
-                "view": frame.view,
-                "nodule_size_mm": patient.signs["size_mm"],
-                "caliper": frame.caliper,
-                "text": frame.text,
-                **dict(zip(("sector_x", "sector_y", "sector_width", "sector_height"), frame.sector)),
-                **{f"sign_{sign}": patient.signs[sign] for sign in SIGNS},
-            }
-        )
+        row = {"image": f"frames/{name}", "label": patient.label, "patient": patient.name, "age": patient.age}
+        row |= {"sex": patient.sex, "device": patient.scanner.name, "view": frame.view}
+        row |= {"nodule_size_mm": patient.signs["size_mm"], "caliper": frame.caliper, "text": frame.text}
+        row |= zip(("sector_x", "sector_y", "sector_width", "sector_height"), frame.sector)
+        rows.append(row | {f"sign_{sign}": patient.signs[sign] for sign in SIGNS})
     cv2.setNumThreads(threads)
     return rows

@@ -1,5 +1,6 @@
 """Opening what a row of a manifest names: its frame, and its mask in the frame's own pixels."""
 
+import contextlib
 import json
 import os
 
@@ -79,14 +80,12 @@ def load_mask(row, shape: tuple[int, int]) -> np.ndarray | None:
 
 
 def _outline(corners) -> np.ndarray:
-    try:
+    with contextlib.suppress(ValueError, TypeError, OverflowError):
         points = np.asarray(corners, np.float64)
-    except (ValueError, TypeError, OverflowError):
-        points = np.empty(0)
-    if points.ndim != 2 or points.shape[1] != 2 or not (np.abs(points) < FAR).all():
-        reason = "its outline is no list of corners: [[x, y], ...] in px of the frame is expected"
-        raise frames.FrameError(reason, "mask_outline")
-    return points.round().astype(np.int32)
+        if points.ndim == 2 and points.shape[1] == 2 and (np.abs(points) < FAR).all():
+            return points.round().astype(np.int32)
+    reason = "its outline is no list of corners: [[x, y], ...] in px of the frame is expected"
+    raise frames.FrameError(reason, "mask_outline")
 
 
 def _mask_file(path: str) -> np.ndarray:

@@ -17,6 +17,7 @@ from thyroid_lib.common.files import natural
 from thyroid_lib.datasets import contract
 
 FILE, ABOUT = "dataset.hdf5", "metadata.csv"
+_number = functools.partial(pd.to_numeric, errors="coerce")
 
 
 def read(root: Path, *, every: Annotated[int, 1] = 1) -> pd.DataFrame:
@@ -40,7 +41,7 @@ def read(root: Path, *, every: Annotated[int, 1] = 1) -> pd.DataFrame:
     lacking += [name for name in ("image", "mask", "annot_id", "frame_num") if name not in clips]
     if lacking:
         raise found.unlike(f"{ABOUT} and {FILE} with all their fields", f"missing: {', '.join(lacking)}")
-    about = about.drop_duplicates("annot_id").set_index("annot_id", drop=False).to_dict("index")
+    about = about.drop_duplicates("annot_id").set_index("annot_id").to_dict("index")
     taken = Counter()
     for index, (nodule, number) in enumerate(zip(clips["annot_id"][:], clips["frame_num"][:])):
         nodule = nodule.decode("utf-8") if isinstance(nodule, bytes) else str(nodule)
@@ -51,23 +52,13 @@ def read(root: Path, *, every: Annotated[int, 1] = 1) -> pd.DataFrame:
         elif (taken[nodule] - 1) % every:
             found.leave_out(image, f"not taken with every={every}")
         else:
-            found.frame(
-                image,
-                contract.benign_or_malignant(known["histopath_diagnosis"]),
-                patient=nodule.partition("_")[0],
-                mask=str(root / image),
-                nodule=nodule,
-                frame_number=int(number),
-                age=pd.to_numeric(known.get("age", ""), errors="coerce"),
-                sex=known.get("sex", "").strip().upper()[:1],
-                location=known.get("location", ""),
-                **{
-                    f"{c}_cm": pd.to_numeric(known[c], errors="coerce")
-                    for c in known
-                    if c.startswith("size_")
-                },
-                **{c.replace("-", "_"): known[c] for c in known if c.startswith("ti-rads")},
-            )
+            row = {"mask": str(root / image), "nodule": nodule, "frame_number": int(number)}
+            row |= {"age": _number(known.get("age", "")), "sex": known.get("sex", "").strip().upper()[:1]}
+            row |= {"location": known.get("location", "")}
+            row |= {f"{c}_cm": _number(known[c]) for c in known if c.startswith("size_")}
+            row |= {c.replace("-", "_"): known[c] for c in known if c.startswith("ti-rads")}
+            label = contract.benign_or_malignant(known["histopath_diagnosis"])
+            found.frame(image, label, nodule.partition("_")[0], **row)
     for nodule in sorted(set(about) - set(taken), key=natural):
         found.leave_out(f"{FILE}:{nodule}", f"in {ABOUT}, but has no frame")
     return found.manifest("Stanford thyroid cine-clips", contract.TWO)
@@ -85,8 +76,7 @@ def _open(path: str):
 
         return h5py.File(path, "r")
     except ImportError as error:
-        raise contract.DatasetError(
-            "Reading the Stanford cine-clips needs the package h5py: install the extra thyroid_lib[stanford]."
-        ) from error
+        needed = "the package h5py: install the extra thyroid_lib[stanford]"
+        raise contract.DatasetError(f"Reading the Stanford cine-clips needs {needed}.") from error
     except OSError as error:
         raise contract.DatasetError(f"stanford: {FILE} cannot be opened as HDF5 (cut short?)") from error

@@ -7,12 +7,10 @@ all frames are one group, and the set serves segmentation and pre-training witho
 
 from pathlib import Path
 
-import pandas as pd
-
-from thyroid_lib.datasets.contract import Collection
+from thyroid_lib.datasets.contract import Collection, Manifest
 
 
-def read(root: Path) -> pd.DataFrame:
+def read(root: Path) -> Manifest:
     """Reads TG3K.
 
     Args:

@@ -7,14 +7,12 @@ Layout: ``batch1_image/dataset/<case>_<nnn>.Jpg``, ``batch2_image/...`` and one 
 import re
 from pathlib import Path
 
-import pandas as pd
-
 from thyroid_lib.common.files import natural
 from thyroid_lib.common.messages import listed
 from thyroid_lib.datasets import contract
 
 
-def read(root: Path) -> pd.DataFrame:
+def read(root: Path) -> contract.Manifest:
     """Reads ThyUS2Path.
 
     Args:

@@ -10,12 +10,10 @@ import json
 from pathlib import Path
 from typing import Literal
 
-import pandas as pd
-
 from thyroid_lib.datasets import contract
 
 
-def read(root: Path, *, part: Literal["all", "trainval", "test"] = "all") -> pd.DataFrame:
+def read(root: Path, *, part: Literal["all", "trainval", "test"] = "all") -> contract.Manifest:
     """Reads TN3K.
 
     Args:

@@ -9,12 +9,10 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Literal
 
-import pandas as pd
-
 from thyroid_lib.datasets import contract
 
 
-def read(root: Path, *, part: Literal["all", "train", "val", "test"] = "all") -> pd.DataFrame:
+def read(root: Path, *, part: Literal["all", "train", "val", "test"] = "all") -> contract.Manifest:
     """Reads TN5000.
 
     Args:
