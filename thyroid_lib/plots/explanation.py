@@ -4,9 +4,8 @@ from textwrap import wrap
 
 from matplotlib.figure import Figure
 
-from thyroid_lib.common.messages import english
 from thyroid_lib.plots import style
-from thyroid_lib.plots.style import GREY, INK, RED, heading, metrics_said, panels, picture, told
+from thyroid_lib.plots.style import GREY, INK, RED, heading, panels, picture, told
 
 BARS = {"energy": "the map", "share": "nodule's area share", "random/energy": "random map",
         "edges/energy": "edge detector", "centre/energy": "centre of the crop"}  # fmt: skip
@@ -34,11 +33,7 @@ def cam_gallery(images, masks, columns: dict, titles: list[str]) -> Figure:
     )
     for ax in axes[:, 0]:
         ax.yaxis.label.set(rotation=0, ha="right", va="center", fontsize=6.5)
-    opening = (
-        f"{len(rows)} crops, each with {len(columns)} class activation maps laid over; the nodule's outline in white, "
-        f"the raw range below each map. Explained: {'; '.join(titles)}. Largest raw values:"
-    )
-    return told(figure, opening, [f"{name} up to {cams.high.max():.2g}" for name, cams in columns.items()])
+    return told(figure, "cam_gallery", columns=columns, titles=titles)
 
 
 def cam_checks(masks: dict, randomization: dict) -> Figure:
@@ -60,11 +55,7 @@ def cam_checks(masks: dict, randomization: dict) -> Figure:
     ]
     style.forest_rows(right, [(*row, RED) for row in layers], "rank correlation with the trained map", 0)
     right.set(title="Weights randomized down to …", xlim=(-1, 1.05))
-    opening = (
-        f"Share of each map's energy inside the nodule: {'; '.join(metrics_said(inside))}. Mean rank correlation with "
-        "the trained network's map after randomizing all layers from the last down to:"
-    )
-    return told(figure, opening, metrics_said(layers) or ["not done"])
+    return told(figure, "cam_checks", inside=inside, layers=layers)
 
 
 def failures(images, cams, rows, classes: list[str], names: dict) -> Figure:
@@ -77,8 +68,8 @@ def failures(images, cams, rows, classes: list[str], names: dict) -> Figure:
         classes, names: keys in order; key -> (English, Chinese).
     """
     figure, axes = panels(len(images), 3, 1.65 * len(images) + 0.1, width_ratios=[1, 1, 2.4])
-    said = []
-    for i, row in enumerate(rows.to_dict("records")):
+    table = rows.to_dict("records")
+    for i, row in enumerate(table):
         crop, heat, bars = axes[i]
         picture(crop, images[i])
         picture(heat, images[i], f"{cams.low[i]:.2g} to {cams.high[i]:.2g}", heat=cams.maps[i])
@@ -87,9 +78,7 @@ def failures(images, cams, rows, classes: list[str], names: dict) -> Figure:
         known = [f"{c} {row[c]}" for c in ("age", "sex", "device", "dataset") if str(row.get(c, "")).strip()]
         words = "\n".join(wrap(f"{row['image']}  {', '.join(known)}", 58))
         bars.set_title(words, fontsize=6.5, fontweight="normal")
-        truth, predicted = english(names, row["truth"]), english(names, row["predicted"])
-        said.append(f"{truth} taken for {predicted} with probability {row['p_' + row['predicted']]:.2f}")
-    return told(figure, "Most confident errors; the reference standard is in bold.", said)
+    return told(figure, "failures", rows=table, names=names)
 
 
 def views(pictures: dict, truth: list[str], names: dict) -> Figure:
@@ -101,5 +90,4 @@ def views(pictures: dict, truth: list[str], names: dict) -> Figure:
     rows = [[{"image": image} for image in same] for same in zip(*pictures.values())]
     titles = [view.replace(", ", ",\n") for view in pictures]
     figure, _ = style.pictures(rows, titles, [heading(names, key) for key in truth])
-    shown = ", ".join(english(names, key) for key in truth)
-    return told(figure, f"{len(rows)} images ({shown}), each in {len(pictures)} views:", pictures)
+    return told(figure, "views", pictures=pictures, truth=truth, names=names)

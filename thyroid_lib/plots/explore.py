@@ -27,14 +27,7 @@ def steps_to_answer(view, names: dict) -> Figure:
     )
     probability_bars(bars, names, answer.probabilities, view.after)
     bars.set_title("Probability: crop (full), changed (pale)", fontsize=8, fontweight="normal")
-    best = answer.lesion_type
-    said = (
-        f"{count} connected regions, the largest box {answer.box[2]} by {answer.box[3]} pixels",
-        f"{names[best][0]} has the largest probability, {answer.probabilities[best]:.2f}, and {view.after[best]:.2f} "
-        "after the change to the crop",
-        f"the {choice.method} map for {names[choice.explain][0]} ranges from {view.low:.3g} to {view.high:.3g}",
-    )
-    return told(figure, "From the frame to the answer:", said)
+    return told(figure, "steps_to_answer", view=view, names=names)
 
 
 def map_methods(crop: np.ndarray, maps: dict, layer: str, explained: str) -> Figure:
@@ -48,9 +41,7 @@ def map_methods(crop: np.ndarray, maps: dict, layer: str, explained: str) -> Fig
     shown = [{"image": crop, "title": "crop"}]
     for method, (heat, low, high) in maps.items():
         shown.append({"image": crop, "heat": heat, "title": f"{method}\n{low:.2g} to {high:.2g}"})
-    ranges = [f"{method} {low:.3g} to {high:.3g}" for method, (_, low, high) in maps.items()]
-    opening = f"Maps for {explained} at {layer} by {len(maps)} methods; raw ranges:"
-    return told(pictures([shown])[0], opening, ranges)
+    return told(pictures([shown])[0], "map_methods", maps=maps, layer=layer, explained=explained)
 
 
 def gain_curve(
@@ -64,11 +55,10 @@ def gain_curve(
         classes: C keys. names: class key -> (English, Chinese).
     """
     figure, ((ax,),) = panels(1, 1, 2.6)
-    said = []
-    for position, (key, values) in enumerate(zip(classes, probabilities.T)):
-        ax.plot(factors, values, "-o", ms=3, color=colour(key, position), label=names[key][0])
-        said.append(f"{names[key][0]} {values.min():.2f} to {values.max():.2f}")
+    named = dict(zip([names[key][0] for key in classes], probabilities.T))
+    for position, (key, (name, values)) in enumerate(zip(classes, named.items())):
+        ax.plot(factors, values, "-o", ms=3, color=colour(key, position), label=name)
     ax.axvline(1, color=MUTED, lw=0.8, ls=":")
     ax.set(xlabel="gain (factor on the grey levels)", ylabel="probability", ylim=(0, 1))
     ax.legend(ncols=2)
-    return told(figure, f"Probabilities at gains from {min(factors):g} to {max(factors):g}:", said)
+    return told(figure, "gain_curve", factors=factors, named=named)

@@ -1,6 +1,6 @@
 """One look for every figure: type, sizes, a palette that colour-blind readers can tell apart, common parts."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from thyroid_lib.common.messages import english, say
-from thyroid_lib.common.templates import TEMPLATES
+from thyroid_lib.common.templates import TEMPLATES, environment
 
 # Okabe & Ito (2008), the order chosen so that neighbours differ in lightness too.
 CYCLE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#7F7F7F", "#F0E442"]
@@ -41,15 +41,11 @@ def panels(rows: int, columns: int, height: float, width: float = WIDTH, **optio
     return plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, **options)
 
 
-def told(figure: Figure, opening: str, said: Iterable[str]) -> Figure:
-    """The figure with its alt text: an opening, then what was said of each part."""
-    figure.alt = f"{opening} {'; '.join(said)}.".replace("\n", " ")
+def told(figure: Figure, macro: str, **values) -> Figure:
+    """The figure with its alt text: a macro of ``templates/plots/alt.j2``, filled in."""
+    text = getattr(environment().get_template("plots/alt.j2").module, macro)(**values)
+    figure.alt = " ".join(text.split()).removesuffix(";") + "."
     return figure
-
-
-def metrics_said(named: Iterable[tuple[str, dict]]) -> list[str]:
-    """ "name: 0.91 (0.85 to 0.95)" of each (name, metric)."""
-    return [f"{name}: {say(metric)}" for name, metric in named]
 
 
 def heading(names: dict, key: str) -> str:

@@ -31,11 +31,7 @@ def augmentation(images: np.ndarray, changed: np.ndarray) -> Figure:
     rows = [[{"image": shown} for shown in (image, *others)] for image, others in zip(images, changed)]
     figure, _ = pictures(rows, ("the crop", *(f"epoch {number + 1}" for number in range(epochs))))
     differing = np.abs(changed.astype(int) - images[:, None]).mean()
-    opening = (
-        f"{len(images)} crops, each beside what augmentation made of it in {epochs} epochs: flipped, shifted, "
-        "scaled, brighter or darker, with other speckle or a shadow. Pixels differ by"
-    )
-    return told(figure, opening, [f"{differing:.0f} of 255 on average"])
+    return told(figure, "augmentation", images=images, epochs=epochs, differing=differing)
 
 
 def learning_curves(histories: Mapping[str, pd.DataFrame], loss: str = "loss") -> Figure:
@@ -50,14 +46,7 @@ def learning_curves(histories: Mapping[str, pd.DataFrame], loss: str = "loss") -
     left.set_ylabel(loss)
     right.axhline(0.5, color=MUTED, lw=0.8, ls=":")
     right.set(ylabel="macro AUROC, validation", ylim=(min(0.45, right.get_ylim()[0]), 1.01))
-    said = []
-    for name, history in histories.items():
-        best = history[history["best"]].iloc[-1]
-        said.append(
-            f"{name}: best epoch {int(best['epoch'])} of {len(history)}, validation AUROC {best['val_auroc']:.3f}, "
-            f"validation loss {best['val_loss']:.3f}"
-        )
-    return told(figure, "Learning curves.", said)
+    return told(figure, "learning_curves", histories=histories)
 
 
 def loss_parts(histories: Sequence[pd.DataFrame], focal_weight: float, gamma: float) -> Figure:
@@ -75,13 +64,12 @@ def loss_parts(histories: Sequence[pd.DataFrame], focal_weight: float, gamma: fl
     named = {f"fold {number}": history for number, history in enumerate(histories, 1)}
     figure, *axes = _by_epoch(named, parts, 2.8)
     axes[0].set_ylabel("nats per image")
-    said = []
+    falls = {}
     for ax, (title, train, _) in zip(axes, parts):
         ax.set_ylim(bottom=0)
-        first, last = (np.mean([history[train].iloc[place] for history in histories]) for place in (0, -1))
-        part = title.split(",")[0].lower()
-        said.append(f"{part} falls from {first:.2f} to {last:.2f} on the training part")
-    return told(figure, f"Losses by epoch, {len(histories)} fold(s):", said)
+        ends = np.mean([history[train].iloc[[0, -1]] for history in histories], axis=0)
+        falls[title.split(",")[0]] = ends
+    return told(figure, "loss_parts", count=len(histories), falls=falls)
 
 
 def _by_epoch(histories: Mapping[str, pd.DataFrame], parts: Sequence[tuple], height: float) -> tuple:
