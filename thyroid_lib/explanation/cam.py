@@ -8,6 +8,7 @@ Methods: Grad-CAM (Selvaraju 2017, arXiv 1610.02391), Grad-CAM++ (arXiv 1710.110
 2011.08891), LayerCAM (Jiang 2021, TIP 30:5875), Eigen-CAM (arXiv 2008.00299).
 """
 
+import copy
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -110,15 +111,9 @@ def _batch(model, module, images, targets, kind: str):
     raw = []
     with getattr(package, kind)(model=model, target_layers=[module]) as maker:
         unscaled = maker.get_cam_image
-
-        def seen(*arguments, **options):
-            raw.append(np.asarray(unscaled(*arguments, **options)))
-            return raw[-1]
-
-        maker.get_cam_image = seen
+        maker.get_cam_image = lambda *given: raw.append(np.asarray(unscaled(*given))) or raw[-1]
         maps = maker(model_input(model, images), [ClassifierOutputTarget(int(t)) for t in targets])
-    values = raw[0].reshape(len(images), -1)
-    return maps, values.min(axis=1), values.max(axis=1)
+    return maps, raw[0].min(axis=(1, 2)), raw[0].max(axis=(1, 2))
 
 
 def find(model: nn.Module, layer: str) -> nn.Module:
@@ -152,16 +147,13 @@ def choose(model: nn.Module, size: int, layer: str = "auto", method: str = "auto
         method: one of ``METHODS``, or "auto".
     """
     if layer == "auto":
-        sides, modules = {}, {find(model, name): name for name in LAYERS}
-
-        def seen(module, given, output):
-            sides[modules[module]] = output.shape[-1]
-
-        hooks = [module.register_forward_hook(seen) for module in modules]
-        with restored(model), torch.no_grad():
-            model(model_input(model, np.zeros((1, size, size), np.uint8)))
-        for hook in hooks:
-            hook.remove()
+        seen, sides = copy.deepcopy(model).eval(), {}
+        for name in LAYERS:
+            find(seen, name).register_forward_hook(
+                lambda _module, _given, output, name=name: sides.update({name: output.shape[-1]})
+            )
+        with torch.no_grad():
+            seen(model_input(seen, np.zeros((1, size, size), np.uint8)))
         layer = next((name for name in LAYERS if sides[name] >= CELLS), LAYERS[-1])
     if method == "auto":
         method = "gradcam" if layer == "exit_flow" else "hirescam"

@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import torch
+import yaml
 from scipy.stats import rankdata
 from torch import nn
 from torch.optim.swa_utils import update_bn
@@ -25,21 +26,10 @@ from torch.optim.swa_utils import update_bn
 from thyroid_lib import network
 from thyroid_lib.common.messages import say
 from thyroid_lib.common.progress import status
+from thyroid_lib.common.templates import TEMPLATES
 from thyroid_lib.explanation import cam
 from thyroid_lib.explanation.tested import Sample, Tested
 from thyroid_lib.training import checkpoint
-
-CHECKS = (
-    ("energy in the nodule above its area share", "masks", "energy_over_share", "interval > 0"),
-    ("energy in the nodule above a random map", "masks", "energy_over_random", "interval > 0"),
-    ("energy in the nodule above an edge detector", "masks", "energy_over_edges", "interval > 0"),
-    ("energy in the nodule above random weights'", "masks", "energy_over_random_weights", "interval > 0"),
-    ("pointing game above the nodule's area share", "masks", "pointing_over_share", "interval > 0"),
-    ("deletion (ROAD) above a random map", "deletion", "road_over_random", "interval > 0"),
-    ("map changes when the weights are random", "randomization", "correlation/", "interval < 0.5"),
-    ("two trainings agree on the place", "agreement", "agreement", "mean >= 0.4"),
-)
-"""What is asked; where the number stands in the results (of randomization: with all weights random); its limit."""
 
 BASELINES = ("random", "edges", "centre")
 
@@ -109,12 +99,12 @@ def check_against_masks(part: Tested, cams: cam.Cams, **options) -> dict:
         return result | {"reason": "no image has a nodule mask"}
     images, masks, own = part.images[masked], part.masks[masked], inside(part, cams)
     columns = dict(own)
-    others = {name: localization(baseline_maps(images, name, options["seed"]), masks) for name in BASELINES}
     for what in ("energy", "pointing"):
         columns[f"{what}_over_share"] = own[what] - own["share"]
-        for name, other in others.items():
-            columns[f"{name}/{what}"] = other[what]
-            columns[f"{what}_over_{name}"] = own[what] - other[what]
+    for name in BASELINES:
+        other = localization(baseline_maps(images, name, options["seed"]), masks)
+        for what in ("energy", "pointing"):
+            columns |= {f"{name}/{what}": other[what], f"{what}_over_{name}": own[what] - other[what]}
     return result | Sample(part.patients[masked], **options).means(columns)
 
 
@@ -160,7 +150,7 @@ def check_randomization(part: Tested, trained: cam.Cams, **options) -> dict:
 
 
 def verdicts(found: dict) -> pd.DataFrame:
-    """One line per check of ``CHECKS``.
+    """One line per check of ``templates/explanation/checks.yaml``.
 
     Args:
         found: "masks", "deletion", "randomization" and "agreement" -> results; empty where a check was not done.
@@ -169,19 +159,18 @@ def verdicts(found: dict) -> pd.DataFrame:
         Columns "check", "passes when", "measured" (in words) and "verdict": "pass", "fail" or "not done".
     """
     rows = []
-    for check, part, key, limit in CHECKS:
-        results = found[part]
-        metric = results.get(key + results.get("order", [""])[-1], {})
-        if metric.get("value") is None:
-            said = metric.get("reason") or results.get("reason", "not computed in this run")
-            rows.append((check, limit, said, "not done"))
-            continue
-        passed = {
-            "interval > 0": metric["low"] > 0,
-            "interval < 0.5": metric["high"] < 0.5,
-            "mean >= 0.4": metric["value"] >= 0.4,
-        }[limit]
-        rows.append((check, limit, say(metric, 3), "pass" if passed else "fail"))
+    for asked in yaml.safe_load((TEMPLATES / "explanation" / "checks.yaml").read_text(encoding="utf-8")):
+        results, limit = found[asked["part"]], asked["passes when"]
+        metric = results.get(asked["of"] + results.get("order", [""])[-1], {})
+        said, verdict = metric.get("reason") or results.get("reason", "not computed in this run"), "not done"
+        if metric.get("value") is not None:
+            passed = {
+                "interval > 0": metric["low"] > 0,
+                "interval < 0.5": metric["high"] < 0.5,
+                "mean >= 0.4": metric["value"] >= 0.4,
+            }[limit]
+            said, verdict = say(metric, 3), "pass" if passed else "fail"
+        rows.append((asked["check"], limit, said, verdict))
     return pd.DataFrame(rows, columns=["check", "passes when", "measured", "verdict"])
 
 

@@ -134,25 +134,14 @@ class Explorer:
             changed = nodule_hidden(changed, mask[None])
         after = self.classifier.probabilities(changed)[0]
         return View(
-            name=self.name,
-            truth=self.truth,
-            frame=self.frame,
-            binary=regions.binarize(self.frame, recipe),
-            found=regions.connected_regions(self.frame, recipe),
-            mask=self.mask,
-            answer=answer,
-            heat=heat,
-            low=low,
-            high=high,
-            changed=changed[0],
+            name=self.name, truth=self.truth, frame=self.frame, mask=self.mask, answer=answer, choice=choice,
+            binary=regions.binarize(self.frame, recipe), found=regions.connected_regions(self.frame, recipe),
+            heat=heat, low=low, high=high, changed=changed[0],
             after=dict(zip(self.classifier.classes, map(float, after))),
-            choice=choice,
-        )
+        )  # fmt: skip
 
-    def heat(
-        self, crop: np.ndarray, explain: str, method: str, layer: str
-    ) -> tuple[np.ndarray, float, float]:
-        """Map of a crop, uint8 (S, S), for a class key: mean over members, and the smallest and largest raw value."""
+    def heat(self, crop: np.ndarray, explain: str, method: str, layer: str) -> tuple:
+        """Map of a crop, uint8 (S, S), for a class key: float32 (S, S), mean over members; lowest, highest raw."""
         target = np.array([self.classifier.classes.index(explain)])
         cams = [cam.cam(member, crop[None], target, method=method, layer=layer) for member in self.members]
         low, high = min(found.low[0] for found in cams), max(found.high[0] for found in cams)

@@ -1,14 +1,17 @@
 """The controls of notebook 07: ipywidgets around `explore.Explorer`, every callback a plain method."""
 
-import base64
 import html
-import io
 from dataclasses import asdict
+
+import ipywidgets as w
+import matplotlib.pyplot as plt
+from IPython.core.pylabtools import print_figure
 
 from thyroid_lib import frames, network
 from thyroid_lib.common.messages import printable
 from thyroid_lib.explanation import cam
 from thyroid_lib.explanation.explore import Choice, Explorer
+from thyroid_lib.plots.explanation import steps_to_answer
 
 
 class Panel:
@@ -20,8 +23,6 @@ class Panel:
     """
 
     def __init__(self, explorer: Explorer, choice: Choice | None = None):
-        import ipywidgets as w
-
         self.explorer, self.view, self._held = explorer, None, False
         choice = choice or explorer.choice()
         names = explorer.classifier.names
@@ -55,16 +56,15 @@ class Panel:
         self._update()
 
     def _open(self, change) -> None:
-        source = change["new"]
-        if not source:
+        if not (source := change["new"]):
             return
+        if not isinstance(source, str):
+            source = source[0]["name"], source[0]["content"]
         for name, empty in (("image", None), ("path", "")):
             if self.controls[name] is not change["owner"]:
                 self.controls[name].value = empty  # so that choosing the same again counts as a choice
         try:
-            self.explorer.open(
-                source if isinstance(source, str) else (source[0]["name"], source[0]["content"])
-            )
+            self.explorer.open(source)
         except (frames.FrameError, OSError) as error:
             self._show(f"<b>This image cannot be used:</b> {html.escape(printable(error))}")
             return
@@ -88,18 +88,12 @@ class Panel:
             self._show(f"<b>Nothing to classify:</b> {html.escape(printable(error))}")
             return
         names = self.explorer.classifier.names
-        self._show(self.view.words("panel.html.j2", names=names), self._drawn(names))
-
-    def _drawn(self, names: dict) -> str:
-        import matplotlib.pyplot as plt
-
-        from thyroid_lib.plots.explore import steps_to_answer
-
-        figure, buffer = steps_to_answer(self.view, names), io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=110)
+        figure = steps_to_answer(self.view, names)
+        data = print_figure(figure, dpi=110, bbox_inches=None, base64=True)
         plt.close(figure)
-        data, alt = base64.b64encode(buffer.getvalue()).decode(), html.escape(printable(figure.alt))
-        return f'<img style="max-width:100%" alt="{alt}" src="data:image/png;base64,{data}">'
+        alt = html.escape(printable(figure.alt))
+        picture = f'<img style="max-width:100%" alt="{alt}" src="data:image/png;base64,{data}">'
+        self._show(self.view.words("panel.html.j2", names=names), picture)
 
     def _show(self, text: str, picture: str = "") -> None:
         self.words.value = f'<div role="status" aria-live="polite">{text}</div>'

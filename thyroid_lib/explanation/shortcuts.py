@@ -87,10 +87,8 @@ def score_views(tested: Tested, rows: np.ndarray, views: dict[str, np.ndarray], 
     labels, index = crops.labels[rows], crops.index.iloc[rows]
     folds, patients = index["fold"].to_numpy(), index["patient"].to_numpy().astype(str)
     test, device = folds == tested.fold, next(model.parameters()).device
-    own, every = (
-        Sample(patients[test], labels[test], classes, **options),
-        Sample(patients, labels, classes, **options),
-    )
+    own = Sample(patients[test], labels[test], classes, **options)
+    every = Sample(patients, labels, classes, **options)
     result, scores = {}, {}
     for name, images in views.items():
         vectors = features(model, images, tested.precision)
@@ -137,8 +135,9 @@ def text_audit(crops: Crops, *, minimum: int = MINIMUM_PATIENTS, **options) -> d
     text = index["text"] if "text" in index else pd.Series("", index.index)
     texted = text.fillna("").astype(str).str.strip().ne("").to_numpy()
     if "fold" not in index or texted.all() or not texted.any():
-        why = "text is printed on every frame or on none, or the set has no folds: nothing to compare"
-        return {"reason": why}
+        return {
+            "reason": "text is printed on every frame or on none, or the set has no folds: nothing to compare"
+        }
     folds, patients = index["fold"].to_numpy(), index["patient"].to_numpy().astype(str)
     frames = pixel_probe(crops.frames[known], labels, folds, count)
     cuts = pixel_probe(crops.images[known], labels, folds, count)

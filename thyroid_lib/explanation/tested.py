@@ -5,6 +5,7 @@ member of the classifier that was fitted without that image's fold.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -215,13 +216,10 @@ class Sample:
 
     def means(self, columns: dict) -> dict:
         """Name -> metric: the mean over images of each column, name -> float (n,)."""
-        sums = self.clusters.sums(np.column_stack([*columns.values(), np.ones(len(self.clusters.index))]))
-        return {name: self.metric(sums[:, i] / sums[:, -1]) for i, name in enumerate(columns)}
+        means = self.clusters.means(np.column_stack([*columns.values()]))
+        return {name: self.metric(values) for name, values in zip(columns, means.T)}
 
     def macro_auroc(self, probabilities: np.ndarray) -> np.ndarray:
         """Mean one-against-rest AUROC of float (n, C) for the sample and every draw, NaN where a class is absent."""
-        areas = [
-            bootstrap.rank_statistics(probabilities[:, k], self.labels == k, self.clusters)[0]
-            for k in self.classes
-        ]
-        return np.mean(areas, axis=0)
+        statistics = partial(bootstrap.rank_statistics, clusters=self.clusters)
+        return np.mean([statistics(probabilities[:, k], self.labels == k)[0] for k in self.classes], axis=0)

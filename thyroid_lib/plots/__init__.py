@@ -5,7 +5,7 @@ Those of notebooks 01 to 04 and 07 stand here; of 05 and 06 in ``evaluation``, `
 """
 
 from thyroid_lib.plots.data import audit, examples, flow, gallery, shortcuts, steps
-from thyroid_lib.plots.explore import gain_curve, map_methods, steps_to_answer
+from thyroid_lib.plots.explanation import gain_curve, map_methods, steps_to_answer
 from thyroid_lib.plots.network import architectures, blocks, costs, coverage, wiring
 from thyroid_lib.plots.training import augmentation, learning_curves, live_curve, loss_parts, models
 

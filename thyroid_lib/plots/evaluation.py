@@ -3,6 +3,7 @@
 from itertools import groupby
 from operator import itemgetter
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn
@@ -36,11 +37,9 @@ def roc_and_precision_recall(curves: dict, metrics: dict, names: dict) -> Figure
         right.axhline(curve["prevalence"], color=ink, lw=0.7, ls=":")
     left.plot([0, 1], [0, 1], **DIAGONAL)
     left.set(xlabel="1 − specificity", ylabel="sensitivity", title="ROC (AUROC, 95 % interval)")
-    right.set(
-        xlabel="sensitivity (recall)", ylabel="precision (PPV)", title="Precision-recall (average precision)"
-    )
-    for ax in (left, right):
-        ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.02))
+    right.set(xlabel="sensitivity (recall)", ylabel="precision (PPV)")
+    right.set_title("Precision-recall (average precision)")
+    plt.setp((left, right), xlim=(-0.01, 1.01), ylim=(-0.01, 1.02))
     return told(figure, "roc", curves=curves, metrics=metrics, names=names)
 
 
@@ -155,9 +154,8 @@ def referral(results: dict[str, dict]) -> Figure:
         kept = {key.partition("/")[2]: metrics[key] for key in metrics if key.startswith("accuracy/")}
         marker = "os^"[position % 3]
         known[name] = band(ax, map(float, kept), [*kept.values()], CYCLE[position], name, marker=marker)
-    ax.set(
-        xlabel="fraction referred to a human", ylabel="accuracy on the rest", xlim=(0, 0.82), ylim=(0, 1.02)
-    )
+    ax.set(xlabel="fraction referred to a human", ylabel="accuracy on the rest")
+    ax.set(xlim=(0, 0.82), ylim=(0, 1.02))
     ax.legend(loc="lower right")
     return told(figure, "referral", curves=known)
 
@@ -179,10 +177,8 @@ def robustness(results: dict[str, dict]) -> Figure:
             ax.axhline(known["value"].iloc[0], **DIAGONAL)
         ax.tick_params(axis="x", labelsize=7)
         ax.set_title(kind, fontsize=8)
-    for ax in axes.flat[len(results) :]:
-        ax.set_visible(False)
-    for ax in axes[:, 0]:
-        ax.set_ylabel("macro AUROC")
+    plt.setp(axes.flat[len(results) :], visible=False)
+    plt.setp(axes[:, 0], ylabel="macro AUROC")
     return told(figure, "robustness", curves=drawn)
 
 
@@ -192,24 +188,21 @@ def flow(chains: list[list[tuple[str, list[str]]]]) -> Figure:
     Args:
         chains: one chain per source; each a list of (text of the box, texts of what was left out after it).
     """
-    gap, y, boxes, arrows = 0.42, 0.5, [], []
+    figure, ((ax,),) = panels(1, 1, 1)
+    gap, y = 0.42, 0.5
     for chain in chains:
         y -= 0.5
         for place, (text, left) in enumerate(chain):
             y -= gap * (place > 0)
             height = max(0.9, 0.34 * max(text.count("\n") + 1, len(left) + 1))
             middle = y - height / 2
-            boxes.append((2.3, middle, 4.4, height, text, "#EEF4FA", BLUE))
+            style.box(ax, 2.3, middle, 4.4, height, text, "#EEF4FA", BLUE)
             if place:
-                arrows.append(((2.3, y + gap), (2.3, y)))
+                style.arrow(ax, (2.3, y + gap), (2.3, y))
             if left:
-                boxes.append((7.4, middle, 4.4, height, "\n".join(left)))
-                arrows.append(((4.5, middle), (5.2, middle)))
+                style.box(ax, 7.4, middle, 4.4, height, "\n".join(left))
+                style.arrow(ax, (4.5, middle), (5.2, middle))
             y -= height
-    figure, ((ax,),) = panels(1, 1, 0.2 - 0.72 * y)
+    figure.set_figheight(0.2 - 0.72 * y)
     style.sheet(ax, (0, 9.75), (y - 0.1, 0.1))
-    for one in boxes:
-        style.box(ax, *one)
-    for one in arrows:
-        style.arrow(ax, *one)
     return told(figure, "study_flow", chains=chains)
