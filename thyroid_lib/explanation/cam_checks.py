@@ -11,7 +11,6 @@
 The limits 0.5 and 0.4 are conventions of this study, fixed before any result was seen.
 """
 
-import copy
 from pathlib import Path
 
 import cv2
@@ -136,7 +135,7 @@ def check_randomization(part: Tested, trained: cam.Cams, **options) -> dict:
         all after it are random, with interval; ``order``: these modules, last first (one that holds less than
         a twentieth of the weights is randomized in its turn, but not looked at apart).
     """
-    broken, columns, images = copy.deepcopy(part.model), {}, part.images
+    broken, columns, images = cam.copied(part.model), {}, part.images
     sizes = {name: sum(p.numel() for p in child.parameters()) for name, child in broken.named_children()}
     names = [name for name, size in reversed(sizes.items()) if size]
     for position, name in enumerate(names):
@@ -257,9 +256,7 @@ def baseline_maps(images: np.ndarray, name: str, seed: int = 0) -> np.ndarray:
     return ((maps - low) / np.maximum(high - low, 1e-12)).astype(np.float32)
 
 
-def road(
-    model: nn.Module, images: np.ndarray, maps: np.ndarray, targets: np.ndarray, seed: int
-) -> np.ndarray:
+def road(model: nn.Module, images: np.ndarray, maps: np.ndarray, targets, seed: int) -> np.ndarray:
     """ROAD score per image: probability without the least relevant minus without the most relevant part.
 
     Pixels are taken away by the noisy linear imputation of the grad-cam package. Equal relevance is ordered
@@ -278,8 +275,8 @@ def road(
     """
     from pytorch_grad_cam.metrics.road import NoisyLinearImputer
 
-    imputer, rng = NoisyLinearImputer(), np.random.default_rng(seed)
-    with cam.restored(model), torch.random.fork_rng(devices=[]), torch.no_grad():
+    imputer, rng, model = NoisyLinearImputer(), np.random.default_rng(seed), cam.copied(model)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         inputs, changed, scores = cam.model_input(model, images), [], []
         for pixels, values in zip(inputs.cpu(), maps):
@@ -312,7 +309,7 @@ def rank_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 def untrained(model: nn.Module, images: np.ndarray, seed: int = 0) -> nn.Module:
     """A copy of the network with random weights, BatchNorm fitted to the images: it must be able to fail a check."""
-    blank = copy.deepcopy(model)
+    blank = cam.copied(model)
     for position, child in enumerate(blank.children()):
         randomize(child, seed + position)
     refresh_statistics(blank, images)
@@ -333,7 +330,6 @@ def randomize(module: nn.Module, seed: int) -> None:
 
 def refresh_statistics(model: nn.Module, images: np.ndarray) -> None:
     """BatchNorm's mean and variance on 64 of the images, so that random weights are as well scaled as trained ones."""
-    model.eval()
     update_bn([cam.model_input(model, images[:64])], model)
 
 

@@ -32,6 +32,7 @@ from thyroid_lib.explanation.views import PRINTED, views_of
 
 SHARE = (0.0, 1.0)  # bounds of an AUROC
 PIXELS = 48  # px, side of the pixel reader's image: small enough to fit, large enough to show print
+BATCH = 64  # images per pass
 PIXEL_STRENGTH = 0.01  # its inverse L2 penalty: two thousand standardized pixels need a strong one
 
 
@@ -83,7 +84,7 @@ def score_views(tested: Tested, rows: np.ndarray, views: dict[str, np.ndarray], 
         the study's own, and "read here" beside it is the score of the same images as they are read here, which
         other arithmetic moves a little. Both sides of a difference are read here.
     """
-    crops, model, classes = tested.crops, tested.model, range(len(tested.crops.classes))
+    crops, model, classes = tested.crops, cam.copied(tested.model), range(len(tested.crops.classes))
     labels, index = crops.labels[rows], crops.index.iloc[rows]
     folds, patients = index["fold"].to_numpy(), index["patient"].to_numpy().astype(str)
     test, device = folds == tested.fold, next(model.parameters()).device
@@ -92,7 +93,7 @@ def score_views(tested: Tested, rows: np.ndarray, views: dict[str, np.ndarray], 
     result, scores = {}, {}
     for name, images in views.items():
         vectors = features(model, images, tested.precision)
-        with cam.restored(model), torch.inference_mode():
+        with torch.inference_mode():
             logits = model.forward_head(torch.from_numpy(vectors[test])[:, :, None, None].to(device))
             head = torch.softmax(logits.double() / tested.temperature[tested.fold], 1).cpu().numpy()
         read = {
@@ -217,23 +218,22 @@ def verdicts(audited: dict) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["question", "reader", "AUROC or its rise", "verdict", "meaning"])
 
 
-def features(model: nn.Module, images: np.ndarray, precision: str = "32", batch_size: int = 64) -> np.ndarray:
+def features(model: nn.Module, images: np.ndarray, precision: str = "32") -> np.ndarray:
     """The frozen network's last feature map, averaged over pixels, and over what a prediction averages over.
 
     Args:
         model: of ``network.build``.
         images: uint8 (n, S, S).
         precision: "32" or "bf16".
-        batch_size: images per pass.
 
     Returns:
         float32 (n, D).
     """
-    parts, device = [], next(model.parameters()).device.type
+    model, parts, device = cam.copied(model), [], next(model.parameters()).device.type
     low = torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
-    with cam.restored(model), torch.inference_mode(), low:
-        for start in range(0, len(images), batch_size):
-            x = cam.model_input(model, images[start : start + batch_size])
+    with torch.inference_mode(), low:
+        for start in range(0, len(images), BATCH):
+            x = cam.model_input(model, images[start : start + BATCH])
             seen = network.views(x.contiguous(memory_format=torch.channels_last), model.config)
             maps = [model.forward_features(view).float().mean((2, 3)) for view in seen]
             parts.append((sum(maps) / len(maps)).cpu().numpy())

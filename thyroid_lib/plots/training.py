@@ -64,11 +64,10 @@ def loss_parts(histories: Sequence[pd.DataFrame], focal_weight: float, gamma: fl
     named = {f"fold {number}": history for number, history in enumerate(histories, 1)}
     figure, *axes = _by_epoch(named, parts, 2.8)
     axes[0].set_ylabel("nats per image")
+    plt.setp(axes, ylim=(0, None))
     falls = {}
-    for ax, (title, train, _) in zip(axes, parts):
-        ax.set_ylim(bottom=0)
-        ends = np.mean([history[train].iloc[[0, -1]] for history in histories], axis=0)
-        falls[title.split(",")[0]] = ends
+    for title, train, _ in parts:
+        falls[title.split(",")[0]] = np.mean([history[train].iloc[[0, -1]] for history in histories], axis=0)
     return told(figure, "loss_parts", count=len(histories), falls=falls)
 
 
@@ -94,16 +93,15 @@ def _by_epoch(histories: Mapping[str, pd.DataFrame], parts: Sequence[tuple], hei
     return figure, *axes[0]
 
 
-def models(metrics: Mapping[str, Mapping[str, dict]], metric: str = "macro AUROC") -> Figure:
-    """One metric of several models with 95 % intervals, set by set.
+def models(metrics: Mapping[str, Mapping[str, dict]]) -> Figure:
+    """The macro AUROC of several models with 95 % intervals, set by set.
 
     Args:
         metrics: set -> model -> {"value", "low", "high", "n_images", "n_patients"}; a value of None (too few
             patients) leaves the row empty and says so.
-        metric: for the axis.
     """
     rows = [(place, MODELS[name], of[name]) for place, of in metrics.items() for name in MODELS if name in of]
-    return forest(rows, label=metric, reference=0.5, title=f"{metric} of each model")
+    return forest(rows, label="macro AUROC", reference=0.5, title="macro AUROC of each model")
 
 
 def live_curve(title: str, loss: str = "loss") -> Callable[[pd.DataFrame], None] | None:
@@ -117,20 +115,16 @@ def live_curve(title: str, loss: str = "loss") -> Callable[[pd.DataFrame], None]
         None in a headless run, whose report gets the finished curves, and outside notebooks.
     """
     from IPython import get_ipython
-    from IPython.display import display
+    from IPython.display import DisplayHandle
 
     if "THYROID_STATUS" in os.environ or getattr(get_ipython(), "kernel", None) is None:
         return None
-    shown, histories = None, {}
+    handle, histories = DisplayHandle(), {}
 
     def draw(history: pd.DataFrame) -> None:
-        nonlocal shown
+        show = handle.update if histories else handle.display
         histories[history.attrs.get("title", title)] = history
-        figure = learning_curves(histories, loss)
-        if shown is None:
-            shown = display(figure, display_id=True)
-        else:
-            shown.update(figure)
+        show(figure := learning_curves(histories, loss))
         plt.close(figure)
 
     return draw
