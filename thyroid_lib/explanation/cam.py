@@ -56,9 +56,7 @@ class Cams:
         return ~(self.high > FLAT)
 
 
-def cam(
-    model: nn.Module, images: np.ndarray, targets: np.ndarray, method="gradcam", layer="exit_flow"
-) -> Cams:
+def cam(model: nn.Module, images, targets, method: str = "gradcam", layer: str = "exit_flow") -> Cams:
     """Where in each image the evidence for a class lies, as the network weighs it.
 
     Args:

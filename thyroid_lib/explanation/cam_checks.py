@@ -73,8 +73,7 @@ def check_maps(
         if other is not None:
             agreement = rank_correlation(seen.maps, some.of(other).cam(method, layer).maps)
             found["agreement"] = Sample(some.patients, **options).means({"agreement": agreement})
-        lines = verdicts(found)
-        result[name] = found | {"verdicts": dict(zip(lines["check"], lines["verdict"]))}
+        result[name] = found | {"verdicts": verdicts(found).set_index("check")["verdict"].to_dict()}
     return result
 
 
@@ -278,7 +277,7 @@ def road(model: nn.Module, images: np.ndarray, maps: np.ndarray, targets, seed: 
     imputer, rng, model = NoisyLinearImputer(), np.random.default_rng(seed), cam.copied(model)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        inputs, changed, scores = cam.model_input(model, images), [], []
+        inputs, changed = cam.model_input(model, images), []
         for pixels, values in zip(inputs.cpu(), maps):
             order = np.lexsort((rng.random(values.size), -values.ravel()))
             for percentage in REMOVED:
@@ -287,10 +286,8 @@ def road(model: nn.Module, images: np.ndarray, maps: np.ndarray, targets, seed: 
                     kept = torch.ones(values.size)
                     kept[torch.from_numpy(gone)] = 0
                     changed.append(imputer(pixels, kept.reshape(values.shape)))
-        for start in range(0, len(changed), 64):
-            logits = model(torch.stack(changed[start : start + 64]).to(inputs.device).float())
-            scores.append(torch.softmax(logits.double(), dim=1).cpu().numpy())
-    scores = np.concatenate(scores).reshape(len(images), len(REMOVED), 2, -1)
+        logits = torch.cat([model(part.to(inputs.device)) for part in torch.stack(changed).split(64)])
+    scores = torch.softmax(logits.double(), dim=1).cpu().numpy().reshape(len(images), len(REMOVED), 2, -1)
     scores = scores[np.arange(len(images)), :, :, np.asarray(targets)]
     return (scores[:, :, 0] - scores[:, :, 1]).mean(axis=1) / 2
 

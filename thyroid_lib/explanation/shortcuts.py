@@ -20,7 +20,6 @@ import torch
 import yaml
 from torch import nn
 
-from thyroid_lib import network
 from thyroid_lib.common.messages import say
 from thyroid_lib.common.progress import status
 from thyroid_lib.common.templates import TEMPLATES
@@ -29,10 +28,10 @@ from thyroid_lib.evaluation.bootstrap import MINIMUM_PATIENTS, scarcer_sides
 from thyroid_lib.explanation import cam
 from thyroid_lib.explanation.tested import Sample, Tested, spread
 from thyroid_lib.explanation.views import PRINTED, views_of
+from thyroid_lib.training import loop
 
 SHARE = (0.0, 1.0)  # bounds of an AUROC
 PIXELS = 48  # px, side of the pixel reader's image: small enough to fit, large enough to show print
-BATCH = 64  # images per pass
 PIXEL_STRENGTH = 0.01  # its inverse L2 penalty: two thousand standardized pixels need a strong one
 
 
@@ -95,7 +94,7 @@ def score_views(tested: Tested, rows: np.ndarray, views: dict[str, np.ndarray], 
         vectors = features(model, images, tested.precision)
         with torch.inference_mode():
             logits = model.forward_head(torch.from_numpy(vectors[test])[:, :, None, None].to(device))
-            head = torch.softmax(logits.double() / tested.temperature[tested.fold], 1).cpu().numpy()
+        head = torch.softmax(logits.double() / tested.temperature[tested.fold], 1).cpu().numpy()
         read = {
             "classifier": (own, head),
             "probe": (own, probe(vectors[~test], labels[~test], vectors[test], len(classes))),
@@ -159,9 +158,7 @@ def text_audit(crops: Crops, *, minimum: int = MINIMUM_PATIENTS, **options) -> d
     return result
 
 
-def source_audit(
-    vectors: np.ndarray, source, patients, *, seed: int = 0, minimum: int = MINIMUM_PATIENTS, **options
-) -> dict:
+def source_audit(vectors, source, patients, *, seed=0, minimum=MINIMUM_PATIENTS, **options) -> dict:
     """How well frozen features tell where an image came from, cross-validated by patient.
 
     Args:
@@ -229,20 +226,12 @@ def features(model: nn.Module, images: np.ndarray, precision: str = "32") -> np.
     Returns:
         float32 (n, D).
     """
-    model, parts, device = cam.copied(model), [], next(model.parameters()).device.type
-    low = torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
-    with torch.inference_mode(), low:
-        for start in range(0, len(images), BATCH):
-            x = cam.model_input(model, images[start : start + BATCH])
-            seen = network.views(x.contiguous(memory_format=torch.channels_last), model.config)
-            maps = [model.forward_features(view).float().mean((2, 3)) for view in seen]
-            parts.append((sum(maps) / len(maps)).cpu().numpy())
-    return np.concatenate(parts)
+    reader = cam.copied(model)
+    reader.forward = lambda view: reader.forward_features(view).float().mean((2, 3))
+    return loop.predict(reader, images, precision=precision)
 
 
-def probe(
-    train: np.ndarray, labels: np.ndarray, test: np.ndarray, classes: int, strength: float = 0.1
-) -> np.ndarray:
+def probe(train, labels, test, classes: int, strength: float = 0.1) -> np.ndarray:
     """Logistic regression on standardized features.
 
     Args:

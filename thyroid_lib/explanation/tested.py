@@ -180,10 +180,8 @@ def gallery(tested: Tested, count: int, names: dict, method: str, layer: str):
     part = tested.first(count)
     shown = [(name, layer) for name in cam.METHODS]
     shown += [(method, stage) for stage in network.STAGES if stage != layer]
-    titles = [
-        f"{english(names, row.truth)},\nread as\n{english(names, row.predicted)}"
-        for row in part.table.itertuples()
-    ]
+    said = part.table[["truth", "predicted"]].map(lambda key: english(names, key))
+    titles = [f"{truth},\nread as\n{read}" for truth, read in said.to_numpy()]
     return part, {f"{name}\n{place}": part.cam(name, place) for name, place in shown}, titles
 
 

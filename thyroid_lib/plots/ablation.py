@@ -69,10 +69,8 @@ def accuracy_against_cost(table: pd.DataFrame, references: dict[str, dict], labe
         ax.set(xlabel=name, ylabel=label)
         ax.label_outer()
         ax.grid(lw=0.5)
-    keys = [
-        Line2D([], [], color=INK, ls="", marker=f"${row.number}$", label=row.title)
-        for row in table.itertuples()
-    ]
+    numbered = table.set_index("number")["title"].items()
+    keys = [Line2D([], [], color=INK, ls="", marker=f"${n}$", label=title) for n, title in numbered]
     figure.legend(handles=keys, loc="outside lower center", ncols=2, fontsize=7.5)
     networks = table.to_dict("records")
     return told(figure, "accuracy_against_cost", label=label, networks=networks, references=references)

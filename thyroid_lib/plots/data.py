@@ -65,21 +65,18 @@ def steps(examples: Sequence[dict]) -> Figure:
     return told(figure, "steps", examples=examples)
 
 
-def examples(
-    images: np.ndarray, labels: Sequence[str], names: Mapping[str, str], per_class: int = 6
-) -> Figure:
-    """Rows of crops, one row per class.
+def examples(images: np.ndarray, labels: Sequence[str], names: Mapping[str, str]) -> Figure:
+    """Rows of crops, one row per class, six crops of each, evenly spaced over the data.
 
     Args:
         images: uint8 (N, S, S).
         labels: N class keys.
         names: class key -> what to write; gives the order.
-        per_class: crops of each, evenly spaced over the data.
     """
     rows, counts = [], {}
     for key, name in names.items():
         found = np.flatnonzero(np.asarray(labels) == key)
-        some = np.linspace(0, len(found) - 1, min(per_class, len(found))).astype(int)
+        some = np.linspace(0, len(found) - 1, min(6, len(found))).astype(int)
         rows.append([{"image": images[place]} for place in found[some]])
         counts[name] = len(found)
     figure, axes = pictures(rows, names=[name.replace(" ", "\n") for name in names.values()])
@@ -88,15 +85,10 @@ def examples(
     return told(figure, "examples", counts=counts)
 
 
-def gallery(
-    images: np.ndarray, masks: np.ndarray | None, captions: Sequence[str], columns: int = 8
-) -> Figure:
-    """Crops with a line of text under each; the nodule's outline where masks are given."""
+def gallery(images, masks, captions: Sequence[str], columns: int = 8) -> Figure:
+    """Crops, uint8 (n, S, S), a line of text under each; the nodule's outline where masks, (n, S, S), are given."""
     outlines = [None] * len(images) if masks is None else masks
-    cells = [
-        {"image": image, "outline": outline, "below": caption}
-        for image, outline, caption in zip(images, outlines, captions)
-    ]
+    cells = [dict(zip(("image", "outline", "below"), cell)) for cell in zip(images, outlines, captions)]
     rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
     return told(pictures(rows, height=1.2)[0], "gallery", captions=captions)
 
@@ -107,12 +99,8 @@ def audit(table: pd.DataFrame) -> Figure:
     Args:
         table: index: sources; columns `nodule_held`, `nodule_whole`, `print_in_frame`, `print_in_crop`, 0 to 1.
     """
-    wanted = {
-        "nodule_held": "nodule ≥ 95 % inside",
-        "nodule_whole": "nodule wholly inside",
-        "print_in_frame": "print in the frame",
-        "print_in_crop": "print in the crop",
-    }
+    wanted = {"nodule_held": "nodule ≥ 95 % inside", "nodule_whole": "nodule wholly inside",
+              "print_in_frame": "print in the frame", "print_in_crop": "print in the crop"}  # fmt: skip
     shares = table[[*wanted]].astype(float).rename(columns=wanted).rename_axis("source")
     bars = shares.fillna(0).reset_index().melt("source", var_name="what", value_name="share")
     inks = {source: colour(source, number) for number, source in enumerate(shares.index)}
@@ -121,28 +109,23 @@ def audit(table: pd.DataFrame) -> Figure:
     return told(figure, "audit", shares=shares)
 
 
-def shortcuts(table: pd.DataFrame, limit: float = 0.3) -> Figure:
+def shortcuts(table: pd.DataFrame) -> Figure:
     """Bars of what goes with the label beside the nodule, as `audit.shortcuts` gives it."""
     where = {"crop": "seen in the crop", "frame": "seen in the frame only", "table": "in the table only"}
     inks = dict(zip(where.values(), (RED, style.ORANGE, style.GREY)))
-    labels = [
-        [f"{value:.2f}" for value in table.loc[table["visible"] == key, "association"]] for key in where
-    ]
+    labels = [table.loc[table["visible"] == key, "association"].map("{:.2f}".format) for key in where]
     table = table.assign(visible=table["visible"].map(where))
     axis = "association with the label (Cramér's V)"
     figure = _bars(table, "association", "visible", inks, labels, 0.28 * len(table) + 0.9, axis, dodge=False)
-    figure.axes[0].axvline(limit, color=MUTED, lw=0.8, ls=":")
+    figure.axes[0].axvline(0.3, color=MUTED, lw=0.8, ls=":")
     return told(figure, "shortcuts", table=table)
 
 
-def _bars(
-    table: pd.DataFrame, x: str, hue: str, inks: dict, labels, height: float, axis: str, **options
-) -> Figure:
+def _bars(table, x: str, hue: str, inks: dict, labels, height: float, axis: str, **options) -> Figure:
     """Bars of column `what`, coloured by column `hue`, which `inks` orders, and labelled colour by colour."""
     figure, ((ax,),) = panels(1, 1, height)
-    seaborn.barplot(
-        table, x=x, y="what", hue=hue, palette=inks, hue_order=inks, saturation=1, ax=ax, **options
-    )
+    options |= {"palette": inks, "hue_order": inks, "saturation": 1}
+    seaborn.barplot(table, x=x, y="what", hue=hue, ax=ax, **options)
     for container, words in zip(ax.containers, labels):
         ax.bar_label(container, words, padding=3, fontsize=7.5, color=MUTED)
     ax.set(xlim=(0, 1.12), xticks=np.linspace(0, 1, 6), xlabel=axis, ylabel="")

@@ -115,9 +115,7 @@ def decision_curves(metrics: dict, classes: list[str], names: dict) -> Figure:
     return told(figure, "decision", better=better)
 
 
-def forest(
-    rows: list[tuple[str, str, dict]], *, label: str, reference: float | None = None, title: str = ""
-) -> Figure:
+def forest(rows: list[tuple], *, label: str, title: str, reference: float | None = None) -> Figure:
     """Forest plot: one line per (group, name, metric), "too few" where there is no number.
 
     Args:
@@ -132,14 +130,12 @@ def forest(
         lines += [(name, metric) for _, name, metric in members]
     height = 0.7 + sum(0.21 * (1 + name.count("\n")) for name, _ in lines)
     figure, ((ax,),) = panels(1, 1, height)
-    style.forest_rows(ax, lines, label, reference, _with_counts)
+    style.forest_rows(
+        ax, lines, label, reference, lambda m: f"{say(m)}   {m['n_images']} / {m['n_patients']}"
+    )
     ax.set_title(title)
     ax.text(1.01, 1, "images / patients", transform=ax.transAxes, fontsize=7, color=MUTED, va="bottom")
-    return told(figure, "forest", title=title or label, rows=rows)
-
-
-def _with_counts(metric: dict) -> str:
-    return f"{say(metric)}   {metric['n_images']} / {metric['n_patients']}"
+    return told(figure, "forest", title=title, rows=rows)
 
 
 def referral(results: dict[str, dict]) -> Figure:

@@ -1,7 +1,6 @@
 """Figures of class activation maps, of their checks, and of one image's way to its answer; the raw range stands
 beside every map."""
 
-from collections.abc import Sequence
 from textwrap import wrap
 
 import numpy as np
@@ -12,7 +11,6 @@ from thyroid_lib.plots.style import BLUE, GREY, INK, RED, WIDTH, heading, panels
 
 BARS = {"energy": "the map", "share": "nodule's area share", "random/energy": "random map",
         "edges/energy": "edge detector", "centre/energy": "centre of the crop"}  # fmt: skip
-NOT_DONE = {"value": None, "reason": "not done"}
 
 
 def cam_gallery(images, masks, columns: dict, titles: list[str]) -> Figure:
@@ -46,7 +44,9 @@ def cam_checks(masks: dict, randomization: dict) -> Figure:
     """
     figure, ((left, right),) = panels(1, 2, 2.9)
     inks, order = [BLUE, *[GREY] * 4], randomization.get("order", [])
-    inside = [(name, masks.get(key) or NOT_DONE, ink) for (key, name), ink in zip(BARS.items(), inks)]
+    inside = [
+        (name, masks.get(key, {"reason": "not done"}), ink) for (key, name), ink in zip(BARS.items(), inks)
+    ]
     layers = [(name.replace("_", " "), randomization[f"correlation/{name}"], RED) for name in order]
     style.forest_rows(left, inside, "energy inside the nodule", None)
     left.set(title="Localization", xlim=(0, None))
@@ -125,9 +125,7 @@ def map_methods(crop: np.ndarray, maps: dict, layer: str, explained: str) -> Fig
     return told(pictures([shown])[0], "map_methods", maps=maps, layer=layer, explained=explained)
 
 
-def gain_curve(
-    factors: Sequence[float], probabilities: np.ndarray, classes: list[str], names: dict
-) -> Figure:
+def gain_curve(factors: list[float], probabilities, classes: list[str], names: dict) -> Figure:
     """Probability of each class against the gain.
 
     Args:

@@ -1,7 +1,6 @@
 """Figures of the network: diagrams, what its down-sampling reads, how its maps hang together, what it costs."""
 
 from collections.abc import Mapping
-from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -16,24 +15,16 @@ from thyroid_lib.plots.style import BLUE, GRID, MUTED, RED, SEQUENTIAL, WIDTH, a
 LOOKS = {"plain": ("#E8EEF5",), "new": ("#FBE3B5", "#B87700"), "ours": ("white", MUTED, "--")}
 
 
-@cache
-def _diagrams() -> dict:
-    return yaml.safe_load((TEMPLATES / "plots" / "diagrams.yaml").read_text(encoding="utf-8"))
-
-
 def _draw(ax, diagram: str, shapes: Mapping | None = None) -> None:
     """Draws one part of templates/plots/diagrams.yaml; `shapes`: name of a map -> (channels, height, width)."""
-    parts = _diagrams()[diagram]
+    parts = yaml.safe_load((TEMPLATES / "plots" / "diagrams.yaml").read_text(encoding="utf-8"))[diagram]
     for x, y, width, height, words, look in ((*row, "plain")[:6] for row in parts["boxes"]):
         box(ax, x, y, width, height, words, *LOOKS[look])
     for points in parts["arrows"]:
         arrow(ax, *points)
     for x, y, words, name in parts["shapes"]:
-        ax.text(x, y, f"{words}\n{_shape(shapes[name])}", ha="center", va="center", fontsize=6.8, color=MUTED)
-
-
-def _shape(shape: tuple) -> str:
-    return "×".join(map(str, shape))
+        shape = "×".join(map(str, shapes[name]))
+        ax.text(x, y, f"{words}\n{shape}", ha="center", va="center", fontsize=6.8, color=MUTED)
 
 
 def architectures(original: Mapping, optimized: Mapping, config: Mapping) -> Figure:

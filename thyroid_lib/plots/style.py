@@ -15,10 +15,9 @@ from thyroid_lib.common.templates import TEMPLATES, environment
 # Okabe & Ito (2008), the order chosen so that neighbours differ in lightness too.
 CYCLE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#7F7F7F", "#F0E442"]
 BLUE, ORANGE, GREEN, PINK, SKY, RED, GREY, _ = CYCLE
-LESIONS = ("nodular_goiter", "follicular_neoplasm", "papillary_carcinoma", "medullary_carcinoma")
-PALETTE = {"benign": GREEN, "malignant": RED, "normal": SKY}
-for _classes in (LESIONS, ("2-3", "4a", "4b", "4c-5")):
-    PALETTE |= zip(_classes, (GREEN, ORANGE, BLUE, PINK))
+PALETTE = {"nodular_goiter": GREEN, "follicular_neoplasm": ORANGE, "papillary_carcinoma": BLUE,
+           "medullary_carcinoma": PINK, "2-3": GREEN, "4a": ORANGE, "4b": BLUE, "4c-5": PINK,
+           "benign": GREEN, "malignant": RED, "normal": SKY}  # fmt: skip
 INK, MUTED, GRID = "#1B2430", "#5B6776", "#D5DBE3"
 WIDTH = 7.2  # inches: the text column of a report
 SEQUENTIAL, HEAT = "cividis", "inferno"  # even in lightness: a map reads the same in grey
