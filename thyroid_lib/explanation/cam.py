@@ -69,6 +69,9 @@ def cam(model: nn.Module, images, targets, method: str = "gradcam", layer: str =
     Raises:
         ValueError: unknown method or layer, or targets that do not fit.
     """
+    import pytorch_grad_cam as package
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
     images, targets = np.asarray(images), np.asarray(targets, np.int64)
     if images.ndim != 3 or images.dtype != np.uint8 or targets.shape != (len(images),):
         raise ValueError(
@@ -76,31 +79,23 @@ def cam(model: nn.Module, images, targets, method: str = "gradcam", layer: str =
         )
     if method not in METHODS:
         raise ValueError(f"cam: expected a method of {list(METHODS)}, got {method!r}")
-    model = copied(model)
-    module, parts = find(model, layer), []
+    model, maps, raw = copied(model), [], []
+    module = find(model, layer)
     own = list(module.parameters())  # gradients flow back to the module's output and no further
     model.requires_grad_(not own)
     for parameter in own[-1:]:
         parameter.requires_grad_(True)
-    for start in range(0, len(images), BATCH):
-        part = slice(start, start + BATCH)
-        parts.append(_batch(model, module, images[part], targets[part], METHODS[method]))
-    maps, low, high = (np.concatenate(values).astype(np.float32) for values in zip(*parts))
-    maps[~(high > FLAT)] = 0
-    return Cams(maps, low, high, targets, method, layer)
-
-
-def _batch(model, module, images, targets, kind: str):
-    """Scaled maps (n, S, S) and the smallest and largest raw value of each, (n,)."""
-    import pytorch_grad_cam as package
-    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-
-    raw = []
-    with getattr(package, kind)(model=model, target_layers=[module]) as maker:
+    with getattr(package, METHODS[method])(model=model, target_layers=[module]) as maker:
         unscaled = maker.get_cam_image
         maker.get_cam_image = lambda *given: raw.append(np.asarray(unscaled(*given))) or raw[-1]
-        maps = maker(model_input(model, images), [ClassifierOutputTarget(int(t)) for t in targets])
-    return maps, raw[0].min(axis=(1, 2)), raw[0].max(axis=(1, 2))
+        for start in range(0, len(images), BATCH):
+            part = slice(start, start + BATCH)
+            asked = [ClassifierOutputTarget(int(target)) for target in targets[part]]
+            maps.append(maker(model_input(model, images[part]), asked))
+    maps, raw = (np.concatenate(parts).astype(np.float32) for parts in (maps, raw))
+    low, high = raw.min(axis=(1, 2)), raw.max(axis=(1, 2))
+    maps[~(high > FLAT)] = 0
+    return Cams(maps, low, high, targets, method, layer)
 
 
 def find(model: nn.Module, layer: str) -> nn.Module:

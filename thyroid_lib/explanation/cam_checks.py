@@ -96,13 +96,11 @@ def check_against_masks(part: Tested, cams: cam.Cams, **options) -> dict:
     if not masked.any():
         return result | {"reason": "no image has a nodule mask"}
     images, masks, own = part.images[masked], part.masks[masked], inside(part, cams)
-    columns = dict(own)
-    for what in ("energy", "pointing"):
-        columns[f"{what}_over_share"] = own[what] - own["share"]
+    columns, both = dict(own), own[["energy", "pointing"]]
+    columns |= both.sub(own["share"], axis=0).add_suffix("_over_share")
     for name in BASELINES:
-        other = localization(baseline_maps(images, name, options["seed"]), masks)
-        for what in ("energy", "pointing"):
-            columns |= {f"{name}/{what}": other[what], f"{what}_over_{name}": own[what] - other[what]}
+        other = localization(baseline_maps(images, name, options["seed"]), masks)[[*both]]
+        columns |= {**other.add_prefix(f"{name}/"), **(both - other).add_suffix(f"_over_{name}")}
     return result | Sample(part.patients[masked], **options).means(columns)
 
 

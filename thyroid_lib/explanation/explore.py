@@ -79,9 +79,7 @@ class Explorer:
     """
 
     def __init__(self, classifier: Classifier, manifest: pd.DataFrame | None = None):
-        self.classifier = classifier
-        self.manifest = manifest
-        self.members = classifier.members()
+        self.classifier, self.members, self.manifest = classifier, classifier.members(), manifest
         self.images = [] if manifest is None else list(manifest["image"].iloc[:LISTED])
         self.name, self.truth, self.frame, self.mask = "", "", None, None
 
@@ -168,9 +166,8 @@ def answer_table(view: View, classifier: Classifier) -> pd.DataFrame:
     answer, points, rows = view.answer, classifier.definition["operating_points"], []
     for key, (english, chinese) in classifier.names.items():
         excluded = "not excluded" if key in answer.prediction_set else "excluded"
-        called = "none"
-        if key in points:
-            called = f"{'positive' if answer.positive[key] else 'negative'} at {points[key]:.2f}"
+        verdict = "positive" if answer.positive.get(key) else "negative"
+        called = f"{verdict} at {points[key]:.2f}" if key in points else "none"
         rows.append((english, chinese, answer.probabilities[key], view.after[key], excluded, called))
     columns = ["lesion type", "类型", "probability", "after the change", "prediction set", "operating point"]
     return pd.DataFrame(rows, columns=columns)
@@ -178,15 +175,10 @@ def answer_table(view: View, classifier: Classifier) -> pd.DataFrame:
 
 def summary(view: View) -> dict:
     """The view's numbers for `metrics.json`."""
+    answer = view.answer
     return {
-        "image": view.name,
-        "lesion_type": view.answer.lesion_type,
-        "reference_standard": view.truth,
-        "box": " ".join(map(str, view.answer.box)),
-        "regions": len(view.found),
-        "probabilities": view.answer.probabilities,
-        "after_change": view.after,
-        "map_low": view.low,
-        "map_high": view.high,
-        "warnings": len(view.answer.warnings),
-    }
+        "image": view.name, "lesion_type": answer.lesion_type, "reference_standard": view.truth,
+        "box": " ".join(map(str, answer.box)), "regions": len(view.found), "warnings": len(answer.warnings),
+        "probabilities": answer.probabilities, "after_change": view.after,
+        "map_low": view.low, "map_high": view.high,
+    }  # fmt: skip

@@ -89,18 +89,17 @@ def curves(tested: Tested, *, seed: int = 0, **options) -> dict:
         Sample(tested.patients, labels, classes, seed=seed, **options),
         labels[:, None] == classes,
     )
-    whole, bounds, result = sample.macro_auroc(tested.probabilities(images)), (0.0, 1.0), {}
+    whole, result = sample.macro_auroc(tested.probabilities(images)), {}
     for kind, levels in progress(STRENGTHS.items(), "robustness"):
         for strength in levels:
             plain = strength == levels[0]
             p = tested.stated if plain else tested.probabilities(change(images, kind, strength, seed=seed))
             auroc, right = sample.macro_auroc(p), is_class & (p.argmax(1) == labels)[:, None]
             recall = sample.clusters.means(right, is_class).mean(axis=1)
-            found = {
-                "macro_auroc": sample.metric(auroc, bounds),
-                "balanced_accuracy": sample.metric(recall, bounds),
-                "loss": sample.metric(whole - (whole if plain else auroc)),
-            }
-            found |= {"read here": sample.metric(whole, bounds)} if plain else {}
+            shares = {"macro_auroc": auroc, "balanced_accuracy": recall} | (
+                {"read here": whole} if plain else {}
+            )
+            found = {name: sample.metric(values, (0.0, 1.0)) for name, values in shares.items()}
+            found["loss"] = sample.metric(whole - (whole if plain else auroc))
             result.setdefault(kind, {})[f"{strength:g}"] = found
     return result

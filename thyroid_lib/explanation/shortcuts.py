@@ -135,12 +135,10 @@ def text_audit(crops: Crops, *, minimum: int = MINIMUM_PATIENTS, **options) -> d
     text = index["text"] if "text" in index else pd.Series("", index.index)
     texted = text.fillna("").astype(str).str.strip().ne("").to_numpy()
     if "fold" not in index or texted.all() or not texted.any():
-        return {
-            "reason": "text is printed on every frame or on none, or the set has no folds: nothing to compare"
-        }
+        why = "text is printed on every frame or on none, or the set has no folds: nothing to compare"
+        return {"reason": why}
     folds, patients = index["fold"].to_numpy(), index["patient"].to_numpy().astype(str)
-    frames = pixel_probe(crops.frames[known], labels, folds, count)
-    cuts = pixel_probe(crops.images[known], labels, folds, count)
+    read = [pixel_probe(seen[known], labels, folds, count) for seen in (crops.frames, crops.images)]
     result = {}
     for name, chosen in {"all frames": texted | True, "with text": texted, "without text": ~texted}.items():
         of, truth = patients[chosen], labels[chosen]
@@ -148,7 +146,7 @@ def text_audit(crops: Crops, *, minimum: int = MINIMUM_PATIENTS, **options) -> d
         kept = np.flatnonzero(sides >= minimum)
         kept = kept if len(kept) > 1 else np.arange(count)  # then the metric says "too few"
         sample = Sample(of, truth, kept, minimum=minimum, **options)
-        whole, cut = (sample.macro_auroc(read[chosen]) for read in (frames, cuts))
+        whole, cut = (sample.macro_auroc(probabilities[chosen]) for probabilities in read)
         result[name] = {
             "full frame": sample.metric(whole, SHARE),
             "crop": sample.metric(cut, SHARE),

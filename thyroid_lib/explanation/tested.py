@@ -17,6 +17,7 @@ from thyroid_lib import network
 from thyroid_lib.common.messages import english, quoted
 from thyroid_lib.data.crops import Crops
 from thyroid_lib.evaluation import bootstrap
+from thyroid_lib.evaluation.bootstrap import MINIMUM_PATIENTS
 from thyroid_lib.explanation import cam
 from thyroid_lib.training import hardware, loop
 
@@ -199,9 +200,7 @@ class Sample:
         draws, seed, minimum: of the bootstrap over patients.
     """
 
-    def __init__(
-        self, patients, labels=None, classes=(), *, draws=2000, seed=0, minimum=bootstrap.MINIMUM_PATIENTS
-    ):
+    def __init__(self, patients, labels=None, classes=(), *, draws=2000, seed=0, minimum=MINIMUM_PATIENTS):
         self.labels, self.classes, self.clusters = labels, classes, bootstrap.Clusters(patients, draws, seed)
         self.about = {"n_images": len(patients), "n_patients": self.clusters.patients, "minimum": minimum}
         if labels is not None:

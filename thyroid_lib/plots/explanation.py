@@ -25,9 +25,8 @@ def cam_gallery(images, masks, columns: dict, titles: list[str]) -> Figure:
     rows = []
     for i, image in enumerate(images):
         shown = {"image": image, "outline": None if masks is None else masks[i], "tint": "white"}
-        ranges = [f"{cams.low[i]:.2g}\nto {cams.high[i]:.2g}" for cams in columns.values()]
-        maps = [{"heat": cams.maps[i], "below": below} for cams, below in zip(columns.values(), ranges)]
-        rows.append([shown, *(shown | one for one in maps)])
+        maps = [(c.maps[i], f"{c.low[i]:.2g}\nto {c.high[i]:.2g}") for c in columns.values()]
+        rows.append([shown, *(shown | {"heat": heat, "below": below} for heat, below in maps)])
     headings, side = [name.replace(".", "\n.") for name in columns], min(1.75, WIDTH / len(rows[0]))
     figure, axes = pictures(rows, ["", *headings], titles, height=side + 0.14)
     for ax in axes[:, 0]:

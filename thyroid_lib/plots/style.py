@@ -36,8 +36,8 @@ def use_style() -> None:
 
 def panels(rows: int, columns: int, height: float, width: float = WIDTH, **options):
     """A new figure of so many inches and its axes, (rows, columns); ``options`` go to ``plt.subplots``."""
-    size = (width, height)
-    return plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, **options)
+    options |= {"figsize": (width, height), "layout": "constrained", "squeeze": False}
+    return plt.subplots(rows, columns, **options)
 
 
 def told(figure: Figure, macro: str, **values) -> Figure:
