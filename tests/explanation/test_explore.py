@@ -16,7 +16,6 @@ from thyroid_lib import frames, plots, regions
 from thyroid_lib.classifier import Classifier, networks
 from thyroid_lib.data import crops
 from thyroid_lib.explanation import cam, explore, robustness
-from thyroid_lib.explanation.panel import Panel
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +45,7 @@ def explorer(classifier, manifest):
 
 @pytest.fixture
 def panel(explorer):
-    return Panel(explorer)
+    return explore.Panel(explorer, explorer.choice())
 
 
 def png(gray) -> bytes:
@@ -189,7 +188,7 @@ def test_what_cannot_be_used_or_is_unusual_is_said_and_the_panel_goes_on(panel, 
 
 def test_settings_that_leave_no_region_are_said_and_can_be_taken_back(explorer):
     explorer.frame = np.clip(explorer.frame, 0, 40)
-    panel = Panel(explorer)
+    panel = explore.Panel(explorer, explorer.choice())
     panel.controls["threshold"].value = 80
     assert panel.view is None and "Nothing to classify" in panel.words.value and panel.picture.value == ""
     panel.controls["threshold"].value = 6

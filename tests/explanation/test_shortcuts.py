@@ -270,13 +270,13 @@ def test_a_report_says_how_changed_images_were_read(precision):
 def test_predictions_of_other_data_or_other_members_are_refused(model, looked):
     data = looked(sectors(2), np.array([0, 1]), ["p", "q"], folds=np.array([0, 1])).crops
     data.index["image"] = ["a", "b"]
-    fake = SimpleNamespace(
-        size=SIZE, definition={"training": {}, "temperature": [1.0]}, members=lambda: [model]
-    )
+    about = {"training": {"folds": [0, 1]}, "temperature": [1.0]}
+    fake = SimpleNamespace(size=SIZE, definition=about, members=lambda: [model])
     rows = pd.DataFrame({"image": ["a", "b"], "fold": [0, 1], "p_0": [0.9, 0.2], "p_1": [0.1, 0.8]})
     with pytest.raises(ValueError, match="'c'"):
         tested.open_tested(data, fake, rows.assign(image=["a", "c"]))
     with pytest.raises(ValueError, match="one member"):
         tested.open_tested(data, fake, rows)
+    about["training"]["folds"] = [0]
     found = tested.open_tested(data, fake, rows.head(1))
     assert list(found.table["predicted"]) == ["0"] and list(found.members) == [0]

@@ -35,9 +35,7 @@ BASELINES = ("random", "edges", "centre")
 REMOVED = (20, 50, 80)  # parts of the area, %, that deletion takes away
 
 
-def check_maps(
-    tested: Tested, other=None, *, method: str, layer: str, most: int = 64, road_images: int = 16, **options
-) -> dict:
+def check_maps(tested: Tested, other, *, method, layer, most: int, road_images: int, **options) -> dict:
     """Every check of the maps, for the trained network and for one with random weights.
 
     Localization uses every tested image with a mask; the other checks, which cost many passes, use images of

@@ -199,8 +199,7 @@ def verdicts(audited: dict) -> pd.DataFrame:
         "warning" (the whole interval lies above chance, or above no difference) or "not done".
     """
     rows = []
-    questions = (TEMPLATES / "explanation" / "questions.yaml").read_text(encoding="utf-8")
-    for asked in yaml.safe_load(questions):
+    for asked in yaml.safe_load((TEMPLATES / "explanation" / "questions.yaml").read_text(encoding="utf-8")):
         for reader in asked["readers"]:
             metric = audited
             for step in asked["of"].format(reader=reader).split("/"):

@@ -151,14 +151,13 @@ def open_tested(crops: Crops, classifier, predictions: pd.DataFrame, precision: 
             "and 04 into the same run"
         )
     table = predictions.assign(row=places).sort_values("row", ignore_index=True)
-    folds = classifier.definition["training"].get("folds", sorted(set(table["fold"])))
+    folds, rows = classifier.definition["training"]["folds"], table.pop("row").to_numpy()
     members, temperatures = classifier.members(), classifier.definition["temperature"]
     if len(members) != len(folds):
         raise ValueError(
             f"open_tested: expected one member of the classifier per tested fold {folds}, got {len(members)} members; "
             "run notebook 04 again"
         )
-    folds, rows = [int(fold) for fold in folds], table.pop("row").to_numpy()
     found = Tested(crops, rows, table, dict(zip(folds, members)), dict(zip(folds, temperatures)))
     table["predicted"] = np.array(crops.classes)[found.stated.argmax(axis=1)]
     device = next(found.model.parameters()).device

@@ -72,8 +72,7 @@ def accuracy_against_cost(table: pd.DataFrame, references: dict[str, dict], labe
     numbered = table.set_index("number")["title"].items()
     keys = [Line2D([], [], color=INK, ls="", marker=f"${n}$", label=title) for n, title in numbered]
     figure.legend(handles=keys, loc="outside lower center", ncols=2, fontsize=7.5)
-    networks = table.to_dict("records")
-    return told(figure, "accuracy_against_cost", label=label, networks=networks, references=references)
+    return told(figure, "cost", label=label, networks=table.to_dict("records"), references=references)
 
 
 def gaze(maps: dict[str, dict[str, np.ndarray]], numbers: dict[str, dict]) -> Figure:
@@ -90,8 +89,8 @@ def gaze(maps: dict[str, dict[str, np.ndarray]], numbers: dict[str, dict]) -> Fi
         ax.axis("off")
     for place, (title, pair) in enumerate(maps.items()):
         above, below = axes[2 * (place // columns) :, place % columns][:2]
-        side, evenness = (numbers[title][name] for name in ("field_side_px", "evenness"))
-        words = f"{side:.0f} px", f"evenness {evenness:.2f}"
+        own = numbers[title]
+        words = f"{own['field_side_px']:.0f} px", f"evenness {own['evenness']:.2f}"
         for ax, name, text in zip((above, below), ("field", "gradient"), words):
             image = ax.imshow(np.sqrt(pair[name]), cmap=style.SEQUENTIAL, vmin=0, vmax=1)
             ax.text(0.5, -0.04, text, transform=ax.transAxes, ha="center", va="top", fontsize=7)

@@ -130,9 +130,7 @@ def forest(rows: list[tuple], *, label: str, title: str, reference: float | None
         lines += [(name, metric) for _, name, metric in members]
     height = 0.7 + sum(0.21 * (1 + name.count("\n")) for name, _ in lines)
     figure, ((ax,),) = panels(1, 1, height)
-    style.forest_rows(
-        ax, lines, label, reference, lambda m: f"{say(m)}   {m['n_images']} / {m['n_patients']}"
-    )
+    style.forest_rows(ax, lines, label, reference, "{said}   {n_images} / {n_patients}")
     ax.set_title(title)
     ax.text(1.01, 1, "images / patients", transform=ax.transAxes, fontsize=7, color=MUTED, va="bottom")
     return told(figure, "forest", title=title, rows=rows)
@@ -146,10 +144,9 @@ def referral(results: dict[str, dict]) -> Figure:
     """
     figure, ((ax,),) = panels(1, 1, 3, 0.75 * WIDTH)
     known = {}
-    for position, (name, metrics) in enumerate(results.items()):
+    for (name, metrics), ink, marker in zip(results.items(), CYCLE, "os^" * 3):
         kept = {key.partition("/")[2]: metrics[key] for key in metrics if key.startswith("accuracy/")}
-        marker = "os^"[position % 3]
-        known[name] = band(ax, map(float, kept), [*kept.values()], CYCLE[position], name, marker=marker)
+        known[name] = band(ax, map(float, kept), [*kept.values()], ink, name, marker=marker)
     ax.set(xlabel="fraction referred to a human", ylabel="accuracy on the rest")
     ax.set(xlim=(0, 0.82), ylim=(0, 1.02))
     ax.legend(loc="lower right")

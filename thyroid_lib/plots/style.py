@@ -1,6 +1,6 @@
 """One look for every figure: type, sizes, a palette that colour-blind readers can tell apart, common parts."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -137,7 +137,7 @@ def band(ax, x: Collection, bounds, ink: str, label: str = "", **line) -> pd.Dat
     return known
 
 
-def forest_rows(ax, rows: Sequence[tuple], label: str, reference: float, beside: Callable = say) -> None:
+def forest_rows(ax, rows: Sequence[tuple], label: str, reference: float, beside: str = "{said}") -> None:
     """Rows of a forest plot from the top down: the value in its 95 % interval, or why there is none.
 
     Args:
@@ -146,7 +146,7 @@ def forest_rows(ax, rows: Sequence[tuple], label: str, reference: float, beside:
             [, "trainings"]}, the last as small marks beneath; or None for a heading.
         label: of the horizontal axis.
         reference: a vertical dotted line; None for none.
-        beside: writes a metric to the right of its row.
+        beside: what stands to the right of a row: the metric as `said`, and what else it holds.
     """
     side = ax.get_yaxis_transform()
     ax.set_yticks(range(len(rows)), [row[0] for row in rows])
@@ -156,7 +156,7 @@ def forest_rows(ax, rows: Sequence[tuple], label: str, reference: float, beside:
         if metric is None:
             ax.get_yticklabels()[y].set_fontweight("bold")
             continue
-        ax.text(1.01, y, beside(metric), transform=side, va="center", fontsize=7)
+        ax.text(1.01, y, beside.format(said=say(metric), **metric), transform=side, va="center", fontsize=7)
         if metric.get("value") is None:
             note(ax, 0.02, y, metric.get("reason", "too few"), side)
             continue

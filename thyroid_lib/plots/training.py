@@ -13,12 +13,9 @@ from matplotlib.ticker import MaxNLocator
 from thyroid_lib.plots.evaluation import forest
 from thyroid_lib.plots.style import CYCLE, INK, MUTED, panels, pictures, told
 
-MODELS = {
-    "finetuned": "pre-trained, fine-tuned",
-    "scratch": "the same from scratch",
-    "reference_texture": "logistic regression,\ntexture and shape of the true mask",
-    "reference_signs": "reader of the drawn signs:\nthe ceiling",
-}
+MODELS = {"finetuned": "pre-trained, fine-tuned", "scratch": "the same from scratch",
+          "reference_texture": "logistic regression,\ntexture and shape of the true mask",
+          "reference_signs": "reader of the drawn signs:\nthe ceiling"}  # fmt: skip
 
 
 def augmentation(images: np.ndarray, changed: np.ndarray) -> Figure:
