@@ -141,52 +141,47 @@ def test_the_source_is_told_where_it_shows_and_not_where_it_does_not():
     assert alone == {"sources": {"here": 120}, "reason": "one source only"}
 
 
-@pytest.fixture
-def clinic_of(tmp_path, monkeypatch):
-    """Crops of a SPEC in four folds."""
-    monkeypatch.setenv("THYROID_CACHE", str(tmp_path / "cache"))
-
-    def make(spec):
-        frames = datasets.read(spec)
-        frames["fold"] = np.unique(frames["patient"], return_inverse=True)[1] % 4
-        return crops.build(frames, tmp_path / "clinic", size=64, jobs=1)
-
-    return make
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory):
+    """A SPEC whose frames are simulated once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("THYROID_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield "phantom:clinic?patients=40&seed=3"
 
 
-def rise(clinic, printed) -> float:
-    """Lower end of what print adds to the pixel reader's score on whole frames."""
+def crops_and_printed(spec, folder):
+    """Crops of a SPEC in four folds, and their frames with the answer printed, which the pixel reader must catch."""
+    frames = datasets.read(spec)
+    frames["fold"] = np.unique(frames["patient"], return_inverse=True)[1] % 4
+    clinic = crops.build(frames, folder, size=64, jobs=1)
+    printed = views.answer_frames(spec, clinic)(np.arange(len(clinic)))
     sample = tested.Sample(clinic.index["patient"], clinic.labels, range(4), draws=300)
     plain, cheat = (
-        sample.macro_auroc(shortcuts.pixel_probe(frames, clinic.labels, clinic.index["fold"].to_numpy(), 4))
-        for frames in (np.asarray(clinic.frames), printed)
+        sample.macro_auroc(shortcuts.pixel_probe(seen, clinic.labels, clinic.index["fold"].to_numpy(), 4))
+        for seen in (np.asarray(clinic.frames), printed)
     )
-    return sample.metric(cheat - plain)["low"]
+    assert sample.metric(cheat - plain)["low"] > 0, "the cheat is missed"
+    return clinic, printed
 
 
-def test_the_answer_printed_on_phantoms_is_caught(clinic_of, tmp_path):
-    spec = "phantom:clinic?patients=64&seed=3"
-    clinic = clinic_of(spec)
-    answer = crops.build(datasets.read(spec + "&answer=1"), tmp_path / "answer", size=64, jobs=1)
+def test_the_answer_printed_on_phantoms_is_caught(phantoms, tmp_path):
+    clinic, printed = crops_and_printed(phantoms, tmp_path / "clinic")
+    answer = crops.build(datasets.read(phantoms + "&answer=1"), tmp_path / "answer", size=64, jobs=1)
     assert np.array_equal(answer.images, clinic.images), "the print is outside the sector: crops are the same"
-    printed = views.answer_frames(spec, clinic)(np.arange(len(clinic)))
     assert np.array_equal(printed, answer.frames)
-    assert rise(clinic, printed) > 0, "the cheat is missed"
     assert views.answer_frames("folder:/x", clinic) is None
-    assert views.answer_frames("phantom:clinic?patients=64&seed=4", clinic) is None, "other patients"
+    assert views.answer_frames(phantoms.replace("seed=3", "seed=4"), clinic) is None, "other patients"
 
 
-def test_the_answer_printed_on_frames_from_files_is_caught_and_the_files_stay(clinic_of, tmp_path):
-    for row in datasets.read("phantom:clinic?patients=64&seed=3").itertuples():
+def test_the_answer_printed_on_frames_from_files_is_caught_and_the_files_stay(phantoms, tmp_path):
+    files = {}
+    for row in datasets.read(phantoms).itertuples():
         target = tmp_path / "hospital" / row.label / row.patient / f"{row.Index}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(row.path, target)
-    spec = f"folder:{tmp_path / 'hospital'}"
-    clinic, files = clinic_of(spec), [*(tmp_path / "hospital").rglob("*.png")]
-    before = [path.read_bytes() for path in files]
-    printed = views.answer_frames(spec, clinic)(np.arange(len(clinic)))
-    assert rise(clinic, printed) > 0, "the cheat is missed"
-    assert before == [path.read_bytes() for path in files]
+        files[target] = target.read_bytes()
+    crops_and_printed(f"folder:{tmp_path / 'hospital'}", tmp_path / "clinic")
+    assert files == {path: path.read_bytes() for path in (tmp_path / "hospital").rglob("*.png")}
 
 
 def test_print_stands_under_the_sector_or_at_the_foot_of_a_frame_that_is_all_sector():
@@ -211,25 +206,33 @@ def test_the_first_strength_changes_nothing_and_the_last_changes_something(kind)
 
 
 def test_changes_follow_their_definitions():
-    flat = np.full((1, 400, 400), 100, np.uint8)
-    assert (robustness.change(flat, "gain", 1.7) == 170).all()
+    flat, point = np.full((1, 400, 400), 100, np.uint8), np.zeros((1, 400, 400), np.uint8)
+    point[0, 200, 200] = 255
+    assert (robustness.change(flat, "gain", 1.7) == 170).all() and (
+        robustness.change(flat, "gain", 3) == 255
+    ).all()
     assert (robustness.change(flat, "gamma", 2.0) == round(255 * (100 / 255) ** 2)).all()
     moved = robustness.change(flat, "shift", 0.08)
     assert not moved[0, :32].any() and not moved[0, :, :32].any() and (moved[0, 32:, 32:] == 100).all()
     assert robustness.change(flat, "speckle", 0.15).std() == pytest.approx(15, rel=0.03)
+    assert robustness.change(point, "blur", 0.0025).max() == round(255 / (2 * np.pi)), "sigma is 1 px here"
     with pytest.raises(ValueError, match="expected one of"):
         robustness.change(flat, "rotation", 1)
 
 
-def curves(images, stated, probabilities, strengths) -> dict:
+@pytest.fixture
+def curves(monkeypatch):
     """Robustness of a reader that is a plain function."""
-    part = SimpleNamespace(
-        images=images, labels=LABELS, patients=PATIENTS, stated=stated, probabilities=probabilities
-    )
-    return robustness.curves(part, strengths, draws=100)
+
+    def read(images, stated, probabilities, strengths):
+        monkeypatch.setattr(robustness, "STRENGTHS", strengths)
+        part = {"images": images, "labels": LABELS, "patients": PATIENTS, "stated": stated}
+        return robustness.curves(SimpleNamespace(**part, probabilities=probabilities), draws=100)
+
+    return read
 
 
-def test_a_reader_of_brightness_suffers_from_gain_and_not_from_shift():
+def test_a_reader_of_brightness_suffers_from_gain_and_not_from_shift(curves):
     images = np.clip(sectors(N) // 4 + (45 * LABELS)[:, None, None], 0, 255).astype(np.uint8)
 
     def by_brightness(seen):
@@ -243,7 +246,7 @@ def test_a_reader_of_brightness_suffers_from_gain_and_not_from_shift():
     assert found["shift"]["0.04"]["balanced_accuracy"]["value"] == 1.0
 
 
-def test_robustness_starts_at_the_score_that_the_predictions_state():
+def test_robustness_starts_at_the_score_that_the_predictions_state(curves):
     stated, read = np.random.default_rng(0).dirichlet(np.ones(4), (2, N))
     first, changed = curves(sectors(N), stated, lambda seen: read, {"gain": (1.0, 1.3)})["gain"].values()
     assert first["macro_auroc"]["value"] == pytest.approx(roc_auc_score(LABELS, stated, multi_class="ovr"))
