@@ -1,16 +1,16 @@
 """Notebook 07's steps and callbacks, without a browser."""
 
-import io
 import re
+from datetime import datetime
 from itertools import pairwise
 
+import cv2
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 import small_classifier as small
 import torch
-from PIL import Image
 
 from thyroid_lib import frames, plots, regions
 from thyroid_lib.classifier import Classifier, networks
@@ -25,15 +25,13 @@ def classifier(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory):
-    folder, rows = tmp_path_factory.mktemp("data"), []
-    for seed in range(3):
-        mask = np.zeros((180, 280), np.uint8)
-        mask[70:110, 110:170] = 255
-        Image.fromarray(small.sector_frame(seed)).save(folder / f"{seed}.png")
-        Image.fromarray(mask).save(folder / f"{seed}_mask.png")
-        rows.append({"image": f"{seed}.png", "path": str(folder / f"{seed}.png"), "label": small.CLASSES[seed],
-                     "mask": str(folder / f"{seed}_mask.png") if seed else ""})  # fmt: skip
-    return pd.DataFrame(rows)
+    folder, mask = tmp_path_factory.mktemp("data"), np.zeros((180, 280), np.uint8)
+    mask[70:110, 110:170] = 255
+    (folder / "mask.png").write_bytes(png(mask))
+    table = pd.DataFrame({"image": [f"{seed}.png" for seed in range(3)], "label": small.CLASSES[:3]})
+    for seed, name in enumerate(table["image"]):
+        (folder / name).write_bytes(png(small.sector_frame(seed)))
+    return table.assign(path=f"{folder}/" + table["image"], mask=["", *[f"{folder}/mask.png"] * 2])
 
 
 @pytest.fixture
@@ -49,15 +47,12 @@ def panel(explorer):
 
 
 def png(gray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(gray).save(buffer, "PNG")
-    return buffer.getvalue()
+    return cv2.imencode(".png", gray)[1].tobytes()
 
 
 def upload(panel, name: str, content: bytes) -> None:
-    file = {"name": name, "type": "image/png", "size": len(content), "content": memoryview(content)}
-    file["last_modified"] = pd.Timestamp("2024-01-01").to_pydatetime()
-    panel.controls["upload"].value = (file,)
+    about = {"type": "image/png", "size": len(content), "last_modified": datetime(2024, 1, 1)}
+    panel.controls["upload"].value = ({"name": name, "content": memoryview(content), **about},)
 
 
 def test_the_first_image_offered_is_one_whose_nodule_is_known(classifier, manifest):
@@ -101,20 +96,19 @@ def test_gain_and_cover_change_the_crop_and_the_answer_is_that_of_the_changed_cr
 
 
 def test_maps_follow_method_layer_and_class(explorer):
-    crop, (one, two, *_) = small.crops_of([4])[0], small.CLASSES
-    asked = [(one, "gradcam", "exit_flow"), (two, "gradcam", "exit_flow"),
-             (one, "gradcam", "middle_flow"), (one, "layercam", "middle_flow")]  # fmt: skip
-    heats = [explorer.heat(crop, *what)[0] for what in asked]
+    crop, asked = small.crops_of([4])[0], ((0, "gradcam", "exit_flow"), (1, "gradcam", "exit_flow"),
+                                           (0, "gradcam", "middle_flow"), (0, "layercam", "middle_flow"))  # fmt: skip
+    heats = [explorer.heat(crop, small.CLASSES[k], *place)[0] for k, *place in asked]
     assert all(heat.shape == crop.shape and 0 <= heat.min() <= heat.max() <= 1 for heat in heats)
     assert not any(np.array_equal(first, second) for first, second in pairwise(heats))
 
 
 def test_the_quick_map_of_the_reports_is_grad_cam_at_the_exit_flow(classifier):
     """Zhou 2016 and Selvaraju 2017 agree where average and linear layer follow the map."""
-    crop, member = small.crops_of([4]), classifier.members()[0]
+    crop, member, count = small.crops_of([4]), classifier.members()[0], len(small.CLASSES)
     with torch.no_grad():
         maps = networks.Ensemble([member])(torch.from_numpy(crop))[2][0].flatten(1)
-    maps, count = maps / maps.shape[1], len(small.CLASSES)
+    maps = maps / maps.shape[1]
     found = cam.cam(member, np.repeat(crop, count, axis=0), np.arange(count))
     np.testing.assert_allclose(found.high, maps.amax(1), rtol=0.02, atol=1e-5)
     np.testing.assert_allclose(found.low, maps.amin(1), rtol=0.02, atol=1e-5)
