@@ -55,11 +55,16 @@ def upload(panel, name: str, content: bytes) -> None:
     panel.controls["upload"].value = ({"name": name, "content": memoryview(content), **about},)
 
 
-def test_the_first_image_offered_is_one_whose_nodule_is_known(classifier, manifest):
+def test_the_first_image_offered_has_a_known_nodule_and_without_any_one_is_asked_for(classifier, manifest):
     for rows, expected in ((manifest, "1.png"), (manifest.drop(columns="mask"), "0.png")):
         explorer = explore.Explorer(classifier, rows)
         explorer.open()
         assert explorer.name == expected and explorer.truth == small.CLASSES[int(expected[0])]
+    explorer = explore.Explorer(classifier)
+    with pytest.raises(ValueError, match="open first"):
+        explorer.look(explorer.choice())
+    with pytest.raises(frames.FrameError):
+        explorer.open("missing.png")
 
 
 def test_with_the_settings_of_training_the_view_is_the_classifiers_answer(explorer, classifier):
@@ -123,16 +128,12 @@ def test_the_crop_of_a_run_is_recognised_pixel_by_pixel(explorer, classifier, ma
     assert explorer.differing_pixels(run) == -1
 
 
-def test_findings_hold_the_numbers_and_no_markup_of_a_hostile_name(explorer, classifier):
+def test_findings_and_figures_hold_the_numbers_and_no_markup_of_a_hostile_name(explorer, classifier):
     explorer.name = "`<script>alert(1)</script>\x1b[0m`"
-    view = explorer.look(explorer.choice(gain=2.0))
+    view = explorer.look(explorer.choice(gain=1.3, cover=True))
     text = view.words("view.md.j2", names=classifier.names, differing=0)
     assert f"{view.answer.probabilities[view.answer.lesion_type]:.2f}" in text
     assert "\x1b" not in text and re.search(r"`'<script>[^`]*'`", text)
-
-
-def test_every_figure_says_its_numbers(explorer, classifier):
-    view = explorer.look(explorer.choice(gain=1.3, cover=True))
     heat = explorer.heat(view.answer.crop, small.CLASSES[0], "gradcam", "exit_flow")
     for figure in (
         plots.steps_to_answer(view, classifier.names),
@@ -169,7 +170,7 @@ def test_choosing_naming_and_uploading_an_image_open_it(panel, tmp_path):
     assert panel.view.name == "2.png"
 
 
-def test_what_cannot_be_used_or_is_unusual_is_said_and_the_panel_goes_on(panel, tmp_path):
+def test_what_cannot_be_used_or_is_unusual_is_said_and_the_panel_goes_on(explorer, panel, tmp_path):
     upload(panel, "x.png", b"no image")
     assert "cannot be used" in panel.words.value and "not an image" in panel.words.value
     panel.controls["path"].value = str(tmp_path / "<img src=x>.png")
@@ -178,20 +179,8 @@ def test_what_cannot_be_used_or_is_unusual_is_said_and_the_panel_goes_on(panel, 
     assert panel.view.choice.threshold == 20 and panel.picture.value
     upload(panel, "noise.png", png(np.random.default_rng(0).integers(0, 256, (200, 300), dtype=np.uint8)))
     assert "unlike the training images" in panel.words.value
-
-
-def test_settings_that_leave_no_region_are_said_and_can_be_taken_back(explorer):
-    explorer.frame = np.clip(explorer.frame, 0, 40)
-    panel = explore.Panel(explorer, explorer.choice())
+    explorer.frame = np.clip(small.sector_frame(1), 0, 40)  # settings that leave no region can be taken back
     panel.controls["threshold"].value = 80
     assert panel.view is None and "Nothing to classify" in panel.words.value and panel.picture.value == ""
     panel.controls["threshold"].value = 6
     assert panel.view is not None and panel.picture.value
-
-
-def test_looking_without_an_image_says_what_to_do(classifier):
-    explorer = explore.Explorer(classifier)
-    with pytest.raises(ValueError, match="open first"):
-        explorer.look(explorer.choice())
-    with pytest.raises(frames.FrameError):
-        explorer.open("missing.png")

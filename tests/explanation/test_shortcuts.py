@@ -38,9 +38,6 @@ def model():
     return network.xception(4, in_chans=1, width=0.125, middle_blocks=1)
 
 
-# views
-
-
 def test_the_border_view_keeps_the_outline_and_nothing_deep():
     images = sectors(3)
     seen = views.border_only(images)
@@ -63,9 +60,6 @@ def test_hidden_nodules_leave_neither_texture_nor_shape_and_the_tissue_between_t
     assert np.array_equal(seen[2], images[2])  # no mask, no change
 
 
-# readers
-
-
 def marked(images, chosen=ROWS):
     """A copy of the images with a bar in the margin whose place tells the class."""
     result = images.copy()
@@ -74,14 +68,17 @@ def marked(images, chosen=ROWS):
     return result
 
 
-def test_print_in_the_margin_is_caught_by_the_pixel_reader_and_noise_is_not(model, looked):
-    plain = sectors(N)
-    shown = {"crop": plain, "full frame": plain, views.PRINTED: marked(plain)}
-    part = looked(plain, LABELS, PATIENTS, model, folds=FOLDS)
+def test_readers_catch_print_in_the_margin_and_features_that_tell_and_not_noise(model, looked):
+    plain, bright = sectors(N), sectors(N)
+    bright[:, 4:-4, 4:-4] //= (1 + LABELS)[:, None, None].astype(np.uint8)  # brightness tells the class
+    shown = {"crop": bright, "again": bright, "full frame": plain, views.PRINTED: marked(plain)}
+    part = looked(bright, LABELS, PATIENTS, model.train(), folds=FOLDS, fold=2)
     found = shortcuts.score_views(part, ROWS, shown, draws=200)
-    noise, cheat = (found[view]["pixels"] for view in ("full frame", views.PRINTED))
-    assert noise["auroc"]["low"] < 0.5 < noise["auroc"]["high"]
-    assert noise["difference"]["value"] == noise["difference"]["low"] == 0  # the same images, paired
+    assert found["crop"]["probe"]["auroc"]["value"] > 0.9 and model.training, "the mode stays"
+    assert found["crop"]["probe"]["auroc"]["n_images"] == (FOLDS == 2).sum(), "only the tested fold"
+    again, noise, cheat = (found[view]["pixels"] for view in ("again", "full frame", views.PRINTED))
+    assert noise["auroc"]["low"] < 0.5 < noise["auroc"]["high"] and noise["auroc"]["n_images"] == N
+    assert again["difference"]["value"] == again["difference"]["low"] == 0  # the same images, paired
     assert cheat["auroc"]["value"] > 0.95 and cheat["difference"]["low"] > 0.2
     assert cheat["from"] == "full frame" and cheat["difference"]["n_patients"] == len(set(PATIENTS))
     lines = shortcuts.verdicts({"views": found}).set_index(["question", "reader"])["verdict"]
@@ -101,16 +98,6 @@ def test_print_on_real_frames_is_scored_on_the_classes_that_have_enough_of_it(lo
     verdicts = shortcuts.verdicts({"text": found}).set_index("question")["verdict"]
     assert verdicts["does text on real frames raise the score?"] == "warning"
     assert verdicts["does a whole frame tell more than its crop?"] == "warning"
-
-
-def test_the_probe_reads_features_that_tell_and_only_the_tested_fold(model, looked):
-    images = sectors(N)
-    images[:, 4:-4, 4:-4] //= (1 + LABELS)[:, None, None].astype(np.uint8)  # brightness tells the class
-    part = looked(images, LABELS, PATIENTS, model.train(), folds=FOLDS, fold=2)
-    crop = shortcuts.score_views(part, ROWS, {"crop": images}, draws=100)["crop"]
-    assert crop["probe"]["auroc"]["value"] > 0.9 and model.training, "the mode stays"
-    assert crop["probe"]["auroc"]["n_images"] == (FOLDS == 2).sum()
-    assert crop["pixels"]["auroc"]["n_images"] == N
 
 
 @pytest.mark.parametrize("mirror", [False, True])
@@ -193,9 +180,6 @@ def test_print_stands_under_the_sector_or_at_the_foot_of_a_frame_that_is_all_sec
     assert rows.min() > 330
 
 
-# robustness
-
-
 @pytest.mark.parametrize("kind", robustness.STRENGTHS)
 def test_the_first_strength_changes_nothing_and_the_last_changes_something(kind):
     images, levels = sectors(3), robustness.STRENGTHS[kind]
@@ -265,9 +249,6 @@ def test_a_report_says_how_changed_images_were_read(precision):
     assert "fold 0, one of the 2 tested" in captions[0]
     said = "bfloat16, in which the unchanged crops score 0.824 (0.700 to 0.900). Rises"
     assert [said in text for text in captions] == [precision == "bf16"] * 2
-
-
-# tested images
 
 
 def test_predictions_of_other_data_or_other_members_are_refused(model, looked):

@@ -1,17 +1,10 @@
 """Figures of training say their numbers in words."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 
 from thyroid_lib.plots import training as plots
-
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
 
 
 @pytest.fixture
@@ -25,7 +18,8 @@ def history() -> pd.DataFrame:
     )
 
 
-def test_learning_curves_name_the_best_epoch(history):
+def test_learning_curves_name_the_best_epoch_and_none_is_live_outside_a_notebook(history):
+    assert plots.live_curve("training") is None
     figure = plots.learning_curves({"with": history, "without": history}, "mixed loss")
     assert "with: best epoch 6 of 6, validation AUROC 0.875" in figure.alt
     named = [text.get_text() for text in figure.legends[0].get_texts()]
@@ -52,7 +46,3 @@ def test_augmented_crops_stand_beside_the_original():
     images = np.zeros((2, 16, 16), np.uint8)
     figure = plots.augmentation(images, np.full((2, 3, 16, 16), 51, np.uint8))
     assert len(figure.axes) == 8 and "differ by 51 of 255" in figure.alt
-
-
-def test_there_is_no_live_curve_outside_a_notebook():
-    assert plots.live_curve("training") is None
