@@ -19,8 +19,8 @@ from thyroid_lib.explanation import cam, explore, robustness
 
 
 @pytest.fixture(scope="module")
-def classifier(tmp_path_factory):
-    return Classifier.load(small.make(tmp_path_factory.mktemp("run") / "classifier"), backend="torch")
+def classifier(classifier_folder):
+    return Classifier.load(classifier_folder, backend="torch")
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_the_quick_map_of_the_reports_is_grad_cam_at_the_exit_flow(classifier):
 def test_the_crop_of_a_run_is_recognised_pixel_by_pixel(explorer, classifier, manifest, tmp_path):
     run = crops.build(manifest, tmp_path / "crops", size=classifier.size, recipe=classifier.recipe, jobs=1)
     assert explorer.differing_pixels(run) == 0
-    explorer.frame = np.ascontiguousarray(explorer.frame[:, ::-1])
+    explorer.frame = explorer.frame[:, ::-1].copy()
     assert explorer.differing_pixels(run) > 0
     explorer.name = "elsewhere.png"
     assert explorer.differing_pixels(run) == -1
@@ -135,13 +135,11 @@ def test_findings_and_figures_hold_the_numbers_and_no_markup_of_a_hostile_name(e
     assert f"{view.answer.probabilities[view.answer.lesion_type]:.2f}" in text
     assert "\x1b" not in text and re.search(r"`'<script>[^`]*'`", text)
     heat = explorer.heat(view.answer.crop, small.CLASSES[0], "gradcam", "exit_flow")
-    for figure in (
-        plots.steps_to_answer(view, classifier.names),
-        plots.map_methods(view.answer.crop, {"gradcam": heat}, "exit_flow", "nodular goiter"),
-        plots.gain_curve([0.5, 1.0, 2.0], np.eye(4)[:3], classifier.classes, classifier.names),
-    ):
-        assert re.search(r"\d", figure.alt) and len(figure.alt) > 60
-        plt.close(figure)
+    figures = [plots.steps_to_answer(view, classifier.names),
+               plots.map_methods(view.answer.crop, {"gradcam": heat}, "exit_flow", "nodular goiter"),
+               plots.gain_curve([0.5, 1.0, 2.0], np.eye(4)[:3], classifier.classes, classifier.names)]  # fmt: skip
+    assert all(re.search(r"\d", figure.alt) and len(figure.alt) > 60 for figure in figures)
+    plt.close("all")
 
 
 def test_moving_a_control_redraws_and_answers(panel):

@@ -89,8 +89,7 @@ def gaze(maps: dict[str, dict[str, np.ndarray]], numbers: dict[str, dict]) -> Fi
         ax.axis("off")
     for place, (title, pair) in enumerate(maps.items()):
         above, below = axes[2 * (place // columns) :, place % columns][:2]
-        own = numbers[title]
-        words = f"{own['field_side_px']:.0f} px", f"evenness {own['evenness']:.2f}"
+        words = f"{numbers[title]['field_side_px']:.0f} px", f"evenness {numbers[title]['evenness']:.2f}"
         for ax, name, text in zip((above, below), ("field", "gradient"), words):
             image = ax.imshow(np.sqrt(pair[name]), cmap=style.SEQUENTIAL, vmin=0, vmax=1)
             ax.text(0.5, -0.04, text, transform=ax.transAxes, ha="center", va="top", fontsize=7)
