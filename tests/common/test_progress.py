@@ -55,10 +55,10 @@ def test_the_line_goes_with_the_cell_that_it_stood_under(person, monkeypatch):
 def test_the_live_curve_keeps_every_training_of_the_cell(monkeypatch):
     drawn = []
     plt.close(plt.figure())  # pyplot looks for a shell once, and the one below is none
-    handle = SimpleNamespace(update=drawn.append)
     monkeypatch.delenv("THYROID_STATUS")
     monkeypatch.setattr("IPython.get_ipython", lambda: SimpleNamespace(kernel=True))
-    monkeypatch.setattr("IPython.display.display", lambda figure, display_id: drawn.append(figure) or handle)
+    handle = SimpleNamespace(display=drawn.append, update=drawn.append)
+    monkeypatch.setattr("IPython.display.DisplayHandle", lambda: handle)
     row = {"epoch": 1, "train_loss": 1.0, "val_loss": 1.1, "val_auroc": 0.6, "best": True}
     draw = plots.live_curve("training", "cross-entropy")
     for title in ("finetuned, fold 1 of 1", "scratch, fold 1 of 1"):

@@ -1,40 +1,37 @@
 """Notebook 07's steps and callbacks, without a browser."""
 
-import io
 import re
+from datetime import datetime
 from itertools import pairwise
 
+import cv2
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 import small_classifier as small
 import torch
-from PIL import Image
 
 from thyroid_lib import frames, plots, regions
 from thyroid_lib.classifier import Classifier, networks
 from thyroid_lib.data import crops
 from thyroid_lib.explanation import cam, explore, robustness
-from thyroid_lib.explanation.panel import Panel
 
 
 @pytest.fixture(scope="module")
-def classifier(tmp_path_factory):
-    return Classifier.load(small.make(tmp_path_factory.mktemp("run") / "classifier"), backend="torch")
+def classifier(classifier_folder):
+    return Classifier.load(classifier_folder, backend="torch")
 
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory):
-    folder, rows = tmp_path_factory.mktemp("data"), []
-    for seed in range(3):
-        mask = np.zeros((180, 280), np.uint8)
-        mask[70:110, 110:170] = 255
-        Image.fromarray(small.sector_frame(seed)).save(folder / f"{seed}.png")
-        Image.fromarray(mask).save(folder / f"{seed}_mask.png")
-        rows.append({"image": f"{seed}.png", "path": str(folder / f"{seed}.png"), "label": small.CLASSES[seed],
-                     "mask": str(folder / f"{seed}_mask.png") if seed else ""})  # fmt: skip
-    return pd.DataFrame(rows)
+    folder, mask = tmp_path_factory.mktemp("data"), np.zeros((180, 280), np.uint8)
+    mask[70:110, 110:170] = 255
+    (folder / "mask.png").write_bytes(png(mask))
+    table = pd.DataFrame({"image": [f"{seed}.png" for seed in range(3)], "label": small.CLASSES[:3]})
+    for seed, name in enumerate(table["image"]):
+        (folder / name).write_bytes(png(small.sector_frame(seed)))
+    return table.assign(path=f"{folder}/" + table["image"], mask=["", *[f"{folder}/mask.png"] * 2])
 
 
 @pytest.fixture
@@ -46,26 +43,28 @@ def explorer(classifier, manifest):
 
 @pytest.fixture
 def panel(explorer):
-    return Panel(explorer)
+    return explore.Panel(explorer, explorer.choice())
 
 
 def png(gray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(gray).save(buffer, "PNG")
-    return buffer.getvalue()
+    return cv2.imencode(".png", gray)[1].tobytes()
 
 
 def upload(panel, name: str, content: bytes) -> None:
-    file = {"name": name, "type": "image/png", "size": len(content), "content": memoryview(content)}
-    file["last_modified"] = pd.Timestamp("2024-01-01").to_pydatetime()
-    panel.controls["upload"].value = (file,)
+    about = {"type": "image/png", "size": len(content), "last_modified": datetime(2024, 1, 1)}
+    panel.controls["upload"].value = ({"name": name, "content": memoryview(content), **about},)
 
 
-def test_the_first_image_offered_is_one_whose_nodule_is_known(classifier, manifest):
+def test_the_first_image_offered_has_a_known_nodule_and_without_any_one_is_asked_for(classifier, manifest):
     for rows, expected in ((manifest, "1.png"), (manifest.drop(columns="mask"), "0.png")):
         explorer = explore.Explorer(classifier, rows)
         explorer.open()
         assert explorer.name == expected and explorer.truth == small.CLASSES[int(expected[0])]
+    explorer = explore.Explorer(classifier)
+    with pytest.raises(ValueError, match="open first"):
+        explorer.look(explorer.choice())
+    with pytest.raises(frames.FrameError):
+        explorer.open("missing.png")
 
 
 def test_with_the_settings_of_training_the_view_is_the_classifiers_answer(explorer, classifier):
@@ -102,20 +101,19 @@ def test_gain_and_cover_change_the_crop_and_the_answer_is_that_of_the_changed_cr
 
 
 def test_maps_follow_method_layer_and_class(explorer):
-    crop, (one, two, *_) = small.crops_of([4])[0], small.CLASSES
-    asked = [(one, "gradcam", "exit_flow"), (two, "gradcam", "exit_flow"),
-             (one, "gradcam", "middle_flow"), (one, "layercam", "middle_flow")]  # fmt: skip
-    heats = [explorer.heat(crop, *what)[0] for what in asked]
+    crop, asked = small.crops_of([4])[0], ((0, "gradcam", "exit_flow"), (1, "gradcam", "exit_flow"),
+                                           (0, "gradcam", "middle_flow"), (0, "layercam", "middle_flow"))  # fmt: skip
+    heats = [explorer.heat(crop, small.CLASSES[k], *place)[0] for k, *place in asked]
     assert all(heat.shape == crop.shape and 0 <= heat.min() <= heat.max() <= 1 for heat in heats)
     assert not any(np.array_equal(first, second) for first, second in pairwise(heats))
 
 
 def test_the_quick_map_of_the_reports_is_grad_cam_at_the_exit_flow(classifier):
     """Zhou 2016 and Selvaraju 2017 agree where average and linear layer follow the map."""
-    crop, member = small.crops_of([4]), classifier.members()[0]
+    crop, member, count = small.crops_of([4]), classifier.members()[0], len(small.CLASSES)
     with torch.no_grad():
         maps = networks.Ensemble([member])(torch.from_numpy(crop))[2][0].flatten(1)
-    maps, count = maps / maps.shape[1], len(small.CLASSES)
+    maps = maps / maps.shape[1]
     found = cam.cam(member, np.repeat(crop, count, axis=0), np.arange(count))
     np.testing.assert_allclose(found.high, maps.amax(1), rtol=0.02, atol=1e-5)
     np.testing.assert_allclose(found.low, maps.amin(1), rtol=0.02, atol=1e-5)
@@ -124,30 +122,24 @@ def test_the_quick_map_of_the_reports_is_grad_cam_at_the_exit_flow(classifier):
 def test_the_crop_of_a_run_is_recognised_pixel_by_pixel(explorer, classifier, manifest, tmp_path):
     run = crops.build(manifest, tmp_path / "crops", size=classifier.size, recipe=classifier.recipe, jobs=1)
     assert explorer.differing_pixels(run) == 0
-    explorer.frame = np.ascontiguousarray(explorer.frame[:, ::-1])
+    explorer.frame = explorer.frame[:, ::-1].copy()
     assert explorer.differing_pixels(run) > 0
     explorer.name = "elsewhere.png"
     assert explorer.differing_pixels(run) == -1
 
 
-def test_findings_hold_the_numbers_and_no_markup_of_a_hostile_name(explorer, classifier):
+def test_findings_and_figures_hold_the_numbers_and_no_markup_of_a_hostile_name(explorer, classifier):
     explorer.name = "`<script>alert(1)</script>\x1b[0m`"
-    view = explorer.look(explorer.choice(gain=2.0))
+    view = explorer.look(explorer.choice(gain=1.3, cover=True))
     text = view.words("view.md.j2", names=classifier.names, differing=0)
     assert f"{view.answer.probabilities[view.answer.lesion_type]:.2f}" in text
     assert "\x1b" not in text and re.search(r"`'<script>[^`]*'`", text)
-
-
-def test_every_figure_says_its_numbers(explorer, classifier):
-    view = explorer.look(explorer.choice(gain=1.3, cover=True))
     heat = explorer.heat(view.answer.crop, small.CLASSES[0], "gradcam", "exit_flow")
-    for figure in (
-        plots.steps_to_answer(view, classifier.names),
-        plots.map_methods(view.answer.crop, {"gradcam": heat}, "exit_flow", "nodular goiter"),
-        plots.gain_curve([0.5, 1.0, 2.0], np.eye(4)[:3], classifier.classes, classifier.names),
-    ):
-        assert re.search(r"\d", figure.alt) and len(figure.alt) > 60
-        plt.close(figure)
+    figures = [plots.steps_to_answer(view, classifier.names),
+               plots.map_methods(view.answer.crop, {"gradcam": heat}, "exit_flow", "nodular goiter"),
+               plots.gain_curve([0.5, 1.0, 2.0], np.eye(4)[:3], classifier.classes, classifier.names)]  # fmt: skip
+    assert all(re.search(r"\d", figure.alt) and len(figure.alt) > 60 for figure in figures)
+    plt.close("all")
 
 
 def test_moving_a_control_redraws_and_answers(panel):
@@ -176,7 +168,7 @@ def test_choosing_naming_and_uploading_an_image_open_it(panel, tmp_path):
     assert panel.view.name == "2.png"
 
 
-def test_what_cannot_be_used_or_is_unusual_is_said_and_the_panel_goes_on(panel, tmp_path):
+def test_what_cannot_be_used_or_is_unusual_is_said_and_the_panel_goes_on(explorer, panel, tmp_path):
     upload(panel, "x.png", b"no image")
     assert "cannot be used" in panel.words.value and "not an image" in panel.words.value
     panel.controls["path"].value = str(tmp_path / "<img src=x>.png")
@@ -185,20 +177,8 @@ def test_what_cannot_be_used_or_is_unusual_is_said_and_the_panel_goes_on(panel, 
     assert panel.view.choice.threshold == 20 and panel.picture.value
     upload(panel, "noise.png", png(np.random.default_rng(0).integers(0, 256, (200, 300), dtype=np.uint8)))
     assert "unlike the training images" in panel.words.value
-
-
-def test_settings_that_leave_no_region_are_said_and_can_be_taken_back(explorer):
-    explorer.frame = np.clip(explorer.frame, 0, 40)
-    panel = Panel(explorer)
+    explorer.frame = np.clip(small.sector_frame(1), 0, 40)  # settings that leave no region can be taken back
     panel.controls["threshold"].value = 80
     assert panel.view is None and "Nothing to classify" in panel.words.value and panel.picture.value == ""
     panel.controls["threshold"].value = 6
     assert panel.view is not None and panel.picture.value
-
-
-def test_looking_without_an_image_says_what_to_do(classifier):
-    explorer = explore.Explorer(classifier)
-    with pytest.raises(ValueError, match="open first"):
-        explorer.look(explorer.choice())
-    with pytest.raises(frames.FrameError):
-        explorer.open("missing.png")

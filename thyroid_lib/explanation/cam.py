@@ -1,14 +1,14 @@
 """Class activation maps through the grad-cam package, with what the package leaves out.
 
 The package scales every map to 0..1, so a flat map with 1e-6 of noise looks as sure as a real one: here the
-raw range stands beside every map. It leaves the model in eval mode: here every module gets its mode, its
-gradients and its ``requires_grad`` back. ``cam_checks`` asks whether the maps mean anything.
+raw range stands beside every map. It changes the model's mode and its gradients: here it gets a copy.
+``cam_checks`` asks whether the maps mean anything.
 
 Methods: Grad-CAM (Selvaraju 2017, arXiv 1610.02391), Grad-CAM++ (arXiv 1710.11063), HiResCAM (arXiv
 2011.08891), LayerCAM (Jiang 2021, TIP 30:5875), Eigen-CAM (arXiv 2008.00299).
 """
 
-from contextlib import contextmanager
+import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,13 +24,8 @@ CELLS = 4  # fewest a side of a map worth reading: a 2 x 2 map can point at a qu
 
 BATCH = 32  # images per pass
 
-METHODS = {
-    "gradcam": "GradCAM",
-    "gradcam++": "GradCAMPlusPlus",
-    "hirescam": "HiResCAM",
-    "layercam": "LayerCAM",
-    "eigencam": "EigenCAM",
-}
+METHODS = {"gradcam": "GradCAM", "gradcam++": "GradCAMPlusPlus", "hirescam": "HiResCAM", "layercam": "LayerCAM",
+           "eigencam": "EigenCAM"}  # fmt: skip
 """Method -> its class in the grad-cam package."""
 
 FLAT = 1e-6  # a map whose raw values all lie below this carries no evidence for its class and is called flat
@@ -61,13 +56,7 @@ class Cams:
         return ~(self.high > FLAT)
 
 
-def cam(
-    model: nn.Module,
-    images: np.ndarray,
-    targets: np.ndarray,
-    method: str = "gradcam",
-    layer: str = "exit_flow",
-) -> Cams:
+def cam(model: nn.Module, images, targets, method: str = "gradcam", layer: str = "exit_flow") -> Cams:
     """Where in each image the evidence for a class lies, as the network weighs it.
 
     Args:
@@ -80,45 +69,33 @@ def cam(
     Raises:
         ValueError: unknown method or layer, or targets that do not fit.
     """
-    images, targets = np.asarray(images), np.asarray(targets, np.int64)
-    if images.ndim != 3 or images.dtype != np.uint8 or targets.shape != (len(images),):
-        raise ValueError(
-            f"cam: expected uint8 images (n, S, S) and n targets, got {images.dtype} {images.shape} and "
-            f"targets {targets.shape}"
-        )
-    if method not in METHODS:
-        raise ValueError(f"cam: expected a method of {list(METHODS)}, got {method!r}")
-    module, parts = find(model, layer), []
-    with restored(model):
-        own = list(module.parameters())  # gradients flow back to the module's output and no further
-        model.requires_grad_(not own)
-        if own:
-            own[-1].requires_grad_(True)
-        for start in range(0, len(images), BATCH):
-            part = slice(start, start + BATCH)
-            parts.append(_batch(model, module, images[part], targets[part], METHODS[method]))
-    maps, low, high = (np.concatenate(values).astype(np.float32) for values in zip(*parts))
-    maps[~(high > FLAT)] = 0
-    return Cams(maps, low, high, targets, method, layer)
-
-
-def _batch(model, module, images, targets, kind: str):
-    """Scaled maps (n, S, S) and the smallest and largest raw value of each, (n,)."""
     import pytorch_grad_cam as package
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    raw = []
-    with getattr(package, kind)(model=model, target_layers=[module]) as maker:
+    images, targets = np.asarray(images), np.asarray(targets, np.int64)
+    if images.ndim != 3 or images.dtype != np.uint8 or targets.shape != (len(images),):
+        raise ValueError(
+            f"cam: expected uint8 images (n, S, S) and n targets, got {images.dtype} {images.shape} and {targets.shape}"
+        )
+    if method not in METHODS:
+        raise ValueError(f"cam: expected a method of {list(METHODS)}, got {method!r}")
+    model, maps, raw = copied(model), [], []
+    module = find(model, layer)
+    own = list(module.parameters())  # gradients flow back to the module's output and no further
+    model.requires_grad_(not own)
+    for parameter in own[-1:]:
+        parameter.requires_grad_(True)
+    with getattr(package, METHODS[method])(model=model, target_layers=[module]) as maker:
         unscaled = maker.get_cam_image
-
-        def seen(*arguments, **options):
-            raw.append(np.asarray(unscaled(*arguments, **options)))
-            return raw[-1]
-
-        maker.get_cam_image = seen
-        maps = maker(model_input(model, images), [ClassifierOutputTarget(int(t)) for t in targets])
-    values = raw[0].reshape(len(images), -1)
-    return maps, values.min(axis=1), values.max(axis=1)
+        maker.get_cam_image = lambda *given: raw.append(np.asarray(unscaled(*given))) or raw[-1]
+        for start in range(0, len(images), BATCH):
+            part = slice(start, start + BATCH)
+            asked = [ClassifierOutputTarget(int(target)) for target in targets[part]]
+            maps.append(maker(model_input(model, images[part]), asked))
+    maps, raw = (np.concatenate(parts).astype(np.float32) for parts in (maps, raw))
+    low, high = raw.min(axis=(1, 2)), raw.max(axis=(1, 2))
+    maps[~(high > FLAT)] = 0
+    return Cams(maps, low, high, targets, method, layer)
 
 
 def find(model: nn.Module, layer: str) -> nn.Module:
@@ -131,9 +108,7 @@ def find(model: nn.Module, layer: str) -> nn.Module:
         return model.get_submodule(layer)
     except AttributeError:
         known = [name for name, _ in model.named_children()]
-        raise ValueError(
-            f"expected a layer of {type(model).__name__} such as {known}, got {layer!r}"
-        ) from None
+        raise ValueError(f"expected a layer of the network such as {known}, got {layer!r}") from None
 
 
 def choose(model: nn.Module, size: int, layer: str = "auto", method: str = "auto") -> tuple[str, str]:
@@ -152,36 +127,22 @@ def choose(model: nn.Module, size: int, layer: str = "auto", method: str = "auto
         method: one of ``METHODS``, or "auto".
     """
     if layer == "auto":
-        sides, modules = {}, {find(model, name): name for name in LAYERS}
-
-        def seen(module, given, output):
-            sides[modules[module]] = output.shape[-1]
-
-        hooks = [module.register_forward_hook(seen) for module in modules]
-        with restored(model), torch.no_grad():
-            model(model_input(model, np.zeros((1, size, size), np.uint8)))
-        for hook in hooks:
-            hook.remove()
+        seen, sides = copied(model), {}
+        for name in LAYERS:
+            find(seen, name).register_forward_hook(
+                lambda _module, _given, output, name=name: sides.update({name: output.shape[-1]})
+            )
+        with torch.no_grad():
+            seen(model_input(seen, np.zeros((1, size, size), np.uint8)))
         layer = next((name for name in LAYERS if sides[name] >= CELLS), LAYERS[-1])
     if method == "auto":
         method = "gradcam" if layer == "exit_flow" else "hirescam"
     return layer, method
 
 
-@contextmanager
-def restored(model: nn.Module):
-    """Eval mode inside; then every module gets its mode back, every parameter its gradient and ``requires_grad``."""
-    modes = [(module, module.training) for module in model.modules()]
-    gradients = [(p, p.requires_grad, p.grad) for p in model.parameters()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for parameter, needed, gradient in gradients:
-            parameter.requires_grad_(needed)
-            parameter.grad = gradient
+def copied(model: nn.Module) -> nn.Module:
+    """A copy in eval mode, to look into and to change: the network keeps its mode, its gradients and its weights."""
+    return copy.deepcopy(model).eval()
 
 
 def model_input(model: nn.Module, images: np.ndarray) -> torch.Tensor:

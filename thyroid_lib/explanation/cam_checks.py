@@ -11,13 +11,13 @@
 The limits 0.5 and 0.4 are conventions of this study, fixed before any result was seen.
 """
 
-import copy
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
 import torch
+import yaml
 from scipy.stats import rankdata
 from torch import nn
 from torch.optim.swa_utils import update_bn
@@ -25,30 +25,17 @@ from torch.optim.swa_utils import update_bn
 from thyroid_lib import network
 from thyroid_lib.common.messages import say
 from thyroid_lib.common.progress import status
+from thyroid_lib.common.templates import TEMPLATES
 from thyroid_lib.explanation import cam
 from thyroid_lib.explanation.tested import Sample, Tested
 from thyroid_lib.training import checkpoint
-
-CHECKS = (
-    ("energy in the nodule above its area share", "masks", "energy_over_share", "interval > 0"),
-    ("energy in the nodule above a random map", "masks", "energy_over_random", "interval > 0"),
-    ("energy in the nodule above an edge detector", "masks", "energy_over_edges", "interval > 0"),
-    ("energy in the nodule above random weights'", "masks", "energy_over_random_weights", "interval > 0"),
-    ("pointing game above the nodule's area share", "masks", "pointing_over_share", "interval > 0"),
-    ("deletion (ROAD) above a random map", "deletion", "road_over_random", "interval > 0"),
-    ("map changes when the weights are random", "randomization", "correlation/", "interval < 0.5"),
-    ("two trainings agree on the place", "agreement", "agreement", "mean >= 0.4"),
-)
-"""What is asked; where the number stands in the results (of randomization: with all weights random); its limit."""
 
 BASELINES = ("random", "edges", "centre")
 
 REMOVED = (20, 50, 80)  # parts of the area, %, that deletion takes away
 
 
-def check_maps(
-    tested: Tested, other=None, *, method: str, layer: str, most: int = 64, road_images: int = 16, **options
-) -> dict:
+def check_maps(tested: Tested, other, *, method, layer, most: int, road_images: int, **options) -> dict:
     """Every check of the maps, for the trained network and for one with random weights.
 
     Localization uses every tested image with a mask; the other checks, which cost many passes, use images of
@@ -84,8 +71,7 @@ def check_maps(
         if other is not None:
             agreement = rank_correlation(seen.maps, some.of(other).cam(method, layer).maps)
             found["agreement"] = Sample(some.patients, **options).means({"agreement": agreement})
-        lines = verdicts(found)
-        result[name] = found | {"verdicts": dict(zip(lines["check"], lines["verdict"]))}
+        result[name] = found | {"verdicts": verdicts(found).set_index("check")["verdict"].to_dict()}
     return result
 
 
@@ -108,13 +94,11 @@ def check_against_masks(part: Tested, cams: cam.Cams, **options) -> dict:
     if not masked.any():
         return result | {"reason": "no image has a nodule mask"}
     images, masks, own = part.images[masked], part.masks[masked], inside(part, cams)
-    columns = dict(own)
-    others = {name: localization(baseline_maps(images, name, options["seed"]), masks) for name in BASELINES}
-    for what in ("energy", "pointing"):
-        columns[f"{what}_over_share"] = own[what] - own["share"]
-        for name, other in others.items():
-            columns[f"{name}/{what}"] = other[what]
-            columns[f"{what}_over_{name}"] = own[what] - other[what]
+    columns, both = dict(own), own[["energy", "pointing"]]
+    columns |= both.sub(own["share"], axis=0).add_suffix("_over_share")
+    for name in BASELINES:
+        other = localization(baseline_maps(images, name, options["seed"]), masks)[[*both]]
+        columns |= {**other.add_prefix(f"{name}/"), **(both - other).add_suffix(f"_over_{name}")}
     return result | Sample(part.patients[masked], **options).means(columns)
 
 
@@ -146,7 +130,7 @@ def check_randomization(part: Tested, trained: cam.Cams, **options) -> dict:
         all after it are random, with interval; ``order``: these modules, last first (one that holds less than
         a twentieth of the weights is randomized in its turn, but not looked at apart).
     """
-    broken, columns, images = copy.deepcopy(part.model), {}, part.images
+    broken, columns, images = cam.copied(part.model), {}, part.images
     sizes = {name: sum(p.numel() for p in child.parameters()) for name, child in broken.named_children()}
     names = [name for name, size in reversed(sizes.items()) if size]
     for position, name in enumerate(names):
@@ -160,7 +144,7 @@ def check_randomization(part: Tested, trained: cam.Cams, **options) -> dict:
 
 
 def verdicts(found: dict) -> pd.DataFrame:
-    """One line per check of ``CHECKS``.
+    """One line per check of ``templates/explanation/checks.yaml``.
 
     Args:
         found: "masks", "deletion", "randomization" and "agreement" -> results; empty where a check was not done.
@@ -169,19 +153,18 @@ def verdicts(found: dict) -> pd.DataFrame:
         Columns "check", "passes when", "measured" (in words) and "verdict": "pass", "fail" or "not done".
     """
     rows = []
-    for check, part, key, limit in CHECKS:
-        results = found[part]
-        metric = results.get(key + results.get("order", [""])[-1], {})
-        if metric.get("value") is None:
-            said = metric.get("reason") or results.get("reason", "not computed in this run")
-            rows.append((check, limit, said, "not done"))
-            continue
-        passed = {
-            "interval > 0": metric["low"] > 0,
-            "interval < 0.5": metric["high"] < 0.5,
-            "mean >= 0.4": metric["value"] >= 0.4,
-        }[limit]
-        rows.append((check, limit, say(metric, 3), "pass" if passed else "fail"))
+    for asked in yaml.safe_load((TEMPLATES / "explanation" / "checks.yaml").read_text(encoding="utf-8")):
+        results, limit = found[asked["part"]], asked["passes when"]
+        metric = results.get(asked["of"] + results.get("order", [""])[-1], {})
+        said, verdict = metric.get("reason") or results.get("reason", "not computed in this run"), "not done"
+        if metric.get("value") is not None:
+            passed = {
+                "interval > 0": metric["low"] > 0,
+                "interval < 0.5": metric["high"] < 0.5,
+                "mean >= 0.4": metric["value"] >= 0.4,
+            }[limit]
+            said, verdict = say(metric, 3), "pass" if passed else "fail"
+        rows.append((asked["check"], limit, said, verdict))
     return pd.DataFrame(rows, columns=["check", "passes when", "measured", "verdict"])
 
 
@@ -268,9 +251,7 @@ def baseline_maps(images: np.ndarray, name: str, seed: int = 0) -> np.ndarray:
     return ((maps - low) / np.maximum(high - low, 1e-12)).astype(np.float32)
 
 
-def road(
-    model: nn.Module, images: np.ndarray, maps: np.ndarray, targets: np.ndarray, seed: int
-) -> np.ndarray:
+def road(model: nn.Module, images: np.ndarray, maps: np.ndarray, targets, seed: int) -> np.ndarray:
     """ROAD score per image: probability without the least relevant minus without the most relevant part.
 
     Pixels are taken away by the noisy linear imputation of the grad-cam package. Equal relevance is ordered
@@ -289,10 +270,10 @@ def road(
     """
     from pytorch_grad_cam.metrics.road import NoisyLinearImputer
 
-    imputer, rng = NoisyLinearImputer(), np.random.default_rng(seed)
-    with cam.restored(model), torch.random.fork_rng(devices=[]), torch.no_grad():
+    imputer, rng, model = NoisyLinearImputer(), np.random.default_rng(seed), cam.copied(model)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        inputs, changed, scores = cam.model_input(model, images), [], []
+        inputs, changed = cam.model_input(model, images), []
         for pixels, values in zip(inputs.cpu(), maps):
             order = np.lexsort((rng.random(values.size), -values.ravel()))
             for percentage in REMOVED:
@@ -301,10 +282,8 @@ def road(
                     kept = torch.ones(values.size)
                     kept[torch.from_numpy(gone)] = 0
                     changed.append(imputer(pixels, kept.reshape(values.shape)))
-        for start in range(0, len(changed), 64):
-            logits = model(torch.stack(changed[start : start + 64]).to(inputs.device).float())
-            scores.append(torch.softmax(logits.double(), dim=1).cpu().numpy())
-    scores = np.concatenate(scores).reshape(len(images), len(REMOVED), 2, -1)
+        logits = torch.cat([model(part.to(inputs.device)) for part in torch.stack(changed).split(64)])
+    scores = torch.softmax(logits.double(), dim=1).cpu().numpy().reshape(len(images), len(REMOVED), 2, -1)
     scores = scores[np.arange(len(images)), :, :, np.asarray(targets)]
     return (scores[:, :, 0] - scores[:, :, 1]).mean(axis=1) / 2
 
@@ -323,7 +302,7 @@ def rank_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 def untrained(model: nn.Module, images: np.ndarray, seed: int = 0) -> nn.Module:
     """A copy of the network with random weights, BatchNorm fitted to the images: it must be able to fail a check."""
-    blank = copy.deepcopy(model)
+    blank = cam.copied(model)
     for position, child in enumerate(blank.children()):
         randomize(child, seed + position)
     refresh_statistics(blank, images)
@@ -344,7 +323,6 @@ def randomize(module: nn.Module, seed: int) -> None:
 
 def refresh_statistics(model: nn.Module, images: np.ndarray) -> None:
     """BatchNorm's mean and variance on 64 of the images, so that random weights are as well scaled as trained ones."""
-    model.eval()
     update_bn([cam.model_input(model, images[:64])], model)
 
 

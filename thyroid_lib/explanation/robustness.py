@@ -7,9 +7,10 @@ small or down-sampled image.
 
 import cv2
 import numpy as np
+import torch
+from torchvision.transforms.v2 import functional
 
 from thyroid_lib.common.progress import progress
-from thyroid_lib.evaluation.bootstrap import ratio
 from thyroid_lib.explanation.tested import Sample, Tested
 
 STRENGTHS = {
@@ -45,36 +46,35 @@ def change(images: np.ndarray, kind: str, strength: float, *, seed: int = 0) -> 
         raise ValueError(f"change: expected one of {list(STRENGTHS)}, got {kind!r}")
     if strength == STRENGTHS[kind][0]:
         return images
-    size = images.shape[1]
+    size, crops = images.shape[1], torch.tensor(images)[:, None]
     match kind:
         case "gain":
-            changed = images * strength
+            changed = 255 * functional.adjust_brightness(crops / 255, strength)
         case "gamma":
-            changed = 255 * (images / 255.0) ** strength
+            changed = 255 * functional.adjust_gamma(crops / 255, strength)
         case "speckle":
-            noise = np.random.default_rng(seed).standard_normal(images.shape, dtype=np.float32)
-            changed = images * (1 + strength * noise)
+            noise = np.random.default_rng(seed).standard_normal(crops.shape, dtype=np.float32)
+            changed = crops * (1 + strength * torch.from_numpy(noise))
         case "shift":
             step = round(strength * size)
-            changed = np.pad(images, ((0, 0), (step, 0), (step, 0)))[:, :size, :size]
+            changed = functional.pad(crops, [step, step, 0, 0])[..., :size, :size]
         case "blur":
-            changed = [cv2.GaussianBlur(image, (0, 0), strength * size) for image in images]
+            sigma = strength * size
+            changed = functional.gaussian_blur(crops, round(6 * sigma + 1) | 1, sigma)  # 3 sigma to each side
         case "JPEG quality":
-            files = [cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, strength])[1] for image in images]
-            changed = [cv2.imdecode(file, cv2.IMREAD_GRAYSCALE) for file in files]
+            changed = functional.jpeg(crops, strength)
         case "down-scaling":
             less = (max(1, round(size / strength)),) * 2
-            small = [cv2.resize(image, less, interpolation=cv2.INTER_AREA) for image in images]
-            changed = [cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR) for image in small]
-    return np.clip(np.rint(changed), 0, 255).astype(np.uint8)
+            small = np.stack([cv2.resize(image, less, interpolation=cv2.INTER_AREA) for image in images])
+            changed = functional.resize(torch.from_numpy(small)[:, None].float(), [size, size])
+    return changed[:, 0].float().round().clamp(0, 255).to(torch.uint8).numpy()
 
 
-def curves(tested: Tested, strengths: dict | None = None, *, seed: int = 0, **options) -> dict:
+def curves(tested: Tested, *, seed: int = 0, **options) -> dict:
     """Macro AUROC and balanced accuracy of the frozen classifier at every strength of every change.
 
     Args:
         tested: the tested images.
-        strengths: kind -> strengths, the first of which changes nothing; ``STRENGTHS`` where not given.
         seed: of the speckle and the bootstrap.
         options: draws and minimum, of ``tested.Sample``; all strengths share the draws.
 
@@ -84,25 +84,22 @@ def curves(tested: Tested, strengths: dict | None = None, *, seed: int = 0, **op
         are those that the study states; "read here" beside them is the macro AUROC as ``tested`` reads them,
         which other arithmetic moves a little.
     """
-    images, labels, bounds, result = tested.images, tested.labels, (0.0, 1.0), {}
-    classes = np.arange(tested.stated.shape[1])
+    images, labels, classes = tested.images, tested.labels, np.arange(tested.stated.shape[1])
     sample, is_class = (
         Sample(tested.patients, labels, classes, seed=seed, **options),
         labels[:, None] == classes,
     )
-    whole = sample.macro_auroc(tested.probabilities(images))
-    for kind, levels in progress((strengths or STRENGTHS).items(), "robustness", len(strengths or STRENGTHS)):
+    whole, result = sample.macro_auroc(tested.probabilities(images)), {}
+    for kind, levels in progress(STRENGTHS.items(), "robustness"):
         for strength in levels:
-            plain = strength == STRENGTHS[kind][0]
+            plain = strength == levels[0]
             p = tested.stated if plain else tested.probabilities(change(images, kind, strength, seed=seed))
             auroc, right = sample.macro_auroc(p), is_class & (p.argmax(1) == labels)[:, None]
-            sums = sample.clusters.sums(np.hstack([right, is_class]))
-            recall = ratio(sums[:, : len(classes)], sums[:, len(classes) :]).mean(axis=1)
-            found = {
-                "macro_auroc": sample.metric(auroc, bounds),
-                "balanced_accuracy": sample.metric(recall, bounds),
-                "loss": sample.metric(whole - (whole if plain else auroc)),
-            }
-            found |= {"read here": sample.metric(whole, bounds)} if plain else {}
+            recall = sample.clusters.means(right, is_class).mean(axis=1)
+            shares = {"macro_auroc": auroc, "balanced_accuracy": recall} | (
+                {"read here": whole} if plain else {}
+            )
+            found = {name: sample.metric(values, (0.0, 1.0)) for name, values in shares.items()}
+            found["loss"] = sample.metric(whole - (whole if plain else auroc))
             result.setdefault(kind, {})[f"{strength:g}"] = found
     return result

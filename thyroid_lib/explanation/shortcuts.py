@@ -20,7 +20,6 @@ import torch
 import yaml
 from torch import nn
 
-from thyroid_lib import network
 from thyroid_lib.common.messages import say
 from thyroid_lib.common.progress import status
 from thyroid_lib.common.templates import TEMPLATES
@@ -29,6 +28,7 @@ from thyroid_lib.evaluation.bootstrap import MINIMUM_PATIENTS, scarcer_sides
 from thyroid_lib.explanation import cam
 from thyroid_lib.explanation.tested import Sample, Tested, spread
 from thyroid_lib.explanation.views import PRINTED, views_of
+from thyroid_lib.training import loop
 
 SHARE = (0.0, 1.0)  # bounds of an AUROC
 PIXELS = 48  # px, side of the pixel reader's image: small enough to fit, large enough to show print
@@ -83,20 +83,18 @@ def score_views(tested: Tested, rows: np.ndarray, views: dict[str, np.ndarray], 
         the study's own, and "read here" beside it is the score of the same images as they are read here, which
         other arithmetic moves a little. Both sides of a difference are read here.
     """
-    crops, model, classes = tested.crops, tested.model, range(len(tested.crops.classes))
+    crops, model, classes = tested.crops, cam.copied(tested.model), range(len(tested.crops.classes))
     labels, index = crops.labels[rows], crops.index.iloc[rows]
     folds, patients = index["fold"].to_numpy(), index["patient"].to_numpy().astype(str)
     test, device = folds == tested.fold, next(model.parameters()).device
-    own, every = (
-        Sample(patients[test], labels[test], classes, **options),
-        Sample(patients, labels, classes, **options),
-    )
+    own = Sample(patients[test], labels[test], classes, **options)
+    every = Sample(patients, labels, classes, **options)
     result, scores = {}, {}
     for name, images in views.items():
         vectors = features(model, images, tested.precision)
-        with cam.restored(model), torch.inference_mode():
+        with torch.inference_mode():
             logits = model.forward_head(torch.from_numpy(vectors[test])[:, :, None, None].to(device))
-            head = torch.softmax(logits.double() / tested.temperature[tested.fold], 1).cpu().numpy()
+        head = torch.softmax(logits.double() / tested.temperature[tested.fold], 1).cpu().numpy()
         read = {
             "classifier": (own, head),
             "probe": (own, probe(vectors[~test], labels[~test], vectors[test], len(classes))),
@@ -140,8 +138,7 @@ def text_audit(crops: Crops, *, minimum: int = MINIMUM_PATIENTS, **options) -> d
         why = "text is printed on every frame or on none, or the set has no folds: nothing to compare"
         return {"reason": why}
     folds, patients = index["fold"].to_numpy(), index["patient"].to_numpy().astype(str)
-    frames = pixel_probe(crops.frames[known], labels, folds, count)
-    cuts = pixel_probe(crops.images[known], labels, folds, count)
+    read = [pixel_probe(seen[known], labels, folds, count) for seen in (crops.frames, crops.images)]
     result = {}
     for name, chosen in {"all frames": texted | True, "with text": texted, "without text": ~texted}.items():
         of, truth = patients[chosen], labels[chosen]
@@ -149,7 +146,7 @@ def text_audit(crops: Crops, *, minimum: int = MINIMUM_PATIENTS, **options) -> d
         kept = np.flatnonzero(sides >= minimum)
         kept = kept if len(kept) > 1 else np.arange(count)  # then the metric says "too few"
         sample = Sample(of, truth, kept, minimum=minimum, **options)
-        whole, cut = (sample.macro_auroc(read[chosen]) for read in (frames, cuts))
+        whole, cut = (sample.macro_auroc(probabilities[chosen]) for probabilities in read)
         result[name] = {
             "full frame": sample.metric(whole, SHARE),
             "crop": sample.metric(cut, SHARE),
@@ -159,9 +156,7 @@ def text_audit(crops: Crops, *, minimum: int = MINIMUM_PATIENTS, **options) -> d
     return result
 
 
-def source_audit(
-    vectors: np.ndarray, source, patients, *, seed: int = 0, minimum: int = MINIMUM_PATIENTS, **options
-) -> dict:
+def source_audit(vectors, source, patients, *, seed=0, minimum=MINIMUM_PATIENTS, **options) -> dict:
     """How well frozen features tell where an image came from, cross-validated by patient.
 
     Args:
@@ -204,8 +199,7 @@ def verdicts(audited: dict) -> pd.DataFrame:
         "warning" (the whole interval lies above chance, or above no difference) or "not done".
     """
     rows = []
-    questions = (TEMPLATES / "explanation" / "questions.yaml").read_text(encoding="utf-8")
-    for asked in yaml.safe_load(questions):
+    for asked in yaml.safe_load((TEMPLATES / "explanation" / "questions.yaml").read_text(encoding="utf-8")):
         for reader in asked["readers"]:
             metric = audited
             for step in asked["of"].format(reader=reader).split("/"):
@@ -218,32 +212,23 @@ def verdicts(audited: dict) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["question", "reader", "AUROC or its rise", "verdict", "meaning"])
 
 
-def features(model: nn.Module, images: np.ndarray, precision: str = "32", batch_size: int = 64) -> np.ndarray:
+def features(model: nn.Module, images: np.ndarray, precision: str = "32") -> np.ndarray:
     """The frozen network's last feature map, averaged over pixels, and over what a prediction averages over.
 
     Args:
         model: of ``network.build``.
         images: uint8 (n, S, S).
         precision: "32" or "bf16".
-        batch_size: images per pass.
 
     Returns:
         float32 (n, D).
     """
-    parts, device = [], next(model.parameters()).device.type
-    low = torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
-    with cam.restored(model), torch.inference_mode(), low:
-        for start in range(0, len(images), batch_size):
-            x = cam.model_input(model, images[start : start + batch_size])
-            seen = network.views(x.contiguous(memory_format=torch.channels_last), model.config)
-            maps = [model.forward_features(view).float().mean((2, 3)) for view in seen]
-            parts.append((sum(maps) / len(maps)).cpu().numpy())
-    return np.concatenate(parts)
+    reader = cam.copied(model)
+    reader.forward = lambda view: reader.forward_features(view).float().mean((2, 3))
+    return loop.predict(reader, images, precision=precision)
 
 
-def probe(
-    train: np.ndarray, labels: np.ndarray, test: np.ndarray, classes: int, strength: float = 0.1
-) -> np.ndarray:
+def probe(train, labels, test, classes: int, strength: float = 0.1) -> np.ndarray:
     """Logistic regression on standardized features.
 
     Args:

@@ -5,6 +5,7 @@ member of the classifier that was fitted without that image's fold.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from thyroid_lib import network
 from thyroid_lib.common.messages import english, quoted
 from thyroid_lib.data.crops import Crops
 from thyroid_lib.evaluation import bootstrap
+from thyroid_lib.evaluation.bootstrap import MINIMUM_PATIENTS
 from thyroid_lib.explanation import cam
 from thyroid_lib.training import hardware, loop
 
@@ -149,14 +151,13 @@ def open_tested(crops: Crops, classifier, predictions: pd.DataFrame, precision: 
             "and 04 into the same run"
         )
     table = predictions.assign(row=places).sort_values("row", ignore_index=True)
-    folds = classifier.definition["training"].get("folds", sorted(set(table["fold"])))
+    folds, rows = classifier.definition["training"]["folds"], table.pop("row").to_numpy()
     members, temperatures = classifier.members(), classifier.definition["temperature"]
     if len(members) != len(folds):
         raise ValueError(
             f"open_tested: expected one member of the classifier per tested fold {folds}, got {len(members)} members; "
             "run notebook 04 again"
         )
-    folds, rows = [int(fold) for fold in folds], table.pop("row").to_numpy()
     found = Tested(crops, rows, table, dict(zip(folds, members)), dict(zip(folds, temperatures)))
     table["predicted"] = np.array(crops.classes)[found.stated.argmax(axis=1)]
     device = next(found.model.parameters()).device
@@ -179,10 +180,8 @@ def gallery(tested: Tested, count: int, names: dict, method: str, layer: str):
     part = tested.first(count)
     shown = [(name, layer) for name in cam.METHODS]
     shown += [(method, stage) for stage in network.STAGES if stage != layer]
-    titles = [
-        f"{english(names, row.truth)},\nread as\n{english(names, row.predicted)}"
-        for row in part.table.itertuples()
-    ]
+    said = part.table[["truth", "predicted"]].map(lambda key: english(names, key))
+    titles = [f"{truth},\nread as\n{read}" for truth, read in said.to_numpy()]
     return part, {f"{name}\n{place}": part.cam(name, place) for name, place in shown}, titles
 
 
@@ -200,9 +199,7 @@ class Sample:
         draws, seed, minimum: of the bootstrap over patients.
     """
 
-    def __init__(
-        self, patients, labels=None, classes=(), *, draws=2000, seed=0, minimum=bootstrap.MINIMUM_PATIENTS
-    ):
+    def __init__(self, patients, labels=None, classes=(), *, draws=2000, seed=0, minimum=MINIMUM_PATIENTS):
         self.labels, self.classes, self.clusters = labels, classes, bootstrap.Clusters(patients, draws, seed)
         self.about = {"n_images": len(patients), "n_patients": self.clusters.patients, "minimum": minimum}
         if labels is not None:
@@ -215,13 +212,10 @@ class Sample:
 
     def means(self, columns: dict) -> dict:
         """Name -> metric: the mean over images of each column, name -> float (n,)."""
-        sums = self.clusters.sums(np.column_stack([*columns.values(), np.ones(len(self.clusters.index))]))
-        return {name: self.metric(sums[:, i] / sums[:, -1]) for i, name in enumerate(columns)}
+        means = self.clusters.means(np.column_stack([*columns.values()]))
+        return {name: self.metric(values) for name, values in zip(columns, means.T)}
 
     def macro_auroc(self, probabilities: np.ndarray) -> np.ndarray:
         """Mean one-against-rest AUROC of float (n, C) for the sample and every draw, NaN where a class is absent."""
-        areas = [
-            bootstrap.rank_statistics(probabilities[:, k], self.labels == k, self.clusters)[0]
-            for k in self.classes
-        ]
-        return np.mean(areas, axis=0)
+        statistics = partial(bootstrap.rank_statistics, clusters=self.clusters)
+        return np.mean([statistics(probabilities[:, k], self.labels == k)[0] for k in self.classes], axis=0)

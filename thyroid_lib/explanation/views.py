@@ -70,10 +70,8 @@ def nodule_hidden(images: np.ndarray, masks: np.ndarray) -> np.ndarray:
         _, _, parts, _ = cv2.connectedComponentsWithStats((np.asarray(mask) > 0).astype(np.uint8))
         for x, y, width, height, _ in parts[1:]:
             half = max(2, 0.6 * (max(width, height) - 1) + 1)
-            (top, bottom), (left, right) = (
-                (int(max(0, centre - half)), int(min(size, centre + half + 1)))
-                for centre in (y + (height - 1) / 2, x + (width - 1) / 2)
-            )
+            middle = np.array([y + (height - 1) / 2, x + (width - 1) / 2])
+            (top, left), (bottom, right) = (middle + [[-half], [half + 1]]).clip(0, size).astype(int)
             square = seen[top:bottom, left:right]
             outer = seen[max(0, top - margin) : bottom + margin, max(0, left - margin) : right + margin]
             around, level = outer.size - square.size, int(outer.sum()) - int(square.sum())

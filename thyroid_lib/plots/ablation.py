@@ -8,9 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 
-from thyroid_lib.common.messages import say
 from thyroid_lib.plots import style
-from thyroid_lib.plots.style import GREY, INK, MUTED, WIDTH, forest_rows, metrics_said, note, panels, told
+from thyroid_lib.plots.style import GREY, INK, MUTED, WIDTH, forest_rows, note, panels, told
 
 GROUPS = {
     "parts": ("parts of the invention", style.BLUE, "o"),
@@ -34,8 +33,7 @@ def arms(rows: list[dict], label: str) -> Figure:
     marks = [Line2D([], [], color=ink, marker=marker, label=name) for name, ink, marker in shown]
     marks.append(Line2D([], [], color=INK, marker="|", lw=0, label="each training"))
     figure.legend(handles=marks, loc="outside lower center", ncols=len(marks), fontsize=7.5)
-    said = metrics_said((row["title"], row["metric"]) for row in rows)
-    return told(figure, f"{label} of each arm with 95 % intervals.", said)
+    return told(figure, "arms", label=label, rows=rows)
 
 
 def accuracy_against_cost(table: pd.DataFrame, references: dict[str, dict], label: str) -> Figure:
@@ -71,17 +69,10 @@ def accuracy_against_cost(table: pd.DataFrame, references: dict[str, dict], labe
         ax.set(xlabel=name, ylabel=label)
         ax.label_outer()
         ax.grid(lw=0.5)
-    keys = [
-        Line2D([], [], color=INK, ls="", marker=f"${row.number}$", label=row.title)
-        for row in table.itertuples()
-    ]
+    numbered = table.set_index("number")["title"].items()
+    keys = [Line2D([], [], color=INK, ls="", marker=f"${n}$", label=title) for n, title in numbered]
     figure.legend(handles=keys, loc="outside lower center", ncols=2, fontsize=7.5)
-    said = [
-        f"{row.title}: {say(row._asdict())} at {row.gmacs:.3g} GMACs and {row.training:.0f} images/s in training"
-        for row in table.itertuples()
-    ]
-    said += metrics_said((f"{name} (no network)", metric) for name, metric in references.items())
-    return told(figure, f"{label} against multiplications and against training time.", said)
+    return told(figure, "cost", label=label, networks=table.to_dict("records"), references=references)
 
 
 def gaze(maps: dict[str, dict[str, np.ndarray]], numbers: dict[str, dict]) -> Figure:
@@ -96,17 +87,12 @@ def gaze(maps: dict[str, dict[str, np.ndarray]], numbers: dict[str, dict]) -> Fi
     figure, axes = panels(2 * blocks, columns, WIDTH * 2.29 * blocks / columns)
     for ax in axes.flat:
         ax.axis("off")
-    said = []
     for place, (title, pair) in enumerate(maps.items()):
         above, below = axes[2 * (place // columns) :, place % columns][:2]
-        side, evenness = (
-            f"{numbers[title]['field_side_px']:.0f} px",
-            f"evenness {numbers[title]['evenness']:.2f}",
-        )
-        for ax, name, text in ((above, "field", side), (below, "gradient", evenness)):
+        words = f"{numbers[title]['field_side_px']:.0f} px", f"evenness {numbers[title]['evenness']:.2f}"
+        for ax, name, text in zip((above, below), ("field", "gradient"), words):
             image = ax.imshow(np.sqrt(pair[name]), cmap=style.SEQUENTIAL, vmin=0, vmax=1)
             ax.text(0.5, -0.04, text, transform=ax.transAxes, ha="center", va="top", fontsize=7)
         above.set_title("\n".join(wrap(title, 13, break_long_words=False)), fontsize=7, fontweight="normal")
-        said.append(f"{title}: effective receptive field of {side} a side, {evenness}")
     figure.colorbar(image, ax=axes.ravel().tolist(), shrink=0.6, label="gradient (root scale)")
-    return told(figure, "Two maps per network, bright where a pixel weighs much.", said)
+    return told(figure, "gaze", numbers={title: numbers[title] for title in maps})

@@ -1,5 +1,9 @@
 """Figures of the evaluation: each takes results, returns a Figure and says its numbers in ``figure.alt``."""
 
+from itertools import groupby
+from operator import itemgetter
+
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn
@@ -10,8 +14,6 @@ from thyroid_lib.common.messages import english, say
 from thyroid_lib.plots import style
 from thyroid_lib.plots.style import BLUE, CYCLE, GREY, INK, MUTED, WIDTH, band, colour, heading, panels, told
 
-METRIC_NAMES = {"macro_auroc": "macro AUROC", "balanced_accuracy": "balanced accuracy", "brier": "Brier score",
-                "accuracy": "accuracy"}  # fmt: skip
 DIAGONAL = {"color": MUTED, "lw": 0.7, "ls": ":"}
 HALVES = {"ticks": [0, 0.5, 1], "labels": ["0", "0.5", "1"]}  # short: the panels stand close together
 
@@ -25,7 +27,6 @@ def roc_and_precision_recall(curves: dict, metrics: dict, names: dict) -> Figure
         names: class key -> (English, Chinese).
     """
     figure, ((left, right),) = panels(1, 2, 3.5)
-    said = []
     for position, (key, curve) in enumerate(curves.items()):
         ink, name = colour(key, position), english(names, key)
         auroc, precision = metrics[f"auroc/{key}"], metrics[f"average_precision/{key}"]
@@ -34,15 +35,12 @@ def roc_and_precision_recall(curves: dict, metrics: dict, names: dict) -> Figure
             band(ax, curve["x"], pd.DataFrame(bounds, curve["x"]), ink, f"{name}, {say(metric)}")
             ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18))
         right.axhline(curve["prevalence"], color=ink, lw=0.7, ls=":")
-        said.append(f"{name}: AUROC {say(auroc)}, average precision {say(precision)}")
     left.plot([0, 1], [0, 1], **DIAGONAL)
     left.set(xlabel="1 − specificity", ylabel="sensitivity", title="ROC (AUROC, 95 % interval)")
-    right.set(
-        xlabel="sensitivity (recall)", ylabel="precision (PPV)", title="Precision-recall (average precision)"
-    )
-    for ax in (left, right):
-        ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.02))
-    return told(figure, "ROC and precision-recall curves, one class against the rest.", said)
+    right.set(xlabel="sensitivity (recall)", ylabel="precision (PPV)")
+    right.set_title("Precision-recall (average precision)")
+    plt.setp((left, right), xlim=(-0.01, 1.01), ylim=(-0.01, 1.02))
+    return told(figure, "roc", curves=curves, metrics=metrics, names=names)
 
 
 def confusion(metrics: dict, classes: list[str], names: dict) -> Figure:
@@ -63,11 +61,7 @@ def confusion(metrics: dict, classes: list[str], names: dict) -> Figure:
     seaborn.heatmap(table, annot=np.array(cells), fmt="", cbar_kws=bar, ax=ax, **look)
     ax.tick_params(length=0, rotation=0)
     ax.set(xlabel="predicted (highest probability)", ylabel="reference standard")
-    said = [
-        f"of {counts[i].sum()} images with {english(names, key)}, {counts[i, i]} ({share[i, i]:.0%}) were right"
-        for i, key in enumerate(classes)
-    ]
-    return told(figure, "Confusion matrix:", said)
+    return told(figure, "confusion", counts=counts, share=share, classes=classes, names=names)
 
 
 def reliability(before: dict, after: dict, metrics: dict, classes: list[str], names: dict) -> Figure:
@@ -89,16 +83,7 @@ def reliability(before: dict, after: dict, metrics: dict, classes: list[str], na
         ax.set_xticks(**HALVES)
     axes[0, 0].set_ylabel("observed frequency")
     axes[0, 0].legend(fontsize=7, loc="upper left", handlelength=1)
-    errors = {
-        "ece_top_label": "top-label calibration error",
-        "ece_classwise": "classwise",
-        "brier": "Brier score",
-    }
-    said = [
-        f"{name} {say(metrics[f'raw/{key}'], 3)} before temperature scaling and {say(metrics[key], 3)} after"
-        for key, name in errors.items()
-    ]
-    return told(figure, "Observed frequency against stated probability:", said)
+    return told(figure, "reliability", metrics=metrics)
 
 
 def decision_curves(metrics: dict, classes: list[str], names: dict) -> Figure:
@@ -109,7 +94,7 @@ def decision_curves(metrics: dict, classes: list[str], names: dict) -> Figure:
         classes, names: keys in order; key -> (English, Chinese).
     """
     figure, axes = panels(1, len(classes), 2.5)
-    said = []
+    better = {}
     for position, (ax, key) in enumerate(zip(axes[0], classes)):
         prefix = f"net_benefit/{key}/"
         places = sorted(k for k in metrics if k.startswith(prefix) and not k.endswith("/all"))
@@ -119,22 +104,18 @@ def decision_curves(metrics: dict, classes: list[str], names: dict) -> Figure:
         ax.plot(everyone, color=MUTED, lw=1, ls="--")
         ax.axhline(0, color=MUTED, lw=0.8)
         top = max([*everyone, *known["value"], 0.05])
-        better = known.index[known["low"] > everyone[known.index].clip(0)]
-        where = f"from {better.min():.2f} to {better.max():.2f}" if len(better) else "nowhere"
-        found = "too few patients" if known.empty else f"surely better than acting on all or none {where}"
-        said.append(f"{english(names, key)}: {found}")
+        surely = known.index[known["low"] > everyone[known.index].clip(0)]
+        better[english(names, key)] = None if known.empty else surely
         ax.set(ylim=(-0.6 * top, 1.15 * top), xlim=(0, 1), xlabel="threshold probability")
         ax.set_xticks(**HALVES)
         ax.set_title(heading(names, key), fontsize=8)
     axes[0, 0].set_ylabel("net benefit")
     lines = Line2D([], [], color=INK), Line2D([], [], color=MUTED, lw=1, ls="--")
     figure.legend(lines, ["act on the classifier", "act on all"], loc="outside lower center", ncols=2)
-    return told(figure, "Decision curves with 95 % bands; zero is acting on none.", said)
+    return told(figure, "decision", better=better)
 
 
-def forest(
-    rows: list[tuple[str, str, dict]], *, label: str, reference: float | None = None, title: str = ""
-) -> Figure:
+def forest(rows: list[tuple], *, label: str, title: str, reference: float | None = None) -> Figure:
     """Forest plot: one line per (group, name, metric), "too few" where there is no number.
 
     Args:
@@ -143,22 +124,16 @@ def forest(
         reference: a vertical line, such as 0 for differences or the whole sample's value.
         title: of the figure, also the first words of the alt text.
     """
-    lines, previous = [], None
-    for group, name, metric in rows:
-        lines += [(group, None)] if group and group != previous else []
-        lines.append((name, metric))
-        previous = group
+    lines = []
+    for group, members in groupby(rows, itemgetter(0)):
+        lines += [(group, None)] if group else []
+        lines += [(name, metric) for _, name, metric in members]
     height = 0.7 + sum(0.21 * (1 + name.count("\n")) for name, _ in lines)
     figure, ((ax,),) = panels(1, 1, height)
-    style.forest_rows(ax, lines, label, reference, _with_counts)
+    style.forest_rows(ax, lines, label, reference, "{said}   {n_images} / {n_patients}")
     ax.set_title(title)
     ax.text(1.01, 1, "images / patients", transform=ax.transAxes, fontsize=7, color=MUTED, va="bottom")
-    named = ((f"{group}, {name}" if group else name, metric) for group, name, metric in rows)
-    return told(figure, f"{title or label} with 95 % intervals.", style.metrics_said(named))
-
-
-def _with_counts(metric: dict) -> str:
-    return f"{say(metric)}   {metric['n_images']} / {metric['n_patients']}"
+    return told(figure, "forest", title=title, rows=rows)
 
 
 def referral(results: dict[str, dict]) -> Figure:
@@ -168,51 +143,36 @@ def referral(results: dict[str, dict]) -> Figure:
         results: name of a set -> result of ``selective.referral``.
     """
     figure, ((ax,),) = panels(1, 1, 3, 0.75 * WIDTH)
-    said = []
-    for position, (name, metrics) in enumerate(results.items()):
+    known = {}
+    for (name, metrics), ink, marker in zip(results.items(), CYCLE, "os^" * 3):
         kept = {key.partition("/")[2]: metrics[key] for key in metrics if key.startswith("accuracy/")}
-        known = band(
-            ax, map(float, kept), [*kept.values()], CYCLE[position], name, marker="os^"[position % 3]
-        )
-        said.append(f"{name}: {_first_and_last(known)}")
-    ax.set(
-        xlabel="fraction referred to a human", ylabel="accuracy on the rest", xlim=(0, 0.82), ylim=(0, 1.02)
-    )
+        known[name] = band(ax, map(float, kept), [*kept.values()], ink, name, marker=marker)
+    ax.set(xlabel="fraction referred to a human", ylabel="accuracy on the rest")
+    ax.set(xlim=(0, 0.82), ylim=(0, 1.02))
     ax.legend(loc="lower right")
-    return told(figure, "Accuracy when the least certain images are referred, by their fraction.", said)
+    return told(figure, "referral", curves=known)
 
 
-def _first_and_last(known: pd.DataFrame) -> str:
-    if known.empty:
-        return "too few patients"
-    first, last = (f"{say(known.loc[x].to_dict())} at {x}" for x in known.index[[0, -1]])
-    return f"{first}, {last}"
-
-
-def robustness(results: dict[str, dict], *, metric: str = "macro_auroc") -> Figure:
-    """How the score falls as the images get worse, one panel per kind of change.
+def robustness(results: dict[str, dict]) -> Figure:
+    """How the macro AUROC falls as the images get worse, one panel per kind of change.
 
     Args:
-        results: kind -> {strength as text: {metric: {"value", "low", "high"}}}, of ``audit.robustness``.
-        metric: which score to draw.
+        results: kind -> {strength as text: {"macro_auroc": {"value", "low", "high"}}}, of ``robustness.curves``.
     """
     rows = -(-len(results) // 4)
     figure, axes = panels(rows, 4, 1.75 * rows + 0.2, sharey=True)
-    score, said = METRIC_NAMES.get(metric, metric), []
+    drawn = {}
     for ax, (kind, levels) in zip(axes.flat, results.items()):
-        known = band(ax, levels, [level[metric] for level in levels.values()], BLUE, marker="o")
+        known = drawn[kind] = band(ax, levels, [m["macro_auroc"] for m in levels.values()], BLUE, marker="o")
         if known.empty:
             ax.set_xticks([])
         else:
             ax.axhline(known["value"].iloc[0], **DIAGONAL)
         ax.tick_params(axis="x", labelsize=7)
         ax.set_title(kind, fontsize=8)
-        said.append(f"{kind}: {_first_and_last(known)}")
-    for ax in axes.flat[len(results) :]:
-        ax.set_visible(False)
-    for ax in axes[:, 0]:
-        ax.set_ylabel(score)
-    return told(figure, f"{score} on changed images, unchanged and at the strongest change.", said)
+    plt.setp(axes.flat[len(results) :], visible=False)
+    plt.setp(axes[:, 0], ylabel="macro AUROC")
+    return told(figure, "robustness", curves=drawn)
 
 
 def flow(chains: list[list[tuple[str, list[str]]]]) -> Figure:
@@ -221,25 +181,21 @@ def flow(chains: list[list[tuple[str, list[str]]]]) -> Figure:
     Args:
         chains: one chain per source; each a list of (text of the box, texts of what was left out after it).
     """
-    gap, y, said, boxes, arrows = 0.42, 0.5, [], [], []
+    figure, ((ax,),) = panels(1, 1, 1)
+    gap, y = 0.42, 0.5
     for chain in chains:
         y -= 0.5
         for place, (text, left) in enumerate(chain):
             y -= gap * (place > 0)
             height = max(0.9, 0.34 * max(text.count("\n") + 1, len(left) + 1))
             middle = y - height / 2
-            boxes.append((2.3, middle, 4.4, height, text, "#EEF4FA", BLUE))
+            style.box(ax, 2.3, middle, 4.4, height, text, "#EEF4FA", BLUE)
             if place:
-                arrows.append(((2.3, y + gap), (2.3, y)))
+                style.arrow(ax, (2.3, y + gap), (2.3, y))
             if left:
-                boxes.append((7.4, middle, 4.4, height, "\n".join(left)))
-                arrows.append(((4.5, middle), (5.2, middle)))
+                style.box(ax, 7.4, middle, 4.4, height, "\n".join(left))
+                style.arrow(ax, (4.5, middle), (5.2, middle))
             y -= height
-            said.append(text.replace("\n", ", ") + (f" (left out: {'; '.join(left)})" if left else ""))
-    figure, ((ax,),) = panels(1, 1, 0.2 - 0.72 * y)
+    figure.set_figheight(0.2 - 0.72 * y)
     style.sheet(ax, (0, 9.75), (y - 0.1, 0.1))
-    for one in boxes:
-        style.box(ax, *one)
-    for one in arrows:
-        style.arrow(ax, *one)
-    return told(figure, "Flow of patients and images:", [" → ".join(said)])
+    return told(figure, "study_flow", chains=chains)

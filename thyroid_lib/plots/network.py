@@ -1,7 +1,6 @@
 """Figures of the network: diagrams, what its down-sampling reads, how its maps hang together, what it costs."""
 
 from collections.abc import Mapping
-from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -16,24 +15,16 @@ from thyroid_lib.plots.style import BLUE, GRID, MUTED, RED, SEQUENTIAL, WIDTH, a
 LOOKS = {"plain": ("#E8EEF5",), "new": ("#FBE3B5", "#B87700"), "ours": ("white", MUTED, "--")}
 
 
-@cache
-def _diagrams() -> dict:
-    return yaml.safe_load((TEMPLATES / "plots" / "diagrams.yaml").read_text(encoding="utf-8"))
-
-
 def _draw(ax, diagram: str, shapes: Mapping | None = None) -> None:
     """Draws one part of templates/plots/diagrams.yaml; `shapes`: name of a map -> (channels, height, width)."""
-    parts = _diagrams()[diagram]
+    parts = yaml.safe_load((TEMPLATES / "plots" / "diagrams.yaml").read_text(encoding="utf-8"))[diagram]
     for x, y, width, height, words, look in ((*row, "plain")[:6] for row in parts["boxes"]):
         box(ax, x, y, width, height, words, *LOOKS[look])
     for points in parts["arrows"]:
         arrow(ax, *points)
     for x, y, words, name in parts["shapes"]:
-        ax.text(x, y, f"{words}\n{_shape(shapes[name])}", ha="center", va="center", fontsize=6.8, color=MUTED)
-
-
-def _shape(shape: tuple) -> str:
-    return "×".join(map(str, shape))
+        shape = "×".join(map(str, shapes[name]))
+        ax.text(x, y, f"{words}\n{shape}", ha="center", va="center", fontsize=6.8, color=MUTED)
 
 
 def architectures(original: Mapping, optimized: Mapping, config: Mapping) -> Figure:
@@ -52,12 +43,7 @@ def architectures(original: Mapping, optimized: Mapping, config: Mapping) -> Fig
     sheet(bottom, (-1, 101), (-28, 24), "Optimized (the invention's; what is new in yellow)")
     for diagram in ("optimized", config["second_connection"], config["fusion"]):
         _draw(bottom, diagram, optimized)
-    opening = (
-        "Two networks drawn as boxes. Above, the original: entry flow with three max-poolings, middle flow, exit "
-        "flow with one, fully connected layer. Below, the optimized one: dilated convolutions in their place, a "
-        "dense connection module on each side of the middle flow, fed by transition layers. Maps:"
-    )
-    return told(figure, opening, [", ".join(f"{name} {_shape(shape)}" for name, shape in optimized.items())])
+    return told(figure, "architectures", shapes=optimized)
 
 
 def blocks(config: Mapping) -> Figure:
@@ -74,11 +60,7 @@ def blocks(config: Mapping) -> Figure:
         _draw(ax, "block")
     _draw(left, "max_pooling")
     box(right, 38, 19, 70, 11, words, *LOOKS["new"])
-    opening = (
-        "One block as a column of layers: ReLU, separable convolution, ReLU, separable convolution, then the "
-        "down-sampling, with a strided 1×1 shortcut beside it. Left, max-pooling; right, in its place,"
-    )
-    return told(figure, opening, [words])
+    return told(figure, "blocks", words=words)
 
 
 def coverage(maps: Mapping[str, np.ndarray]) -> Figure:
@@ -93,17 +75,15 @@ def coverage(maps: Mapping[str, np.ndarray]) -> Figure:
     figure, axes = panels(1, len(maps), 2.6)
     most = max(counts.max() for counts in maps.values())
     look = {"cmap": SEQUENTIAL, "cbar": False, "square": True, "xticklabels": 5, "yticklabels": 5}
-    said = []
+    read = {title: f"{(counts > 0).mean():.0%} of the pixels" for title, counts in maps.items()}
     for ax, (title, counts) in zip(axes[0], maps.items()):
         seaborn.heatmap(counts, mask=counts == 0, vmin=1, vmax=most, ax=ax, **look)
         rows, columns = np.nonzero(counts == 0)
         ax.scatter(columns + 0.5, rows + 0.5, marker="x", s=9, linewidths=0.7, color=RED)
-        read = f"{(counts > 0).mean():.0%} of the pixels"
-        ax.set_title(f"{title}\n{read}", fontsize=8.5)
+        ax.set_title(f"{title}\n{read[title]}", fontsize=8.5)
         ax.set(xlabel="column, px", ylabel="row, px")
-        said.append(f"{title}: {read} get a gradient")
     figure.colorbar(ax.collections[0], ax=axes[0].tolist(), shrink=0.75, label="outputs that read it")
-    return told(figure, "Maps of input pixels, crossed out where none arrives.", said)
+    return told(figure, "coverage", read=read)
 
 
 def wiring(table: pd.DataFrame) -> Figure:
@@ -119,8 +99,7 @@ def wiring(table: pd.DataFrame) -> Figure:
     ax.tick_params(length=0, rotation=0)
     ax.xaxis.tick_top()
     ax.set(ylabel="disturbed", xlabel="")
-    said = [f"{place}: {', '.join(table.columns[row])}" for place, row in table.astype(bool).iterrows()]
-    return told(figure, "Which maps change when one is disturbed.", said)
+    return told(figure, "wiring", table=table.astype(bool))
 
 
 def costs(table: pd.DataFrame) -> Figure:
@@ -130,16 +109,10 @@ def costs(table: pd.DataFrame) -> Figure:
         table: columns variant, parameters, gmacs (10^9, one image), as `inspection.costs` gives it.
     """
     figure, ((left, right),) = panels(1, 2, 0.3 * len(table) + 0.8, sharey=True)
-    millions = table["parameters"] / 1e6
-    for ax, values, label in (
-        (left, millions, "parameters, millions"),
-        (right, table["gmacs"], "GMACs per image"),
-    ):
-        bars = ax.barh(table["variant"], values, 0.65, color=[MUTED, *[BLUE] * (len(table) - 1)])
+    table = table.assign(millions=table["parameters"] / 1e6)
+    for ax, cost, label in ((left, "millions", "parameters, millions"), (right, "gmacs", "GMACs per image")):
+        bars = ax.barh(table["variant"], table[cost], 0.65, color=[MUTED, *[BLUE] * (len(table) - 1)])
         ax.bar_label(bars, fmt=" %.2f", fontsize=8)
-        ax.set(xlabel=label, xlim=(0, values.max() * 1.18))
+        ax.set(xlabel=label, xlim=(0, table[cost].max() * 1.18))
     left.invert_yaxis()
-    shown = zip(table["variant"], millions, table["gmacs"])
-    return told(
-        figure, "Bars.", [f"{name}: {m:.2f} million parameters, {g:.2f} GMACs" for name, m, g in shown]
-    )
+    return told(figure, "costs", table=table)

@@ -1,6 +1,6 @@
 """One look for every figure: type, sizes, a palette that colour-blind readers can tell apart, common parts."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,15 +10,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from thyroid_lib.common.messages import english, say
-from thyroid_lib.common.templates import TEMPLATES
+from thyroid_lib.common.templates import TEMPLATES, environment
 
 # Okabe & Ito (2008), the order chosen so that neighbours differ in lightness too.
 CYCLE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#7F7F7F", "#F0E442"]
 BLUE, ORANGE, GREEN, PINK, SKY, RED, GREY, _ = CYCLE
-LESIONS = ("nodular_goiter", "follicular_neoplasm", "papillary_carcinoma", "medullary_carcinoma")
-PALETTE = {"benign": GREEN, "malignant": RED, "normal": SKY}
-for _classes in (LESIONS, ("2-3", "4a", "4b", "4c-5")):
-    PALETTE |= zip(_classes, (GREEN, ORANGE, BLUE, PINK))
+PALETTE = {"nodular_goiter": GREEN, "follicular_neoplasm": ORANGE, "papillary_carcinoma": BLUE,
+           "medullary_carcinoma": PINK, "2-3": GREEN, "4a": ORANGE, "4b": BLUE, "4c-5": PINK,
+           "benign": GREEN, "malignant": RED, "normal": SKY}  # fmt: skip
 INK, MUTED, GRID = "#1B2430", "#5B6776", "#D5DBE3"
 WIDTH = 7.2  # inches: the text column of a report
 SEQUENTIAL, HEAT = "cividis", "inferno"  # even in lightness: a map reads the same in grey
@@ -37,19 +36,15 @@ def use_style() -> None:
 
 def panels(rows: int, columns: int, height: float, width: float = WIDTH, **options):
     """A new figure of so many inches and its axes, (rows, columns); ``options`` go to ``plt.subplots``."""
-    size = (width, height)
-    return plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, **options)
+    options |= {"figsize": (width, height), "layout": "constrained", "squeeze": False}
+    return plt.subplots(rows, columns, **options)
 
 
-def told(figure: Figure, opening: str, said: Iterable[str]) -> Figure:
-    """The figure with its alt text: an opening, then what was said of each part."""
-    figure.alt = f"{opening} {'; '.join(said)}.".replace("\n", " ")
+def told(figure: Figure, macro: str, **values) -> Figure:
+    """The figure with its alt text: a macro of ``templates/plots/alt.j2``, filled in."""
+    text = getattr(environment().get_template("plots/alt.j2").module, macro)(**values)
+    figure.alt = " ".join(text.split()).removesuffix(";") + "."
     return figure
-
-
-def metrics_said(named: Iterable[tuple[str, dict]]) -> list[str]:
-    """ "name: 0.91 (0.85 to 0.95)" of each (name, metric)."""
-    return [f"{name}: {say(metric)}" for name, metric in named]
 
 
 def heading(names: dict, key: str) -> str:
@@ -142,7 +137,7 @@ def band(ax, x: Collection, bounds, ink: str, label: str = "", **line) -> pd.Dat
     return known
 
 
-def forest_rows(ax, rows: Sequence[tuple], label: str, reference: float, beside: Callable = say) -> None:
+def forest_rows(ax, rows: Sequence[tuple], label: str, reference: float, beside: str = "{said}") -> None:
     """Rows of a forest plot from the top down: the value in its 95 % interval, or why there is none.
 
     Args:
@@ -151,7 +146,7 @@ def forest_rows(ax, rows: Sequence[tuple], label: str, reference: float, beside:
             [, "trainings"]}, the last as small marks beneath; or None for a heading.
         label: of the horizontal axis.
         reference: a vertical dotted line; None for none.
-        beside: writes a metric to the right of its row.
+        beside: what stands to the right of a row: the metric as `said`, and what else it holds.
     """
     side = ax.get_yaxis_transform()
     ax.set_yticks(range(len(rows)), [row[0] for row in rows])
@@ -161,7 +156,7 @@ def forest_rows(ax, rows: Sequence[tuple], label: str, reference: float, beside:
         if metric is None:
             ax.get_yticklabels()[y].set_fontweight("bold")
             continue
-        ax.text(1.01, y, beside(metric), transform=side, va="center", fontsize=7)
+        ax.text(1.01, y, beside.format(said=say(metric), **metric), transform=side, va="center", fontsize=7)
         if metric.get("value") is None:
             note(ax, 0.02, y, metric.get("reason", "too few"), side)
             continue

@@ -13,12 +13,9 @@ from matplotlib.ticker import MaxNLocator
 from thyroid_lib.plots.evaluation import forest
 from thyroid_lib.plots.style import CYCLE, INK, MUTED, panels, pictures, told
 
-MODELS = {
-    "finetuned": "pre-trained, fine-tuned",
-    "scratch": "the same from scratch",
-    "reference_texture": "logistic regression,\ntexture and shape of the true mask",
-    "reference_signs": "reader of the drawn signs:\nthe ceiling",
-}
+MODELS = {"finetuned": "pre-trained, fine-tuned", "scratch": "the same from scratch",
+          "reference_texture": "logistic regression,\ntexture and shape of the true mask",
+          "reference_signs": "reader of the drawn signs:\nthe ceiling"}  # fmt: skip
 
 
 def augmentation(images: np.ndarray, changed: np.ndarray) -> Figure:
@@ -31,11 +28,7 @@ def augmentation(images: np.ndarray, changed: np.ndarray) -> Figure:
     rows = [[{"image": shown} for shown in (image, *others)] for image, others in zip(images, changed)]
     figure, _ = pictures(rows, ("the crop", *(f"epoch {number + 1}" for number in range(epochs))))
     differing = np.abs(changed.astype(int) - images[:, None]).mean()
-    opening = (
-        f"{len(images)} crops, each beside what augmentation made of it in {epochs} epochs: flipped, shifted, "
-        "scaled, brighter or darker, with other speckle or a shadow. Pixels differ by"
-    )
-    return told(figure, opening, [f"{differing:.0f} of 255 on average"])
+    return told(figure, "augmentation", images=images, epochs=epochs, differing=differing)
 
 
 def learning_curves(histories: Mapping[str, pd.DataFrame], loss: str = "loss") -> Figure:
@@ -50,14 +43,7 @@ def learning_curves(histories: Mapping[str, pd.DataFrame], loss: str = "loss") -
     left.set_ylabel(loss)
     right.axhline(0.5, color=MUTED, lw=0.8, ls=":")
     right.set(ylabel="macro AUROC, validation", ylim=(min(0.45, right.get_ylim()[0]), 1.01))
-    said = []
-    for name, history in histories.items():
-        best = history[history["best"]].iloc[-1]
-        said.append(
-            f"{name}: best epoch {int(best['epoch'])} of {len(history)}, validation AUROC {best['val_auroc']:.3f}, "
-            f"validation loss {best['val_loss']:.3f}"
-        )
-    return told(figure, "Learning curves.", said)
+    return told(figure, "learning_curves", histories=histories)
 
 
 def loss_parts(histories: Sequence[pd.DataFrame], focal_weight: float, gamma: float) -> Figure:
@@ -75,13 +61,11 @@ def loss_parts(histories: Sequence[pd.DataFrame], focal_weight: float, gamma: fl
     named = {f"fold {number}": history for number, history in enumerate(histories, 1)}
     figure, *axes = _by_epoch(named, parts, 2.8)
     axes[0].set_ylabel("nats per image")
-    said = []
-    for ax, (title, train, _) in zip(axes, parts):
-        ax.set_ylim(bottom=0)
-        first, last = (np.mean([history[train].iloc[place] for history in histories]) for place in (0, -1))
-        part = title.split(",")[0].lower()
-        said.append(f"{part} falls from {first:.2f} to {last:.2f} on the training part")
-    return told(figure, f"Losses by epoch, {len(histories)} fold(s):", said)
+    plt.setp(axes, ylim=(0, None))
+    falls = {}
+    for title, train, _ in parts:
+        falls[title.split(",")[0]] = np.mean([history[train].iloc[[0, -1]] for history in histories], axis=0)
+    return told(figure, "loss_parts", count=len(histories), falls=falls)
 
 
 def _by_epoch(histories: Mapping[str, pd.DataFrame], parts: Sequence[tuple], height: float) -> tuple:
@@ -106,16 +90,15 @@ def _by_epoch(histories: Mapping[str, pd.DataFrame], parts: Sequence[tuple], hei
     return figure, *axes[0]
 
 
-def models(metrics: Mapping[str, Mapping[str, dict]], metric: str = "macro AUROC") -> Figure:
-    """One metric of several models with 95 % intervals, set by set.
+def models(metrics: Mapping[str, Mapping[str, dict]]) -> Figure:
+    """The macro AUROC of several models with 95 % intervals, set by set.
 
     Args:
         metrics: set -> model -> {"value", "low", "high", "n_images", "n_patients"}; a value of None (too few
             patients) leaves the row empty and says so.
-        metric: for the axis.
     """
     rows = [(place, MODELS[name], of[name]) for place, of in metrics.items() for name in MODELS if name in of]
-    return forest(rows, label=metric, reference=0.5, title=f"{metric} of each model")
+    return forest(rows, label="macro AUROC", reference=0.5, title="macro AUROC of each model")
 
 
 def live_curve(title: str, loss: str = "loss") -> Callable[[pd.DataFrame], None] | None:
@@ -129,20 +112,16 @@ def live_curve(title: str, loss: str = "loss") -> Callable[[pd.DataFrame], None]
         None in a headless run, whose report gets the finished curves, and outside notebooks.
     """
     from IPython import get_ipython
-    from IPython.display import display
+    from IPython.display import DisplayHandle
 
     if "THYROID_STATUS" in os.environ or getattr(get_ipython(), "kernel", None) is None:
         return None
-    shown, histories = None, {}
+    handle, histories = DisplayHandle(), {}
 
     def draw(history: pd.DataFrame) -> None:
-        nonlocal shown
+        show = handle.update if histories else handle.display
         histories[history.attrs.get("title", title)] = history
-        figure = learning_curves(histories, loss)
-        if shown is None:
-            shown = display(figure, display_id=True)
-        else:
-            shown.update(figure)
+        show(figure := learning_curves(histories, loss))
         plt.close(figure)
 
     return draw
