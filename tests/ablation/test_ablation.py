@@ -12,8 +12,7 @@ from small_grid import grid, spots
 
 from thyroid_lib import network
 from thyroid_lib.ablation import grid as ablation
-from thyroid_lib.ablation import jobs as ablation_jobs
-from thyroid_lib.ablation.jobs import at_size, load, run_job, shuffled_labels
+from thyroid_lib.ablation.jobs import at_size, initial_weights, run_job, shuffled_labels
 from thyroid_lib.data.crops import Crops
 from thyroid_lib.inspection import structure
 from thyroid_lib.layers import peers
@@ -27,23 +26,15 @@ def data(tmp_path_factory):
     return spots(tmp_path_factory.mktemp("spots") / "finetune")
 
 
-@pytest.mark.parametrize(
-    "names, arms",
-    [
-        (["invention", "original"], ["original", "invention"]),
-        (["peers"], [*peers.PEERS]),
-        (["all"], [*ablation.ARMS]),
-        (["controls", "again"], ["shuffled", "again"]),
-    ],
-)
-def test_names_groups_and_all_become_arms_in_one_order(names, arms):
-    assert ablation.chosen(names) == arms
-
-
-@pytest.mark.parametrize("names, said", [(["inventoin"], "came 'inventoin'"), ([], "at least one arm")])
-def test_an_unknown_arm_is_refused_with_the_known_ones(names, said):
-    with pytest.raises(ValueError, match=said):
-        ablation.chosen(names)
+def test_names_groups_and_all_become_arms_in_one_order_and_others_are_refused_with_the_known_ones():
+    assert ablation.chosen(["invention", "original"]) == ["original", "invention"]
+    assert ablation.chosen(["peers"]) == [*peers.PEERS]
+    assert ablation.chosen(["all"]) == [*ablation.ARMS]
+    assert ablation.chosen(["controls", "again"]) == ["shuffled", "again"]
+    with pytest.raises(ValueError, match=r"among again, all, connected, .*; came 'inventoin'"):
+        ablation.chosen(["inventoin"])
+    with pytest.raises(ValueError, match="at least one arm"):
+        ablation.chosen([])
 
 
 @pytest.mark.parametrize("name", [name for name, arm in ablation.ARMS.items() if arm.model])
@@ -60,11 +51,10 @@ def test_every_network_of_the_grid_reads_one_grey_channel_and_learns(name):
 
 def test_arms_differ_in_what_they_test_and_in_nothing_else(data, tmp_path):
     arms = ["original", "dilated", "invention_ce", "invention", "again"]
-    jobs = {job.arm: job.identity | {"model": job.model} for job in grid(data, tmp_path, arms)}
+    jobs = {job.arm: job.identity | job.identity["settings"][0] for job in grid(data, tmp_path, arms)}
 
     def different(a, b):
-        pairs = (jobs[a], jobs[b]), (jobs[a]["settings"][0], jobs[b]["settings"][0])
-        return {line.partition(":")[0] for pair in pairs for line in checkpoint.differences(*pair)}
+        return {line.partition(":")[0] for line in checkpoint.differences(jobs[a], jobs[b])}
 
     assert different("original", "dilated") == {"model.name", "model.downsampling", "settings"}
     assert different("invention", "invention_ce") == {"settings", "loss"}
@@ -76,24 +66,23 @@ def test_a_grid_has_every_arm_seed_and_fold_once(data, tmp_path):
     assert len({(job.arm, job.seed, job.fold) for job in jobs}) == len(jobs) == 12
     assert len({job.folder for job in jobs}) == 12
     assert sorted({job.settings[0].seed for job in jobs if job.arm == "original"}) == [0, 1, 2]
+    with pytest.raises(ValueError, match="expected 1 to 2 folds"):
+        grid(data, tmp_path, ["original"], folds=3)
 
 
 def test_what_a_number_follows_from_is_in_the_jobs_name_and_where_it_runs_is_not(data, tmp_path):
     job = grid(data, tmp_path, ["invention"])[0]
     changes = {
-        "model": job.model | {"dilation": 2}, "settings": (replace(job.settings[0], epochs=3),), "shuffled": True,
-        "seed": 1, "fold": 1, "data_hash": "other crops", "size": 48, "validation": 0.3, "split_seed": 1,
-        "initial_hash": "other weights", "threads": 2,
+        "shuffled": True, "seed": 1, "fold": 1, "data_hash": "other crops", "size": 48, "validation": 0.3,
+        "split_seed": 1, "initial_hash": "other weights",
     }  # fmt: skip
-    keys = {replace(job, **{name: value}).key for name, value in changes.items()}
-    assert len(keys | {job.key}) == len(changes) + 1
+    others = [{name: value} for name, value in changes.items()]
+    for change in ({"model": job.model | {"dilation": 2}}, {"epochs": 3}, {"threads": 2}):
+        others.append({"settings": (replace(job.settings[0], **change),)})
+    keys = {replace(job, **other).key for other in others}
+    assert len(keys | {job.key}) == len(others) + 1
     for name, value in {"root": "elsewhere", "data": "moved", "arm": "renamed"}.items():
         assert replace(job, **{name: value}).key == job.key
-
-
-def test_more_folds_than_there_are_are_refused(data, tmp_path):
-    with pytest.raises(ValueError, match="expected 1 to 2 folds"):
-        grid(data, tmp_path, ["original"], folds=3)
 
 
 def test_shuffled_labels_keep_their_counts_and_their_rows():
@@ -149,7 +138,7 @@ def test_half_a_result_is_no_result(data, tmp_path):
     job.folder.mkdir(parents=True)
     (job.folder / "predictions.csv").write_text("cut off")
     assert not job.done
-    assert run_job(job) == "" and len(load(job).predictions) == len(Crops.open(data)) / 2
+    assert run_job(job, "") == "" and len(job.predictions) == len(Crops.open(data)) / 2
 
 
 def test_an_arm_that_diverges_is_named_and_the_others_go_on(data, tmp_path, monkeypatch):
@@ -169,7 +158,7 @@ def test_an_arm_that_diverges_is_named_and_the_others_go_on(data, tmp_path, monk
 
 def test_an_arm_that_lacks_a_job_is_not_compared(data, tmp_path):
     results, _ = ablation.run(grid(data, tmp_path, ["texture", "original"], epochs=1, folds=2))
-    kept = [r for r in results if (r.job.arm, r.job.fold) != ("original", 1)]
+    kept = [job for job in results if (job.arm, job.fold) != ("original", 1)]
     predictions = ablation.collect(kept, tmp_path / "predictions.csv")
     assert {*predictions["model"]} == {"texture/seed0"}
     with pytest.raises(ValueError, match="at least one arm"):
@@ -227,7 +216,7 @@ def test_imagenet_weights_are_for_all_networks_or_for_none(data, tmp_path):
     source = timm.create_model("mobilenetv3_large_100").state_dict()
     save_file(source, tmp_path / "mobilenetv3_large_100.safetensors")
     config = ablation.configuration("mobilenetv3", classes=4, width=1.0, middle_blocks=8)
-    tensors, origin = ablation_jobs.initial_weights(config, str(tmp_path))
+    tensors, origin = initial_weights(config, str(tmp_path))
     name = "blocks.0.0.conv_dw.weight"
     assert torch.equal(tensors[f"body.{name}"], source[name]) and len(origin["sha256"]) == 16
     assert torch.allclose(tensors["body.conv_stem.weight"], source["conv_stem.weight"].sum(1, keepdim=True))

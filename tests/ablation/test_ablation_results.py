@@ -207,8 +207,10 @@ def test_luck_in_dealing_out_labels_is_part_of_the_shuffled_arms_interval():
     "ours, wanted", [(1.13, av.SUPPORTED), (1.25, av.SUPPORTED), (1.3, av.NOT_SUPPORTED)]
 )
 def test_compute_is_under_control_up_to_the_stated_multiple(ours, wanted):
-    found = av.compute(pd.Series({"invention": ours * 8.36, "original": 8.36}), limit=1.25, what="")
+    costs = pd.DataFrame({"compute": {"invention": ours * 8.36, "original": 8.36}})
+    found = av.compute(costs, limit=1.25)["compute"]
     assert found["verdict"] == wanted and found["multiple"] == pytest.approx(ours, rel=1e-5)
+    assert av.compute(costs[:1], limit=1.25) == {}
 
 
 def test_the_invention_costs_a_tenth_more_multiplications_at_the_published_size():

@@ -14,9 +14,9 @@ import pandas as pd
 from scipy import stats
 
 from thyroid_lib.ablation.grid import ARMS
-from thyroid_lib.evaluation import comparison
-from thyroid_lib.evaluation import metrics as evaluation
-from thyroid_lib.evaluation.bootstrap import LEVEL, MINIMUM_PATIENTS, Clusters, estimate
+from thyroid_lib.evaluation.bootstrap import LEVEL, MINIMUM_PATIENTS, estimate
+from thyroid_lib.evaluation.comparison import samples
+from thyroid_lib.evaluation.metrics import Sample
 from thyroid_lib.evaluation.predictions import classes_of
 
 MAIN = "macro_auroc"
@@ -47,11 +47,6 @@ class Measured:
         """Names without those of cut connections, in the order of `ARMS`."""
         return [name for name in ARMS if name in self.draws]
 
-    @property
-    def seeds(self) -> int:
-        """Trainings per arm and fold."""
-        return max(len(metrics[MAIN]) for metrics in self.draws.values())
-
     def estimate(self, values: np.ndarray, **options) -> dict:
         """A reported number with its interval over patients, from float64 (draws + 1,), as `bootstrap.estimate`."""
         about = {"n_images": self.images, "n_patients": self.patients, "effective": self.scarcest}
@@ -70,27 +65,22 @@ def measure(
     Raises:
         ValueError: two arms were not tested on the same images.
     """
-    classes, first, found = classes_of(predictions), None, {}
+    classes, tested, drawn = classes_of(predictions), [], {}
     watched = [key for key in WATCHED if key in classes] or list(classes)
-    for model, rows in predictions.groupby("model"):
-        rows = rows.sort_values("image", ignore_index=True)
-        rows.attrs["classes"] = classes
-        if first is None:
-            first, clusters = rows, Clusters(rows["patient"], draws, seed)
-        if not rows[["image", "truth"]].equals(first[["image", "truth"]]):
+    for model, rows in predictions.sort_values("image").groupby("model"):
+        images = rows[["image", "truth"]].to_numpy().tolist()
+        if images != (tested or images):
             raise ValueError(f"measure: expected all arms to be tested on the same images; {model!r} was not")
-        sample = evaluation.Sample(rows, draws=1, minimum=minimum)
-        sample.clusters = clusters
-        for name, values in _draws(sample, watched).items():
-            found.setdefault(model.partition("/")[0], {}).setdefault(name, []).append(values)
-    arms = {arm: {name: np.array(values) for name, values in own.items()} for arm, own in found.items()}
-    scarcest = min(sample.sides)
-    return Measured(arms, len(first), clusters.patients, scarcest, minimum, watched)
-
-
-def _draws(sample: evaluation.Sample, watched: list[str]) -> dict[str, np.ndarray]:
-    names = ["ece_classwise", *(f"sensitivity/{key}" for key in watched)]
-    return comparison.samples(sample) | {name: sample.draws(name) for name in names}
+        tested, rows.attrs["classes"] = images, classes
+        sample = Sample(rows, draws=draws, seed=seed, minimum=minimum)
+        metrics = samples(sample)
+        metrics |= {
+            name: sample.draws(name) for name in ("ece_classwise", *map("sensitivity/{}".format, watched))
+        }
+        for name, values in metrics.items():
+            drawn.setdefault(model.partition("/")[0], {}).setdefault(name, []).append(values)
+    arms = {arm: {name: np.array(values) for name, values in own.items()} for arm, own in drawn.items()}
+    return Measured(arms, len(tested), sample.clusters.patients, min(sample.sides), minimum, watched)
 
 
 def per_arm(measured: Measured, arm: str) -> dict[str, dict]:

@@ -102,7 +102,7 @@ def run_fold(settings, data, folder, model, fold, initial, validation, title, on
     def logits(source: Crops, chosen: np.ndarray) -> np.ndarray:
         return loop.predict(network, source.images, chosen)
 
-    return _result(model, fold, rows, crops, external, logits, fit)
+    return fold_result(model, fold, rows, crops, external, logits, fit)
 
 
 def run_reference(data: Path, folds: int, *, validation: float = 0.15, seed: int = 0) -> list[FoldResult]:
@@ -119,7 +119,7 @@ def run_reference(data: Path, folds: int, *, validation: float = 0.15, seed: int
         def logits(source: Crops, chosen: np.ndarray, logits_of=logits_of) -> np.ndarray:
             return logits_of(features[id(source)].iloc[chosen])
 
-        results.append(_result(TEXTURE, fold, rows, crops, external, logits))
+        results.append(fold_result(TEXTURE, fold, rows, crops, external, logits))
     return results
 
 
@@ -187,10 +187,15 @@ def open_crops(data: Path) -> tuple[Crops, Crops | None]:
     return crops, external
 
 
-def _result(
+def fold_result(
     model: str, fold: int, rows: dict, crops: Crops, external: Crops | None, logits: Callable, fit=None
 ) -> FoldResult:
-    """Fixes temperature and operating points on the validation part, then makes the table of every set."""
+    """Fixes temperature and operating points on the validation part, then makes the table of every set.
+
+    Args:
+        model, fold: as in `FoldResult`. rows: of `parts`. crops, external: of `open_crops`.
+        logits: (crops, rows int (n,)) -> float (n, C). fit: the training, where there was one.
+    """
     truth, raw = crops.labels[rows["validation"]], logits(crops, rows["validation"])
     temperature = fit_temperature(raw, truth)
     points = operating_points(softmax(raw / temperature, axis=1), truth, crops.classes)
