@@ -195,13 +195,14 @@ def initial_weights(model: dict, source: str) -> tuple[dict[str, torch.Tensor] |
     """
     if not source or not model:
         return None, {}
+    blocks = model.get("middle_blocks", 8)  # a peer has none
+    if model["width"] != 1 or blocks != 8:
+        raise ValueError(
+            f"initial_weights: ImageNet weights are for width 1 and 8 middle blocks, came width {model['width']:g} "
+            f"and {blocks}; leave it empty to train every arm from scratch"
+        )
     if model["name"] == "peer":
         return peers.imagenet_weights(model, source)
-    if model["width"] != 1 or model["middle_blocks"] != 8:
-        raise ValueError(
-            "initial_weights: ImageNet weights are for width 1 and 8 middle blocks, came width "
-            f"{model['width']:g} and {model['middle_blocks']}; leave it empty to train every arm from scratch"
-        )
     file = source if source == "hub" else peers.weights_file(source, "legacy_xception")
     return pretraining.imagenet_weights(model, str(file))
 
