@@ -33,7 +33,7 @@ def drawn(values: dict[str, list[float]], spread: float = 0.02) -> Measured:
     for arm, each in values.items():
         noise = np.append(0, random.normal(0, spread, 400))
         made[arm] = {ar.MAIN: np.array(each)[:, None] + noise}
-    return Measured(made, images=120, patients=60, scarcest=15, minimum=5, watched=[])
+    return Measured(made, {"n_images": 120, "n_patients": 60, "effective": 15, "minimum": 5}, watched=[])
 
 
 WEIGHTS = {"invention": 1.0, "original": -1.0}
@@ -86,7 +86,7 @@ def test_the_spread_of_trainings_is_pooled_within_arms():
 def test_patients_and_trainings_add_up_in_the_interval_of_a_difference():
     measured = drawn({"original": [0.70, 0.80], "invention": [0.60, 0.64]})
     found = ar.contrast(measured, WEIGHTS)
-    n = measured.scarcest
+    n = measured.rests_on["effective"]
     values = (measured.draws["invention"][ar.MAIN] - measured.draws["original"][ar.MAIN]).mean(0)
     over_patients, over_trainings = values[1:].var() * n / (n - 1), 2 * 0.0029 / 2
     total = over_patients + over_trainings
@@ -100,15 +100,15 @@ def test_patients_and_trainings_add_up_in_the_interval_of_a_difference():
 
 def test_trainings_of_one_network_are_not_called_different():
     random, patients, rejected, naive = np.random.default_rng(0), 50, 0, 0
-    clusters = Clusters(np.arange(patients), 200)
-    rounds = 300
+    clusters, rounds = Clusters(np.arange(patients), 200), 300
+    rests_on = {"n_images": patients, "n_patients": patients, "effective": patients, "minimum": 5}
     for _ in range(rounds):
         made = {}
         for arm in ("original", "dilated", "connected", "invention"):
             each = 0.75 + 0.03 * random.normal(size=(2, 1)) + 0.1 * random.normal(size=(2, patients))
             draws = np.array([clusters.sums(scores)[:, 0] / patients for scores in each])
             made[arm] = {ar.MAIN: draws}
-        measured = Measured(made, patients, patients, patients, 5, [])
+        measured = Measured(made, rests_on, [])
         rejected += ar.contrast(measured, WEIGHTS)["p"] < 0.05
         naive += ar.contrast(measured, WEIGHTS, trainings=False)["p"] < 0.05
     assert rejected / rounds < 0.06

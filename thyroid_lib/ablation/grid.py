@@ -165,7 +165,7 @@ def run(jobs: list[Job], *, parallel: int = 1, cluster: str = "") -> tuple[list[
         The jobs that are done, in their order, and those that could not be finished with the reason.
     """
     waiting = [job for job in jobs if not job.done]
-    possible = max(1, joblib.cpu_count() // jobs[0].threads)
+    possible = max(1, joblib.cpu_count() // jobs[0].settings[0].threads)
     count = min(parallel, possible) if parallel > 0 else possible
     silent = count > 1 or bool(cluster)
     calls = [

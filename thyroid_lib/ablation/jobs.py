@@ -8,7 +8,7 @@ the training's checkpoints lie beside; killed and started again, it goes on from
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from importlib import metadata, util
@@ -76,18 +76,14 @@ class Job:
         """Configuration for `network.build`; empty for the texture reference."""
         return self.settings[0].model
 
-    @property
-    def threads(self) -> int:
-        """Of the process, on a CPU."""
-        return self.settings[0].threads
-
     @cached_property
     def identity(self) -> dict:
         """What its numbers follow from."""
         names = [field.name for field in fields(self) if field.name not in _NO_NUMBER_FOLLOWS_FROM]
         versions = ["torch", "numpy", "scikit-learn", *(["timm"] if util.find_spec("timm") else [])]
-        return {name: getattr(self, name) for name in (*names, "model", "threads")} | {
+        return {name: getattr(self, name) for name in names} | {
             "settings": [settings.identity() for settings in self.settings],
+            "threads": self.settings[0].threads,
             "code": fingerprint.digest(*(LIBRARY / name for name in (*CODE, *_OWN_CODE))),
             "versions": {name: metadata.version(name) for name in versions},
         }
@@ -163,7 +159,7 @@ def run_job(job: Job, title: str, silent: bool = False) -> str:
         os.environ["THYROID_STATUS"] = os.devnull
     work, problem = Path(job.root) / ".work" / job.key, ""
     try:
-        with threads(job.threads):
+        with threads(job.settings[0].threads):
             _do(job, work, title)
     except loop.TrainingError as error:
         problem = str(error)
@@ -238,10 +234,8 @@ def _do(job: Job, work: Path, title: str) -> None:
     job.folder.mkdir(parents=True, exist_ok=True)
     write_predictions(tables, job.folder / "predictions.csv")
     np.savez_compressed(job.folder / "maps.npz", **maps)
-    about = {"arm": job.arm, "key": job.key, "identity": job.identity} | facts
-    about |= {"temperature": found.temperature, "operating_points": found.operating_points}
-    about["images"] = {part: len(chosen) for part, chosen in rows.items()}
-    write_json(job.folder / "result.json", about)  # last: without it there is no result
+    facts |= {"temperature": found.temperature, "operating_points": found.operating_points}
+    write_json(job.folder / "result.json", {"identity": job.identity} | facts)  # last: it makes the result
 
 
 def _train(job: Job, crops: Crops, rows: dict, work: Path, title: str):
@@ -272,7 +266,6 @@ def _train(job: Job, crops: Crops, rows: dict, work: Path, title: str):
         "seconds": sum(fit.seconds for fit in fits),
         "images_per_second": best.images_per_second,
         "device": best.choices["device"],
-        "precision": best.choices["precision"],
     }
     return model, facts, {"field": field.astype(np.float32), "gradient": gradient.astype(np.float32)}
 
@@ -286,10 +279,7 @@ def _inputs(model, crops: Crops, rows: np.ndarray) -> torch.Tensor:
 @contextmanager
 def threads(count: int) -> Iterator[None]:
     """PyTorch's and the linear algebra's threads while it lasts: sums in another order are other bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        with threadpool_limits(count):
-            yield
-    finally:
-        torch.set_num_threads(before)
+    with ExitStack() as afterwards, threadpool_limits(count):
+        afterwards.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(count)
+        yield

@@ -27,10 +27,10 @@ def summary(measured: Measured, jobs: list[Job], spent: pd.DataFrame, options: d
         measured: of `results.measure`. jobs: that are done, of `grid.run`.
         spent: of `computed_costs`. options: margin, limit and classes.
     """
-    noise, freedom = training_noise(measured)
+    (noise, freedom), rests = training_noise(measured), measured.rests_on
     trainings = max(len(drawn[MAIN]) for drawn in measured.draws.values())
     return {
-        "tested": {"images": measured.images, "patients": measured.patients, "trainings": trainings},
+        "tested": {"images": rests["n_images"], "patients": rests["n_patients"], "trainings": trainings},
         "arms": {arm: per_arm(measured, arm) for arm in measured.arms},
         "training_noise": {"standard_deviation": noise**0.5, "degrees_of_freedom": freedom},
         "difference": {f"minus_{to}": differences(measured, to) for to in ("original", "invention")},
@@ -73,7 +73,7 @@ def measured_speed(jobs: list[Job], rounds: int = 3) -> pd.DataFrame:
     """`costs.throughput` of the arms' networks, with the jobs' batch, threads and precision."""
     job, settings = jobs[0], jobs[0].settings[0]
     how = {"batch_size": settings.batch_size, "precision": settings.precision, "rounds": rounds}
-    with threads(job.threads):
+    with threads(settings.threads):
         return _once(jobs, lambda models: costs.throughput(models, job.size, **how))
 
 
@@ -221,14 +221,9 @@ def gaze_table(numbers: dict[str, dict]) -> pd.DataFrame:
 
 def control_table(found: dict) -> pd.DataFrame:
     """The controls: what came, what must come, and whether it did."""
-    words = {True: "passed", False: "failed", None: "no number"}
-    return _table(
-        "controls",
-        pd.DataFrame(
-            test | {"title": TITLES[arm], "came": came(test), "outcome": words[test["passed"]]}
-            for arm, test in found.items()
-        ),
-    )
+    table = pd.DataFrame(found.values()).assign(title=[TITLES[arm] for arm in found])
+    outcome = table["passed"].map({True: "passed", False: "failed", None: "no number"})
+    return _table("controls", table.assign(came=[*map(came, found.values())], outcome=outcome))
 
 
 def claim_table(found: dict) -> pd.DataFrame:
@@ -244,19 +239,8 @@ def findings(found: dict, throughput: dict, failed: dict, jobs: list[Job], simul
         found: of `summary`. throughput: of `throughput_claim`. failed: job -> reason.
         jobs: of `grid.grid`. simulated: phantoms.
     """
-    known = {arm: own[MAIN] for arm, own in found["arms"].items() if own[MAIN]["value"] is not None}
-    first = max(known, key=lambda arm: known[arm]["value"], default=None)
-    best = dict.fromkeys(arm for arm in (first, "invention", "original", "texture") if arm in known)
-    return render(
-        "ablation/findings.md.j2",
-        **found | {"claims": found["claims"] | throughput},
-        best=[(TITLES[arm], known[arm]) for arm in best],
-        failed=failed,
-        jobs=jobs,
-        simulated=simulated,
-        titles=TITLES,
-        came=came,
-    )
+    found = found | {"claims": found["claims"] | throughput, "failed": failed, "simulated": simulated}
+    return render("ablation/findings.md.j2", **found, jobs=jobs, titles=TITLES, came=came)
 
 
 def came(test: dict) -> str:

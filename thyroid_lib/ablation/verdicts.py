@@ -53,7 +53,7 @@ def _shuffled(measured: Measured) -> dict:
     if len(values) < 2:
         return made
     n, error = len(values), max(1e-9, (made["high"] - made["low"]) / 2 / stats.norm.isf(tail))
-    error, df = added((values.var() / n, n - 1), (error**2, max(1, measured.scarcest - 1)))
+    error, df = added((values.var() / n, n - 1), (error**2, max(1, measured.rests_on["effective"] - 1)))
     reach = stats.t.isf(tail, df) * error
     return made | {"low": max(0.0, made["value"] - reach), "high": min(1.0, made["value"] + reach)}
 
