@@ -73,5 +73,6 @@ else
     fi
     PYTHON=$PWD/.venv/bin/python
 fi
+unset PYTHONDONTWRITEBYTECODE # each notebook is a process of its own: modules are compiled once, not in every one
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 PATH="$(dirname "$PYTHON"):$PATH"

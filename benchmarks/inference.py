@@ -37,7 +37,6 @@ from thyroid_lib.deploy import export
 from thyroid_lib.phantoms import frame as phantoms
 from thyroid_lib.training import hardware
 
-RESULTS = Path(__file__).parent / "results"
 CONTESTANTS = ("openvino bf16", "openvino fp32", "onnxruntime fp32", "torch bf16", "torch fp32")
 PEER = "timm legacy_xception eager fp32"
 BATCH = 16
@@ -79,10 +78,7 @@ def main() -> None:
             )
             if size in (64, 128):
                 result["start"] = start(folder, Path(place), frames[0], rounds)
-    print(json.dumps(result, indent=1))
-    if not options.smoke:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "inference.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    turns.report("inference", result, options.smoke)
 
 
 def make(folder: Path, size: int, width: float, blocks: int, frames) -> Path:

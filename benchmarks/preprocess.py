@@ -16,7 +16,6 @@ Writes benchmarks/results/preprocess.json.
 """
 
 import argparse
-import json
 import os
 import platform
 import resource
@@ -30,12 +29,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
+import turns
 
 from thyroid_lib import datasets, manifest, regions
 from thyroid_lib.data import crops
 from thyroid_lib.phantoms import frame
 
-RESULTS = Path(__file__).parent / "results"
 SIZE = 128
 
 
@@ -219,10 +218,7 @@ def main() -> None:
         }
         if options.ten_thousand:
             result["ten_thousand"] = ten_thousand(100 if small else 10_000, folder)
-    RESULTS.mkdir(exist_ok=True)
-    target = Path(tempfile.gettempdir()) if small else RESULTS
-    (target / "preprocess.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(result, indent=1))
+    turns.report("preprocess", result, small)
 
 
 def _processor() -> str:

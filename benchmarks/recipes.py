@@ -10,8 +10,6 @@ benchmarks/results/recipes.json: every recipe, the failed ones too. docs/real-st
 """
 
 import argparse
-import hashlib
-import json
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +17,7 @@ from joblib import Parallel, delayed
 from scipy.special import softmax
 from sklearn.metrics import roc_auc_score
 
+from thyroid_lib.common import fingerprint
 from thyroid_lib.common.files import read_json, write_json
 from thyroid_lib.data import audit, crops
 from thyroid_lib.evaluation.calibration import macro_auroc
@@ -167,7 +166,7 @@ def cropped(role: str, spec: str, size: int, options) -> crops.Crops:
 
 
 def _name(settings: loop.Settings) -> str:
-    return hashlib.sha256(json.dumps(settings.identity(), sort_keys=True).encode()).hexdigest()[:12]
+    return fingerprint.digest(settings.identity())[:12]
 
 
 def _options() -> argparse.Namespace:

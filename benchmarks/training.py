@@ -34,13 +34,12 @@ import psutil
 import torch
 import turns
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from thyroid_lib import network
+from thyroid_lib.inspection.structure import gmacs
 from thyroid_lib.training import hardware, loop
 from thyroid_lib.training.checkpoint import identity_of
 
-RESULTS = Path(__file__).parent / "results"
 CLASSES = 4
 MODEL = {"name": "optimized_xception", "num_classes": CLASSES, "in_chans": 1}
 
@@ -170,16 +169,6 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def gmacs(model: nn.Module, size: int, chans: int) -> float:
-    """Multiplications of one image's forward pass, in units of 10^9."""
-    model.eval()
-    counter = FlopCounterMode(display=False)
-    device = next(model.parameters()).device
-    with torch.no_grad(), counter:
-        model(torch.zeros(1, chans, size, size, device=device))
-    return counter.get_total_flops() / 2e9
-
-
 def matrix_rate(device: torch.device, size: int = 2048, rounds: int = 5) -> float:
     """FLOP/s of a square bfloat16 matrix product, the median of several rounds; 2 size³ per product."""
     a, b = torch.randn(2, size, size, device=device).to(torch.bfloat16)
@@ -202,10 +191,10 @@ def race(size: int, batch: int, steps: int, rounds: int, width: float, folder: P
     device = _device()
     model = MODEL | {"width": width}
     precision, why = hardware.choose_precision("auto", device, network.build(model), size)
-    macs = {"ours": gmacs(network.build(model), size, 1)}
+    macs = {"ours": gmacs(network.build(model), size)}
     macs["plain"] = macs["ours"]
     try:
-        macs["timm_plain"] = macs["timm_best"] = gmacs(peer(), size, 3)
+        macs["timm_plain"] = macs["timm_best"] = gmacs(peer(), size)
     except ImportError:
         print("timm is not installed: its rows are left out", file=sys.stderr)
     times, rates, shares = {name: [] for name in macs}, {name: [] for name in macs}, []
@@ -271,7 +260,9 @@ def peer() -> nn.Module:
     """timm's `legacy_xception`."""
     import timm
 
-    return timm.create_model("legacy_xception", num_classes=CLASSES)
+    model = timm.create_model("legacy_xception", num_classes=CLASSES)
+    model.config = {"in_chans": 3}
+    return model
 
 
 def _device() -> torch.device:
@@ -344,11 +335,7 @@ def main() -> int:
         "tables": tables,
         "flatness": flat,
     }
-    print(json.dumps(content, indent=1))
-    if not options.smoke:
-        RESULTS.mkdir(exist_ok=True)
-        path = RESULTS / f"training-{'cuda' if cuda else 'cpu'}.json"
-        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    turns.report(f"training-{'cuda' if cuda else 'cpu'}", content, options.smoke)
     return 0
 
 

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 
 class Contestant:
@@ -55,6 +56,14 @@ def take(contestants: dict[str, Contestant], rounds: int, what: str = "") -> Ite
             if number:
                 yield name, result
         print(f"round {number} of {rounds}", file=sys.stderr, flush=True)
+
+
+def report(name: str, found: dict, smoke: bool) -> None:
+    """Prints what a benchmark found, and keeps it as results/<name>.json unless it was a smoke run."""
+    text = json.dumps(found, indent=1) + "\n"
+    print(text, end="")
+    if not smoke:
+        (Path(__file__).parent / "results" / f"{name}.json").write_text(text, encoding="utf-8")
 
 
 def serve(turn: Callable[[str], object]) -> None:

@@ -1,6 +1,7 @@
 """A crops folder on which a tiny network learns in seconds: the class is where the bright spot lies."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -23,17 +24,9 @@ def spots(folder: Path, patients: int = 48, side: int = 32, folds: int = 2, seed
     for image, label in zip(images, labels):
         y, x = divmod(int(label), 2)
         image[half * y + 3 : half * (y + 1) - 3, half * x + 3 : half * (x + 1) - 3] += 120
-    index = pd.DataFrame(
-        {
-            "image": [f"{n:03d}.png" for n in range(len(patient))],
-            "label": [CLASSES[label] for label in labels],
-            "patient": [f"p{n:02d}" for n in patient],
-            "group": [f"p{n:02d}" for n in patient],
-            "dataset": "spots",
-            "fold": patient // len(CLASSES) % folds,
-            "mask_inside": 1.0,
-        }
-    )
+    index = pd.DataFrame({"patient": [f"p{n:02d}" for n in patient], "dataset": "spots", "mask_inside": 1.0})
+    index["image"], index["group"] = [f"{n:03d}.png" for n in range(len(patient))], index["patient"]
+    index["label"], index["fold"] = np.array(CLASSES)[labels], patient // len(CLASSES) % folds
     folder.mkdir(parents=True)
     for name in ("crops", "frames"):
         np.save(folder / f"{name}.npy", images)
@@ -43,10 +36,8 @@ def spots(folder: Path, patients: int = 48, side: int = 32, folds: int = 2, seed
         "names": {key: [key, key] for key in CLASSES},
         "simulated": True,
         "title": "spots",
-        "recipe": {name: getattr(RECIPE, name) for name in RECIPE.__dataclass_fields__},
-        "size": side,
-        "hash": f"spots {seed} {side}",
     }
+    about |= {"recipe": asdict(RECIPE), "size": side, "hash": f"spots {seed} {side}"}
     (folder / "crops.json").write_text(json.dumps(about))
     return folder
 

@@ -52,21 +52,17 @@ def test_autocast_gives_bfloat16_maps_and_float32_gradients(layer):
     assert y.dtype == torch.bfloat16 and x.grad.dtype == layer.weight.grad.dtype == torch.float32
 
 
-def test_a_frozen_filter_is_left_out():
-    layer, x = (
-        depthwise.DepthwiseConv2d(4, 2, 3).requires_grad_(False),
+def test_a_frozen_filter_is_left_out_and_elsewhere_the_plain_convolution_runs(monkeypatch):
+    x, layer = (
         image(1, 4, 9, 9, dtype=torch.float32),
+        depthwise.DepthwiseConv2d(4, 2, 3).requires_grad_(False),
     )
     layer(x).sum().backward()
     assert layer.weight.grad is None and x.grad is not None
-
-
-def test_elsewhere_the_plain_depthwise_convolution_runs(monkeypatch):
-    x, weight = image(1, 4, 9, 9), torch.randn(4, 1, 3, 3)
-    assert not depthwise.has_slow_gradient(x.detach(), weight), "no gradient is wanted"
-    assert not depthwise.has_slow_gradient(x.contiguous(memory_format=torch.contiguous_format), weight)
+    assert not depthwise.has_slow_gradient(x.detach(), layer.weight), "no gradient is wanted"
+    assert not depthwise.has_slow_gradient(x.contiguous(memory_format=torch.contiguous_format), layer.weight)
     monkeypatch.setattr(torch.jit, "is_tracing", lambda: True)
-    assert not depthwise.has_slow_gradient(x, weight)
+    assert not depthwise.has_slow_gradient(x, layer.weight)
 
 
 @pytest.mark.parametrize("case", ["few pixels", "many pixels", "no gradient wanted", "contiguous"])

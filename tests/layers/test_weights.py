@@ -20,12 +20,9 @@ def test_a_body_is_carried_over_and_a_head_of_another_size_left_out():
     assert torch.equal(target.fc.weight, head)
     assert torch.equal(target.exit_flow.tail[3].pointwise.weight, source.exit_flow.tail[3].pointwise.weight)
     assert all("another number of classes" in reason for reason in report.unused.values())
-
-
-def test_a_head_of_the_same_size_is_carried_over():
-    source, target = network.xception(4, 1, **SMALL), network.xception(4, 1, **SMALL)
-    report = network.load_pretrained_body(target, source.state_dict())
-    assert not report.kept and torch.equal(target.fc.weight, source.fc.weight)
+    same = network.optimized_xception(3, 1, **SMALL)
+    assert not network.load_pretrained_body(same, source.state_dict()).kept
+    assert torch.equal(same.fc.weight, source.fc.weight)
 
 
 OWN = network.xception(4, 1, **SMALL).state_dict()
@@ -76,36 +73,29 @@ def test_weights_come_from_a_local_file_with_its_hash(tmp_path, suffix):
     assert source["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """hub(download): what runs in place of a download into an empty cache."""
+def test_weights_from_the_hub_carry_their_licence_and_without_a_network_it_says_what_to_do(
+    tmp_path, monkeypatch
+):
     pytest.importorskip("timm")
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    return lambda download: monkeypatch.setattr(torch.hub, "download_url_to_file", download)
-
-
-def test_weights_from_the_hub_carry_their_licence(hub):
     asked = []
 
     def download(url, path, prefix, **_):
         asked.append((url.rsplit("/")[-1], prefix))
         torch.save({"a": torch.ones(1)}, path)
 
-    hub(download)
+    def unreachable(*_, **__):
+        raise OSError("name or service not known")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
+    with pytest.raises(ConnectionError, match="give its path instead of 'hub'"):
+        weights.read_weights("hub")
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     for _ in range(2):  # the second time from the cache
         state, source = weights.read_weights("hub")
         assert state["a"] == 1
         assert source["licence"] == "apache-2.0" and source["source"] == "legacy_xception.tf_in1k"
     assert asked == [("xception-43020ad28.pth", "43020ad28")]
-
-
-def test_without_a_network_the_hub_says_what_to_do(hub):
-    def unreachable(*_, **__):
-        raise OSError("name or service not known")
-
-    hub(unreachable)
-    with pytest.raises(ConnectionError, match="give its path instead of 'hub'"):
-        weights.read_weights("hub")
 
 
 def test_a_file_without_weights_is_refused(tmp_path):

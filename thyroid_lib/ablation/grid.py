@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from thyroid_lib import network
-from thyroid_lib.ablation.jobs import Job, Result, initial_weights, load, run_job
+from thyroid_lib.ablation.jobs import Job, initial_weights, run_job
 from thyroid_lib.common import fingerprint
 from thyroid_lib.common.jobs import run_jobs
 from thyroid_lib.common.templates import TEMPLATES
@@ -123,19 +123,19 @@ def grid(
     models = {name: configuration(name, **shape) for name in arms}
     if base.precision == "auto":
         base = replace(base, precision=decide_precision(models, size))
+    base = replace(base, threads=max(1, base.threads))
     hashes = {}
     for name, model in models.items():
         start, _ = initial_weights(model, initial)
-        hashes[name] = "none" if start is None else fingerprint.digest(start)
+        hashes[name] = start and fingerprint.digest(start)
     jobs = []
     for seed, fold, (name, model) in product(range(seeds), there[:folds], models.items()):
         arm = ARMS[name]
         own = replace(base, model=model, loss=arm.loss, seed=base.seed + seed + arm.seed_offset)
         job = Job(
-            arm=name, model=model, settings=tuple(replace(own, lr=float(lr)) for lr in lrs), shuffled=arm.shuffled,
-            seed=seed, fold=int(fold), data=str(Path(data).resolve()), data_hash=crops.hash, size=size,
-            validation=validation, split_seed=base.seed, initial=initial if model else "", initial_hash=hashes[name],
-            threads=max(1, base.threads), root=str(Path(folder).resolve()),
+            arm=name, settings=tuple(replace(own, lr=float(lr)) for lr in lrs), shuffled=arm.shuffled, seed=seed,
+            fold=int(fold), data=str(Path(data).resolve()), data_hash=crops.hash, size=size, validation=validation,
+            split_seed=base.seed, initial=initial, initial_hash=hashes[name], root=str(Path(folder).resolve()),
         )  # fmt: skip
         jobs.append(job)
     return jobs
@@ -152,8 +152,8 @@ def decide_precision(models: dict[str, dict], size: int) -> str:
     return "bf16" if hardware.choose_precision("auto", device, model, size)[0].startswith("bf16") else "32"
 
 
-def run(jobs: list[Job], *, parallel: int = 1, cluster: str = "") -> tuple[list[Result], dict[str, str]]:
-    """Does what is left of a grid and reads it all.
+def run(jobs: list[Job], *, parallel: int = 1, cluster: str = "") -> tuple[list[Job], dict[str, str]]:
+    """Does what is left of a grid.
 
     Args:
         jobs: of `grid`.
@@ -162,48 +162,36 @@ def run(jobs: list[Job], *, parallel: int = 1, cluster: str = "") -> tuple[list[
         cluster: "" for this machine; "local:N" or a Dask scheduler's address, whose workers see the same folders.
 
     Returns:
-        The results in the order of the jobs, and jobs that could not be finished with the reason.
+        The jobs that are done, in their order, and those that could not be finished with the reason.
     """
     waiting = [job for job in jobs if not job.done]
-    possible = max(1, joblib.cpu_count() // jobs[0].threads)
+    possible = max(1, joblib.cpu_count() // jobs[0].settings[0].threads)
     count = min(parallel, possible) if parallel > 0 else possible
     silent = count > 1 or bool(cluster)
     calls = [
         {"job": job, "title": f"ablation: job {number} of {len(waiting)}, {job}", "silent": silent}
         for number, job in enumerate(waiting, 1)
     ]
-    done = run_jobs(run_job, calls, parallel=count, cluster=cluster, title="ablation, jobs") if calls else []
-    failed = {str(job): problem for job, problem in zip(waiting, done) if problem}
-    return [load(job) for job in jobs if job.done], failed
+    where = {"parallel": count, "cluster": cluster if waiting else ""}
+    problems = run_jobs(run_job, calls, title="ablation, jobs", **where)
+    failed = {str(job): problem for job, problem in zip(waiting, problems) if problem}
+    return [job for job in jobs if job.done], failed
 
 
-def arm_table(jobs: list[Job]) -> pd.DataFrame:
-    """The arms of a grid: what is special about each, its loss, and how many jobs it has."""
-    counts = Counter(job.arm for job in jobs)
-    rows = []
-    for name, count in counts.items():
-        arm = ARMS[name]
-        loss = {"ce": "cross-entropy"}.get(arm.loss, arm.loss) if arm.model else "–"
-        rows.append({"arm": name, "what it is": arm.title, "group": arm.group, "loss": loss, "jobs": count})
-    return pd.DataFrame(rows)
-
-
-def collect(results: list[Result], path: Path) -> pd.DataFrame:
+def collect(jobs: list[Job], path: Path) -> pd.DataFrame:
     """Writes the predictions of all jobs as one file and reads it back: statistics start from there.
 
     Arms that lack a job are left out: their rows would not be comparable.
 
     Args:
-        results: of `run`. path: of the file, in the form of predictions.csv, model "<arm>/seed<k>".
+        jobs: that are done, of `run`. path: of the file, in the form of predictions.csv, model "<arm>/seed<k>".
 
     Raises:
         ValueError: no arm is complete.
     """
-    jobs = {(result.job.arm, result.job.seed, result.job.fold) for result in results}
-    places = {(seed, fold) for _, seed, fold in jobs}
-    tables = [
-        result.predictions for result in results if all((result.job.arm, *place) in jobs for place in places)
-    ]
+    counts = Counter(job.arm for job in jobs)
+    whole = len({(job.seed, job.fold) for job in jobs})
+    tables = [job.predictions for job in jobs if counts[job.arm] == whole]
     if not tables:
         raise ValueError("collect: expected at least one arm with all of its jobs done, there is none")
     return read_predictions(write_predictions(tables, path))

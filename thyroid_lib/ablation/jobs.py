@@ -8,9 +8,9 @@ the training's checkpoints lie beside; killed and started again, it goes on from
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
-from functools import cached_property, partial
+from functools import cached_property
 from importlib import metadata, util
 from pathlib import Path
 
@@ -18,13 +18,12 @@ import cv2
 import numpy as np
 import pandas as pd
 import torch
-from scipy.special import softmax
+from threadpoolctl import threadpool_limits
 
 from thyroid_lib import network
 from thyroid_lib.common import fingerprint
 from thyroid_lib.common.files import LIBRARY, read_json, write_json
 from thyroid_lib.data.crops import Crops
-from thyroid_lib.evaluation.calibration import fit_temperature, operating_points
 from thyroid_lib.evaluation.predictions import prediction_table, read_predictions, write_predictions
 from thyroid_lib.inspection import probes
 from thyroid_lib.layers import peers
@@ -36,35 +35,29 @@ CUT = "+cut"
 
 GAZED = 16  # test images behind the maps of gradients
 _OWN_CODE = (
-    "ablation/jobs.py",
-    "layers/peers.py",
-    "inspection/probes.py",
-    "training/texture.py",
-    "evaluation/predictions.py",
-    "manifest.py",
-)
+    "ablation/jobs.py", "layers/peers.py", "inspection/probes.py", "training/folds.py", "training/texture.py",
+    "evaluation/predictions.py", "manifest.py",
+)  # fmt: skip
 _NO_NUMBER_FOLLOWS_FROM = ("arm", "data", "initial", "root")
 
 
 @dataclass(frozen=True)
 class Job:
-    """All that defines one job; plain values, so that any worker can do it.
+    """All that defines one job, as plain values, so that any worker can do it; and, once it is done, its result.
 
     Attributes:
         arm: its name, also the model's in predictions.
-        model: configuration for `network.build`; empty for the texture reference.
-        settings: one training each; the validation part chooses among them. They differ in lr alone.
+        settings: one training each; the validation part chooses among them. They differ in lr alone. Their threads
+            are the process's, on a CPU: the bits depend on it, so it is not the machine's to choose.
         shuffled: learn from labels dealt out anew among the training and validation images.
         seed: number of the repetition, from 0. fold: the fold that is tested.
         data: folder of crops. data_hash: theirs. size: px, side at which they are used.
         validation: share of the other patients. split_seed: of that choice.
         initial: where the initial weights come from; "" for random ones. initial_hash: of their values.
-        threads: of the process, on a CPU. The bits depend on it, so it is not the machine's to choose.
         root: folder of all results.
     """
 
     arm: str
-    model: dict
     settings: tuple[loop.Settings, ...]
     shuffled: bool
     seed: int
@@ -75,17 +68,22 @@ class Job:
     validation: float
     split_seed: int
     initial: str
-    initial_hash: str
-    threads: int
+    initial_hash: str | None
     root: str
+
+    @property
+    def model(self) -> dict:
+        """Configuration for `network.build`; empty for the texture reference."""
+        return self.settings[0].model
 
     @cached_property
     def identity(self) -> dict:
         """What its numbers follow from."""
-        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        names = [field.name for field in fields(self) if field.name not in _NO_NUMBER_FOLLOWS_FROM]
         versions = ["torch", "numpy", "scikit-learn", *(["timm"] if util.find_spec("timm") else [])]
-        return {name: value for name, value in own.items() if name not in _NO_NUMBER_FOLLOWS_FROM} | {
+        return {name: getattr(self, name) for name in names} | {
             "settings": [settings.identity() for settings in self.settings],
+            "threads": self.settings[0].threads,
             "code": fingerprint.digest(*(LIBRARY / name for name in (*CODE, *_OWN_CODE))),
             "versions": {name: metadata.version(name) for name in versions},
         }
@@ -105,25 +103,24 @@ class Job:
         """Whether its result is there."""
         return (self.folder / "result.json").is_file()
 
+    @cached_property
+    def facts(self) -> dict:
+        """The result file: choices made on validation, history, costs, what the network looks at."""
+        return read_json(self.folder / "result.json")
+
+    @cached_property
+    def predictions(self) -> pd.DataFrame:
+        """Rows of the tested fold, model "<arm>/seed<k>", and those with cut connections."""
+        return read_predictions(self.folder / "predictions.csv")
+
+    @cached_property
+    def maps(self) -> dict[str, np.ndarray]:
+        """Name -> float32 (S, S), largest 1: "field" (effective receptive field) and "gradient"."""
+        with np.load(self.folder / "maps.npz") as file:
+            return dict(file)
+
     def __str__(self) -> str:
         return f"{self.arm}, seed {self.seed}, fold {self.fold}"
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a job found.
-
-    Attributes:
-        job: which.
-        predictions: rows of the tested fold, model "<arm>/seed<k>", and those with cut connections.
-        facts: the result file: choices made on validation, history, costs, what the network looks at.
-        maps: name -> float32 (S, S), largest 1: "field" (effective receptive field) and "gradient".
-    """
-
-    job: Job
-    predictions: pd.DataFrame
-    facts: dict
-    maps: dict[str, np.ndarray]
 
 
 def at_size(crops: Crops, size: int) -> Crops:
@@ -148,8 +145,8 @@ def at_size(crops: Crops, size: int) -> Crops:
     return replace(crops, images=images, masks=masks, hash=name)
 
 
-def run_job(job: Job, title: str = "", silent: bool = False) -> str:
-    """Does a job, or finds it done.
+def run_job(job: Job, title: str, silent: bool = False) -> str:
+    """Does a job.
 
     Args:
         job: what to do. title: what the status line calls it. silent: say nothing; for worker processes, of
@@ -158,39 +155,23 @@ def run_job(job: Job, title: str = "", silent: bool = False) -> str:
     Returns:
         "", or why its training could not be finished; anything else that goes wrong is raised.
     """
-    if job.done:
-        return ""
     if silent:
         os.environ["THYROID_STATUS"] = os.devnull
-    work = Path(job.root) / ".work" / job.key
+    work, problem = Path(job.root) / ".work" / job.key, ""
     try:
-        with threads(job.threads):
-            tables, facts, maps = _do(job, work, title or str(job))
+        with threads(job.settings[0].threads):
+            _do(job, work, title)
     except loop.TrainingError as error:
-        shutil.rmtree(work, ignore_errors=True)
-        return str(error)
-    job.folder.mkdir(parents=True, exist_ok=True)
-    write_predictions(tables, job.folder / "predictions.csv")
-    np.savez_compressed(job.folder / "maps.npz", **maps)
-    about = {"arm": job.arm, "key": job.key, "identity": job.identity}
-    write_json(job.folder / "result.json", about | facts)  # last: without it there is no result
+        problem = str(error)
     shutil.rmtree(work, ignore_errors=True)
-    return ""
-
-
-def load(job: Job) -> Result:
-    """Reads a finished job."""
-    with np.load(job.folder / "maps.npz") as file:
-        maps = dict(file)
-    predictions = read_predictions(job.folder / "predictions.csv")
-    return Result(job, predictions, read_json(job.folder / "result.json"), maps)
+    return problem
 
 
 def shuffled_labels(labels: np.ndarray, rows: np.ndarray, seed: int) -> np.ndarray:
     """The labels with those of some rows dealt out among these rows at random; counts stay, meaning goes.
 
     Args:
-        labels: int64 (N,). rows: int (n,). seed: of the dealing.
+        labels: (N,), any values. rows: int (n,). seed: of the dealing.
 
     Source: Zhang et al. 2017 (arXiv 1611.03530), section 2.2.
     """
@@ -210,81 +191,69 @@ def initial_weights(model: dict, source: str) -> tuple[dict[str, torch.Tensor] |
     """
     if not source or not model:
         return None, {}
+    blocks = model.get("middle_blocks", 8)  # a peer has none
+    if model["width"] != 1 or blocks != 8:
+        raise ValueError(
+            f"initial_weights: ImageNet weights are for width 1 and 8 middle blocks, came width {model['width']:g} "
+            f"and {blocks}; leave it empty to train every arm from scratch"
+        )
     if model["name"] == "peer":
         return peers.imagenet_weights(model, source)
-    if model["width"] != 1 or model["middle_blocks"] != 8:
-        raise ValueError(
-            "initial_weights: ImageNet weights are for width 1 and 8 middle blocks, came width "
-            f"{model['width']:g} and {model['middle_blocks']}; leave it empty to train every arm from scratch"
-        )
     file = source if source == "hub" else peers.weights_file(source, "legacy_xception")
     return pretraining.imagenet_weights(model, str(file))
 
 
-def _do(job: Job, work: Path, title: str) -> tuple[list[pd.DataFrame], dict, dict[str, np.ndarray]]:
-    """Trains, fixes on the validation part what is to be fixed, predicts the tested fold once.
-
-    Returns:
-        Predictions, facts and maps of `Result`.
-    """
+def _do(job: Job, work: Path, title: str) -> None:
+    """Trains, fixes on the validation part what is to be fixed, predicts the tested fold once, writes the result."""
     crops = at_size(Crops.open(job.data), job.size)
     rows = folds.parts(crops, job.fold, job.validation, job.split_seed)
-    labels, test = crops.labels, rows["test"]
+    index = crops.index[["image", "patient", "group", "dataset", "label"]]  # no covariates
     if job.shuffled:
         learnt = np.concatenate([rows["train"], rows["validation"]])
-        labels = shuffled_labels(labels, learnt, job.settings[0].seed)
+        index = index.assign(label=shuffled_labels(index["label"].to_numpy(), learnt, job.settings[0].seed))
+    crops = replace(crops, index=index)
+    facts, maps = {}, {}
     if job.model:
-        model, facts, maps = _train(job, crops, rows, labels, work, title)
-        logits_of = partial(loop.predict, model, crops.images)
+        model, facts, maps = _train(job, crops, rows, work, title)
     else:
-        facts, maps = {}, {}
-        features, train = texture.texture_features(crops.images, crops.masks), rows["train"]
-        reference = texture.fit_reference(
-            features.iloc[train], labels[train], len(crops.classes), job.split_seed
-        )
+        features = texture.texture_features(crops.images, crops.masks)
+        learnt = features.iloc[rows["train"]], crops.labels[rows["train"]]
+        reference = texture.fit_reference(*learnt, len(crops.classes), job.split_seed)
 
-        def logits_of(chosen):
-            return reference(features.iloc[chosen])
+    def logits(_: Crops, chosen: np.ndarray) -> np.ndarray:
+        return loop.predict(model, crops.images, chosen) if job.model else reference(features.iloc[chosen])
 
-    raw, truth = logits_of(rows["validation"]), labels[rows["validation"]]
-    temperature = fit_temperature(raw, truth)
-    points = operating_points(softmax(raw / temperature, axis=1), truth, crops.classes)
-    index = crops.index.iloc[test][["image", "patient", "group", "dataset", "label"]]  # no covariates
-
-    def table(name: str) -> pd.DataFrame:
-        return prediction_table(
-            index, crops.classes, logits_of(test), temperature, points,
-            model=f"{name}/seed{job.seed}", set="internal", fold=job.fold,
-        )  # fmt: skip
-
-    tables = [table(job.arm)]
+    found = folds.fold_result(f"{job.arm}/seed{job.seed}", job.fold, rows, (crops, None), logits)
+    tables, test = [found.tables["internal"]], rows["test"]
     if job.model.get("dense_connections"):
         parts = np.array_split(test, -(-len(test) // 64))
+        about = {"model": f"{job.arm}{CUT}/seed{job.seed}", "set": "internal", "fold": job.fold}
         with probes.shallow_cut(model, (_inputs(model, crops, part) for part in parts)):
-            tables.append(table(job.arm + CUT))
-    images = {part: len(chosen) for part, chosen in rows.items()}
-    return tables, facts | {"temperature": temperature, "operating_points": points, "images": images}, maps
+            how = logits(crops, test), found.temperature, found.operating_points
+        tables.append(prediction_table(crops.index.iloc[test], crops.classes, *how, **about))
+    job.folder.mkdir(parents=True, exist_ok=True)
+    write_predictions(tables, job.folder / "predictions.csv")
+    np.savez_compressed(job.folder / "maps.npz", **maps)
+    facts |= {"temperature": found.temperature, "operating_points": found.operating_points}
+    write_json(job.folder / "result.json", {"identity": job.identity} | facts)  # last: it makes the result
 
 
-def _train(job: Job, crops: Crops, rows: dict, labels: np.ndarray, work: Path, title: str):
+def _train(job: Job, crops: Crops, rows: dict, work: Path, title: str):
     """The network of the learning rate that does best on the validation part, on its device; facts and maps of it."""
     start, origin = initial_weights(job.model, job.initial)
-    fits = []
-    for number, settings in enumerate(job.settings):
-        fit = loop.fit(
-            replace(settings, threads=job.threads), crops, rows["train"], rows["validation"], work / f"lr{number}",
-            initial=start, labels=labels, title=title, set_aside=True,
-        )  # fmt: skip
-        fits.append(fit)
+    options = {"initial": start, "title": title, "set_aside": True}
+    fits = [
+        loop.fit(settings, crops, rows["train"], rows["validation"], work / f"lr{number}", **options)
+        for number, settings in enumerate(job.settings)
+    ]
     scores = [fit.history.iloc[fit.best_epoch - 1] for fit in fits]
     chosen = max(range(len(fits)), key=lambda k: (scores[k].val_auroc, -scores[k].val_loss, -k))
     best = fits[chosen]
     model = best.model()
     reach = probes.gradient_reach(model, job.size)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = model.to(device, memory_format=torch.channels_last)
-    test = rows["test"]
-    seen = _inputs(model, crops, test[np.unique(np.linspace(0, len(test) - 1, GAZED).astype(int))])
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu", memory_format=torch.channels_last)
+    few = np.unique(np.linspace(0, len(rows["test"]) - 1, GAZED).astype(int))
+    seen = _inputs(model, crops, rows["test"][few])
     field, gradient = probes.effective_receptive_field(model, seen), probes.gradient_map(model, seen)
     gaze = {"field_side_px": probes.field_side(field), "evenness": probes.evenness(gradient), "reach": reach}
     facts = {
@@ -297,7 +266,6 @@ def _train(job: Job, crops: Crops, rows: dict, labels: np.ndarray, work: Path, t
         "seconds": sum(fit.seconds for fit in fits),
         "images_per_second": best.images_per_second,
         "device": best.choices["device"],
-        "precision": best.choices["precision"],
     }
     return model, facts, {"field": field.astype(np.float32), "gradient": gradient.astype(np.float32)}
 
@@ -311,12 +279,7 @@ def _inputs(model, crops: Crops, rows: np.ndarray) -> torch.Tensor:
 @contextmanager
 def threads(count: int) -> Iterator[None]:
     """PyTorch's and the linear algebra's threads while it lasts: sums in another order are other bits."""
-    from threadpoolctl import threadpool_limits
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        with threadpool_limits(count):
-            yield
-    finally:
-        torch.set_num_threads(before)
+    with ExitStack() as afterwards, threadpool_limits(count):
+        afterwards.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(count)
+        yield

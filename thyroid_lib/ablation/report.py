@@ -2,36 +2,40 @@
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from thyroid_lib.ablation import verdicts
 from thyroid_lib.ablation.grid import ARMS, configuration
-from thyroid_lib.ablation.jobs import Job, Result, threads
+from thyroid_lib.ablation.jobs import Job, threads
 from thyroid_lib.ablation.results import MAIN, Measured, differences, per_arm, training_noise
 from thyroid_lib.common.messages import english, say
-from thyroid_lib.common.templates import render
+from thyroid_lib.common.templates import TEMPLATES, render
 from thyroid_lib.inspection import costs, structure
 
 PUBLISHED_SIZE = 299
 """px: the side of Xception's images, at which costs at full width are told beside the grid's own."""
 TITLES = {name: arm.title for name, arm in ARMS.items()}
 """What texts and figures call an arm."""
+TABLES = yaml.safe_load((TEMPLATES / "ablation" / "tables.yaml").read_text(encoding="utf-8"))
+"""Table -> column of its numbers -> title, and how a number is written."""
 
 
-def summary(measured: Measured, results: list[Result], spent: pd.DataFrame, options: dict) -> dict:
+def summary(measured: Measured, jobs: list[Job], spent: pd.DataFrame, options: dict) -> dict:
     """Everything notebook 06 records: the same in every run of the same grid.
 
     Args:
-        measured: of `results.measure`. results: of `grid.run`.
+        measured: of `results.measure`. jobs: that are done, of `grid.run`.
         spent: of `computed_costs`. options: margin, limit and classes.
     """
-    noise, freedom = training_noise(measured)
+    (noise, freedom), rests = training_noise(measured), measured.rests_on
+    trainings = max(len(drawn[MAIN]) for drawn in measured.draws.values())
     return {
-        "tested": {"images": measured.images, "patients": measured.patients, "trainings": measured.seeds},
+        "tested": {"images": rests["n_images"], "patients": rests["n_patients"], "trainings": trainings},
         "arms": {arm: per_arm(measured, arm) for arm in measured.arms},
         "training_noise": {"standard_deviation": noise**0.5, "degrees_of_freedom": freedom},
         "difference": {f"minus_{to}": differences(measured, to) for to in ("original", "invention")},
         "costs": {arm: dict(row) for arm, row in spent.iterrows()},
-        "gaze": gaze_numbers(results),
+        "gaze": gaze_numbers(jobs),
         "controls": verdicts.controls(measured),
         "claims": verdicts.claims(measured, margin=options["margin"]) | compute_claims(spent, options),
     }
@@ -39,24 +43,16 @@ def summary(measured: Measured, results: list[Result], spent: pd.DataFrame, opti
 
 def compute_claims(spent: pd.DataFrame, options: dict) -> dict:
     """Verdicts on compute: multiplications in this grid and at the published size; {} without both networks."""
-    both, limit = ["original", "invention"], options["limit"]
-    if not {*both} <= {*spent.index}:
-        return {}
-    full = {arm: configuration(arm, classes=options["classes"], width=1.0, middle_blocks=8) for arm in both}
-    published = structure.costs(full, PUBLISHED_SIZE).set_index("variant")["gmacs"]
-    there = f"multiplications at full width and {PUBLISHED_SIZE} px"
-    return {
-        "compute": verdicts.compute(spent["gmacs"], limit=limit, what="multiplications, as in this grid"),
-        "compute_published": verdicts.compute(published, limit=limit, what=there),
-    }
+    full = {"classes": options["classes"], "width": 1.0, "middle_blocks": 8}
+    models = {arm: configuration(arm, **full) for arm in ("original", "invention")}
+    published = structure.costs(models, PUBLISHED_SIZE).set_index("variant")["gmacs"]
+    costs = {"compute": spent["gmacs"], "compute_published": published.reindex(spent.index)}
+    return verdicts.compute(pd.DataFrame(costs), limit=options["limit"])
 
 
 def throughput_claim(speed: pd.DataFrame, limit: float) -> dict:
     """Verdict on throughput: a note of this machine, not a result that another run must repeat."""
-    if not {"original", "invention"} <= {*speed.index}:
-        return {}
-    what = "training time per image, on this machine"
-    return {"throughput": verdicts.compute(1 / speed["training"], limit=limit, what=what)}
+    return verdicts.compute(pd.DataFrame({"throughput": 1 / speed["training"]}), limit=limit)
 
 
 def _once(jobs: list[Job], measure) -> pd.DataFrame:
@@ -77,48 +73,66 @@ def measured_speed(jobs: list[Job], rounds: int = 3) -> pd.DataFrame:
     """`costs.throughput` of the arms' networks, with the jobs' batch, threads and precision."""
     job, settings = jobs[0], jobs[0].settings[0]
     how = {"batch_size": settings.batch_size, "precision": settings.precision, "rounds": rounds}
-    with threads(job.threads):
+    with threads(settings.threads):
         return _once(jobs, lambda models: costs.throughput(models, job.size, **how))
 
 
-def _by_arm(results: list[Result]) -> dict[str, list[Result]]:
-    """Results of the networks by arm, in the order of `ARMS`."""
-    return {arm: own for arm in ARMS if (own := [r for r in results if r.job.arm == arm and r.job.model])}
+def _by_arm(jobs: list[Job]) -> dict[str, list[Job]]:
+    """Jobs of the networks by arm, in the order of `ARMS`."""
+    return {arm: own for arm in ARMS if (own := [job for job in jobs if job.arm == arm and job.model])}
 
 
-def gaze_numbers(results: list[Result]) -> dict[str, dict]:
+def gaze_numbers(jobs: list[Job]) -> dict[str, dict]:
     """Arm -> mean over its jobs of what `probes` found: field_side_px, evenness, and reach for our networks."""
     found = {}
-    for arm, own in _by_arm(results).items():
-        known = [name for name, value in own[0].facts["gaze"].items() if value is not None]
-        means = {name: np.mean([result.facts["gaze"][name] for result in own]) for name in known}
+    for arm, own in _by_arm(jobs).items():
+        means = pd.DataFrame([job.facts["gaze"] for job in own], dtype=float).mean().dropna()
         found[arm] = {name: float(f"{mean:.6g}") for name, mean in means.items()}
     return found
 
 
-def gaze_maps(results: list[Result]) -> dict[str, dict[str, np.ndarray]]:
+def gaze_maps(jobs: list[Job]) -> dict[str, dict[str, np.ndarray]]:
     """Title -> mean maps over the arm's jobs, largest 1; losses and controls are left out: the same networks."""
     found = {}
-    for arm, own in _by_arm(results).items():
+    for arm, own in _by_arm(jobs).items():
         if ARMS[arm].group not in ("losses", "controls"):
-            means = {name: np.mean([result.maps[name] for result in own], axis=0) for name in own[0].maps}
+            means = {name: np.mean([job.maps[name] for job in own], axis=0) for name in own[0].maps}
             found[TITLES[arm]] = {name: field / max(field.max(), 1e-12) for name, field in means.items()}
     return found
 
 
-def notes(results: list[Result], failed: dict, speed: pd.DataFrame, claim: dict, seconds: float) -> dict:
+def notes(jobs: list[Job], failed: dict, speed: pd.DataFrame, claim: dict, seconds: float) -> dict:
     """What differs from run to run, for run.json: times, throughput, devices."""
-    trained = [result for own in _by_arm(results).values() for result in own]
+    trained = [job for job in jobs if job.model]
     measured = ("seconds", "images_per_second", "device")
-    origins = {result.job.arm: result.facts["initial_weights"] for result in trained}
+    origins = {job.arm: job.facts["initial_weights"] for job in trained}
     return {
-        "jobs": {str(result.job): {name: result.facts[name] for name in measured} for result in trained},
+        "jobs": {str(job): {name: job.facts[name] for name in measured} for job in trained},
         "initial_weights": {arm: origin for arm, origin in origins.items() if origin},
         "failed": failed,
         "seconds_of_this_start": round(seconds, 1),
         "images_per_second": speed.round(1).to_dict("index"),
         "throughput": claim,
     }
+
+
+def _table(name: str, numbers: pd.DataFrame, **words) -> pd.DataFrame:
+    """The columns of a table of `TABLES` that there are, titled and written as it says; words stand in titles."""
+    shown = {column: how for column, how in TABLES[name].items() if column in numbers}
+    return pd.DataFrame(
+        {
+            title.format(**words): numbers[column].map(text.format, na_action="ignore")
+            for column, (title, text) in shown.items()
+        }
+    )
+
+
+def arm_table(jobs: list[Job]) -> pd.DataFrame:
+    """The arms of a grid: what is special about each, its loss, and how many jobs it has."""
+    counts = pd.Series([job.arm for job in jobs]).value_counts(sort=False)
+    arms = pd.DataFrame([vars(ARMS[arm]) for arm in counts.index]).assign(arm=counts.index, jobs=counts.array)
+    losses = arms["loss"].replace("ce", "cross-entropy").where(arms["model"].astype(bool), "–")
+    return _table("arms", arms.assign(loss=losses))
 
 
 def metric_table(found: dict, watched: list[str], names: dict) -> pd.DataFrame:
@@ -130,11 +144,11 @@ def metric_table(found: dict, watched: list[str], names: dict) -> pd.DataFrame:
     columns = {"macro AUROC": MAIN}
     columns |= {f"sensitivity, {english(names, key)}": f"sensitivity/{key}" for key in watched}
     columns |= {"calibration error": "ece_classwise", "Brier score": "brier"}
-    table = pd.DataFrame(found).T.apply(lambda metrics: metrics.map(say))[[*columns.values()]]
+    said = {title: [say(own[name]) for own in found.values()] for title, name in columns.items()}
+    table = pd.DataFrame(said, index=pd.Index([TITLES[arm] for arm in found], name="arm"))
     each = [", ".join(f"{value:.2f}" for value in own[MAIN]["trainings"]) or "–" for own in found.values()]
-    table.columns = [*columns]
     table.insert(1, "each training", each)
-    return table.rename(index=TITLES).rename_axis("arm")
+    return table
 
 
 def arm_rows(found: dict) -> list[dict]:
@@ -167,33 +181,27 @@ def difference_table(found: dict) -> pd.DataFrame:
     return table.loc[[title for title in TITLES.values() if title in table.index]]
 
 
+def _candidates(spent: pd.DataFrame, speed: pd.DataFrame) -> pd.DataFrame:
+    """Computed and measured costs, with title and group; without the controls, which cost what they copy."""
+    table = spent.join(speed)
+    table = table.assign(title=table.index.map(TITLES), group=[ARMS[arm].group for arm in table.index])
+    return table[table["group"] != "controls"]
+
+
 def cost_table(spent: pd.DataFrame, speed: pd.DataFrame, batch_size: int) -> pd.DataFrame:
-    """Parameters, multiplications, memory and images per second of every network; controls cost what they copy.
+    """Parameters, multiplications, memory and images per second of every network; controls are left out.
 
     Args:
         spent: of `computed_costs`. speed: of `measured_speed`. batch_size: of the training step.
     """
-    both = spent.join(speed)
-    both = both[[ARMS[arm].group != "controls" for arm in both.index]].rename(index=TITLES)
-    shown = {
-        "parameters": ("parameters, millions", lambda value: f"{value / 1e6:.2f}"),
-        "gmacs": ("GMACs per image", "{:.3g}".format),
-        "training_mib": (f"memory of a step of {batch_size}, MiB", "{:.0f}".format),
-        "training": ("training, images/s", "{:.0f}".format),
-        "classifying": ("classifying, images/s", "{:.0f}".format),
-        "gpu_mib": ("GPU memory at most, MiB", "{:.0f}".format),
-    }
-    return pd.DataFrame({title: both[name].map(how) for name, (title, how) in shown.items() if name in both})
+    both = _candidates(spent, speed).assign(millions=spent["parameters"] / 1e6)
+    return _table("costs", both, batch_size=batch_size).rename(index=TITLES)
 
 
 def cost_points(found: dict, spent: pd.DataFrame, speed: pd.DataFrame) -> pd.DataFrame:
     """Rows of `plots.ablation.accuracy_against_cost`; controls are left out."""
-    rows = [
-        {"title": TITLES[arm], "group": ARMS[arm].group, **found[arm][MAIN], **row}
-        for arm, row in spent.join(speed).iterrows()
-        if arm in found and ARMS[arm].group != "controls"
-    ]
-    return pd.DataFrame(rows).astype({"value": float, "low": float, "high": float})
+    metrics = pd.DataFrame({arm: own[MAIN] for arm, own in found.items()}).T[["value", "low", "high"]]
+    return _candidates(spent, speed).join(metrics.astype(float), how="inner")
 
 
 def references(found: dict) -> dict[str, dict]:
@@ -208,43 +216,20 @@ def gaze_table(numbers: dict[str, dict]) -> pd.DataFrame:
     Args:
         numbers: of `gaze_numbers`.
     """
-    shown = {
-        "field_side_px": ("effective receptive field, px a side", "{:.0f}".format),
-        "evenness": ("evenness of the gradient", "{:.2f}".format),
-        "reach": ("reached by a gradient at the down-samplings", "{:.0%}".format),
-    }
-    table = pd.DataFrame(numbers).T.rename(index=TITLES).rename_axis("arm")
-    return pd.DataFrame(
-        {title: table[name].map(how, na_action="ignore") for name, (title, how) in shown.items()}
-    )
+    return _table("gaze", pd.DataFrame(numbers).T.rename(index=TITLES).rename_axis("arm"))
 
 
 def control_table(found: dict) -> pd.DataFrame:
     """The controls: what came, what must come, and whether it did."""
-    words = {True: "passed", False: "failed", None: "no number"}
-    return pd.DataFrame(
-        {
-            "control": [TITLES[arm] for arm in found],
-            "what came": map(came, found.values()),
-            "must hold": [f"{test['expected']:g}" for test in found.values()],
-            "outcome": [words[test["passed"]] for test in found.values()],
-        }
-    )
+    table = pd.DataFrame(found.values()).assign(title=[TITLES[arm] for arm in found])
+    outcome = table["passed"].map({True: "passed", False: "failed", None: "no number"})
+    return _table("controls", table.assign(came=[*map(came, found.values())], outcome=outcome))
 
 
 def claim_table(found: dict) -> pd.DataFrame:
     """Every claimed effect with what was measured and the verdict."""
-    return pd.DataFrame(
-        {
-            "claimed effect": claim["claim"],
-            "measured by": claim["measured_by"],
-            "what came": came(claim),
-            "p (Holm)": p_value(claim.get("p_holm")),
-            "verdict": claim["verdict"],
-            "because": claim["why"],
-        }
-        for claim in found.values()
-    )
+    tests = [claim | {"came": came(claim), "p": p_value(claim.get("p_holm"))} for claim in found.values()]
+    return _table("claims", pd.DataFrame(tests))
 
 
 def findings(found: dict, throughput: dict, failed: dict, jobs: list[Job], simulated: bool) -> str:
@@ -254,19 +239,8 @@ def findings(found: dict, throughput: dict, failed: dict, jobs: list[Job], simul
         found: of `summary`. throughput: of `throughput_claim`. failed: job -> reason.
         jobs: of `grid.grid`. simulated: phantoms.
     """
-    known = {arm: own[MAIN] for arm, own in found["arms"].items() if own[MAIN]["value"] is not None}
-    first = max(known, key=lambda arm: known[arm]["value"], default=None)
-    best = dict.fromkeys(arm for arm in (first, "invention", "original", "texture") if arm in known)
-    return render(
-        "ablation/findings.md.j2",
-        **found | {"claims": found["claims"] | throughput},
-        best=[(TITLES[arm], known[arm]) for arm in best],
-        failed=failed,
-        jobs=jobs,
-        simulated=simulated,
-        titles=TITLES,
-        came=came,
-    )
+    found = found | {"claims": found["claims"] | throughput, "failed": failed, "simulated": simulated}
+    return render("ablation/findings.md.j2", **found, jobs=jobs, titles=TITLES, came=came)
 
 
 def came(test: dict) -> str:

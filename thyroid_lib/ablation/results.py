@@ -14,9 +14,9 @@ import pandas as pd
 from scipy import stats
 
 from thyroid_lib.ablation.grid import ARMS
-from thyroid_lib.evaluation import comparison
-from thyroid_lib.evaluation import metrics as evaluation
-from thyroid_lib.evaluation.bootstrap import LEVEL, MINIMUM_PATIENTS, Clusters, estimate
+from thyroid_lib.evaluation.bootstrap import LEVEL, MINIMUM_PATIENTS, estimate
+from thyroid_lib.evaluation.comparison import COMPARED
+from thyroid_lib.evaluation.metrics import Sample
 from thyroid_lib.evaluation.predictions import classes_of
 
 MAIN = "macro_auroc"
@@ -30,32 +30,19 @@ class Measured:
 
     Attributes:
         draws: arm -> metric -> float64 (seeds, draws + 1), the value first.
-        images, patients: tested. scarcest: patients of the scarcest type.
-        minimum: fewest patients of the scarcest type for a number to be given.
+        rests_on: what every number rests on, for `bootstrap.estimate`: n_images and n_patients that were tested,
+            "effective" of the scarcest type, and of these the "minimum" for a number to be given.
         watched: class keys whose sensitivity is among the metrics.
     """
 
     draws: dict[str, dict[str, np.ndarray]]
-    images: int
-    patients: int
-    scarcest: int
-    minimum: int
+    rests_on: dict[str, int]
     watched: list[str]
 
     @property
     def arms(self) -> list[str]:
         """Names without those of cut connections, in the order of `ARMS`."""
         return [name for name in ARMS if name in self.draws]
-
-    @property
-    def seeds(self) -> int:
-        """Trainings per arm and fold."""
-        return max(len(metrics[MAIN]) for metrics in self.draws.values())
-
-    def estimate(self, values: np.ndarray, **options) -> dict:
-        """A reported number with its interval over patients, from float64 (draws + 1,), as `bootstrap.estimate`."""
-        about = {"n_images": self.images, "n_patients": self.patients, "effective": self.scarcest}
-        return estimate(values, **about, minimum=self.minimum, **options)
 
 
 def measure(
@@ -70,27 +57,28 @@ def measure(
     Raises:
         ValueError: two arms were not tested on the same images.
     """
-    classes, first, found = classes_of(predictions), None, {}
+    classes, tested, found = classes_of(predictions), [], {}
     watched = [key for key in WATCHED if key in classes] or list(classes)
-    for model, rows in predictions.groupby("model"):
-        rows = rows.sort_values("image", ignore_index=True)
-        rows.attrs["classes"] = classes
-        if first is None:
-            first, clusters = rows, Clusters(rows["patient"], draws, seed)
-        if not rows[["image", "truth"]].equals(first[["image", "truth"]]):
+    for model, rows in predictions.sort_values("image").groupby("model"):
+        images = rows[["image", "truth"]].to_numpy().tolist()
+        if images != (tested or images):
             raise ValueError(f"measure: expected all arms to be tested on the same images; {model!r} was not")
-        sample = evaluation.Sample(rows, draws=1, minimum=minimum)
-        sample.clusters = clusters
-        for name, values in _draws(sample, watched).items():
-            found.setdefault(model.partition("/")[0], {}).setdefault(name, []).append(values)
-    arms = {arm: {name: np.array(values) for name, values in own.items()} for arm, own in found.items()}
-    scarcest = min(sample.sides)
-    return Measured(arms, len(first), clusters.patients, scarcest, minimum, watched)
+        tested = images
+        sample = Sample(rows, draws=draws, seed=seed)
+        found.setdefault(model.partition("/")[0], []).append(sample)
+    names = [*COMPARED, *(f"auroc/{key}" for key in classes), "ece_classwise"]
+    names += [f"sensitivity/{key}" for key in watched]
 
+    def drawn(trainings: list[Sample]) -> dict[str, np.ndarray]:
+        return {name: np.array([one.draws(name) for one in trainings]) for name in names}
 
-def _draws(sample: evaluation.Sample, watched: list[str]) -> dict[str, np.ndarray]:
-    names = ["ece_classwise", *(f"sensitivity/{key}" for key in watched)]
-    return comparison.samples(sample) | {name: sample.draws(name) for name in names}
+    rests_on = {
+        "n_images": len(tested),
+        "n_patients": sample.clusters.patients,
+        "effective": min(sample.sides),
+    }
+    arms = {arm: drawn(trainings) for arm, trainings in found.items()}
+    return Measured(arms, rests_on | {"minimum": minimum}, watched)
 
 
 def per_arm(measured: Measured, arm: str) -> dict[str, dict]:
@@ -101,7 +89,7 @@ def per_arm(measured: Measured, arm: str) -> dict[str, dict]:
     """
     result = {}
     for name, values in measured.draws[arm].items():
-        made = measured.estimate(values.mean(0), bounds=(0.0, 2.0 if name == "brier" else 1.0))
+        made = estimate(values.mean(0), bounds=(0.0, 2.0 if name == "brier" else 1.0), **measured.rests_on)
         known = made["value"] is not None
         result[name] = made | {"trainings": [_plain(v) for v in values[:, 0]] if known else []}
     return result
@@ -118,12 +106,10 @@ def training_noise(measured: Measured, metric: str = MAIN) -> tuple[float, int]:
     Returns:
         (variance, degrees of freedom); (0, 0) where every arm was trained once.
     """
-    squares, freedom = 0.0, 0
-    for arm in measured.arms:
-        values = measured.draws[arm][metric][:, 0]
-        if ARMS[arm].model and not ARMS[arm].shuffled and np.isfinite(values).all():
-            squares += float(((values - values.mean()) ** 2).sum())
-            freedom += len(values) - 1
+    trained = [arm for arm in measured.arms if ARMS[arm].model and not ARMS[arm].shuffled]
+    values = [each for arm in trained if np.isfinite(each := measured.draws[arm][metric][:, 0]).all()]
+    squares = sum(float(((each - each.mean()) ** 2).sum()) for each in values)
+    freedom = sum(len(each) - 1 for each in values)
     return (squares / freedom if freedom else 0.0), freedom
 
 
@@ -153,10 +139,14 @@ def contrast(
     """
     of = {arm: measured.draws[arm][metric] for arm in weights}
     values = sum(factor * of[arm].mean(0) for arm, factor in weights.items())
-    result = measured.estimate(values) | {"p": None, "sd_trainings": None, "trainings_counted": False}
+    result = estimate(values, **measured.rests_on) | {
+        "p": None,
+        "sd_trainings": None,
+        "trainings_counted": False,
+    }
     if result["value"] is None:
         return result
-    n, draws = max(2, measured.scarcest), values[1:][np.isfinite(values[1:])]
+    n, draws = max(2, measured.rests_on["effective"]), values[1:][np.isfinite(values[1:])]
     noise, freedom = training_noise(measured, metric) if trainings else (0.0, 0)
     networks = [arm for arm in weights if arm in ARMS and ARMS[arm].model]
     over_trainings = sum(weights[arm] ** 2 * noise / len(of[arm]) for arm in networks)

@@ -23,8 +23,9 @@ from thyroid_lib.evaluation.bootstrap import LEVEL
 ALPHA = 0.05
 SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided with this data"
 NOT_TESTED = "not tested"
-CLAIMS = yaml.safe_load((TEMPLATES / "ablation" / "claims.yaml").read_text(encoding="utf-8"))
-"""Claims on accuracy: in words, and the pairs of arms by which each is measured."""
+_CLAIMS = yaml.safe_load((TEMPLATES / "ablation" / "claims.yaml").read_text(encoding="utf-8"))
+CLAIMS, COMPUTE = _CLAIMS["accuracy"], _CLAIMS["compute"]
+"""Claims in words; those on accuracy with the pairs of arms by which each is measured."""
 
 
 def controls(measured: Measured) -> dict[str, dict]:
@@ -52,7 +53,7 @@ def _shuffled(measured: Measured) -> dict:
     if len(values) < 2:
         return made
     n, error = len(values), max(1e-9, (made["high"] - made["low"]) / 2 / stats.norm.isf(tail))
-    error, df = added((values.var() / n, n - 1), (error**2, max(1, measured.scarcest - 1)))
+    error, df = added((values.var() / n, n - 1), (error**2, max(1, measured.rests_on["effective"] - 1)))
     reach = stats.t.isf(tail, df) * error
     return made | {"low": max(0.0, made["value"] - reach), "high": min(1.0, made["value"] + reach)}
 
@@ -119,22 +120,22 @@ def verdict(
     return UNDECIDED, "the interval holds 0 and effects worth having"
 
 
-def compute(cost: pd.Series, *, limit: float, what: str) -> dict:
+def compute(costs: pd.DataFrame, *, limit: float) -> dict[str, dict]:
     """The rule for compute: what the invention costs, as a multiple of what the original costs.
 
     Args:
-        cost: of each arm, more is dearer; of them "invention" and "original".
-        limit: largest multiple that counts as under control. what: is measured.
+        costs: index arm, columns of `COMPUTE`; more is dearer.
+        limit: largest multiple that counts as under control.
 
     Returns:
-        {"claim", "measured_by", "multiple", "verdict", "why"}; no interval: it is no estimate.
+        Column -> {"claim", "measured_by", "multiple", "verdict", "why"}; no interval: it is no estimate. {} without
+        both networks.
     """
-    multiple = cost["invention"] / cost["original"]
-    good = multiple <= limit
-    return {
-        "claim": "Compute stays under control",
-        "measured_by": what,
-        "multiple": float(f"{multiple:.6g}"),
-        "verdict": SUPPORTED if good else NOT_SUPPORTED,
-        "why": f"{'at most' if good else 'more than'} {limit:g} times the original's",
-    }
+    if not {"invention", "original"} <= {*costs.index}:
+        return {}
+    found = {}
+    for key, multiple in (costs.loc["invention"] / costs.loc["original"]).items():
+        verdict, most = (SUPPORTED, "at most") if multiple <= limit else (NOT_SUPPORTED, "more than")
+        why = f"{most} {limit:g} times the original's"
+        found[key] = COMPUTE[key] | {"multiple": float(f"{multiple:.6g}"), "verdict": verdict, "why": why}
+    return found

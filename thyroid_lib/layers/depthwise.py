@@ -104,12 +104,8 @@ def _put(place: Tensor, part: Tensor, top: int, left: int) -> None:
     """Writes `part` into `place` from (top, left) on, as far as it fits, and zeros around it."""
     height, width = min(part.shape[2], place.shape[2] - top), min(part.shape[3], place.shape[3] - left)
     place[:, :, top : top + height, left : left + width] = part[:, :, :height, :width]
-    for margin in (
-        place[:, :, :top],
-        place[:, :, top + height :],
-        place[..., :left],
-        place[..., left + width :],
-    ):
+    above, below = place[:, :, :top], place[:, :, top + height :]
+    for margin in (above, below, place[..., :left], place[..., left + width :]):
         margin.zero_()
 
 

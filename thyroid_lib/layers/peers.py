@@ -9,29 +9,20 @@ References: He et al. 2016 (arXiv 1512.03385); Huang et al. 2017 (arXiv 1608.069
 2104.00298); Liu et al. 2022 (arXiv 2201.03545); Howard et al. 2019 (arXiv 1905.02244).
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from thyroid_lib.common import fingerprint
 
-
-@dataclass(frozen=True)
-class PeerFacts:
-    """A peer: timm's name, and timm's tag of its weights from ImageNet-1k alone."""
-
-    timm: str
-    tag: str
-
-
 PEERS = {
-    "resnet50": PeerFacts("resnet50", "a1_in1k"),
-    "densenet121": PeerFacts("densenet121", "ra_in1k"),
-    "efficientnetv2_s": PeerFacts("tf_efficientnetv2_s", "in1k"),
-    "convnext_tiny": PeerFacts("convnext_tiny", "fb_in1k"),
-    "mobilenetv3": PeerFacts("mobilenetv3_large_100", "ra_in1k"),
+    "resnet50": "resnet50.a1_in1k",
+    "densenet121": "densenet121.ra_in1k",
+    "efficientnetv2_s": "tf_efficientnetv2_s.in1k",
+    "convnext_tiny": "convnext_tiny.fb_in1k",
+    "mobilenetv3": "mobilenetv3_large_100.ra_in1k",
 }
+"""Peer -> timm's name of it and, behind the dot, of its weights from ImageNet-1k alone."""
 
 
 class Peer(nn.Module):
@@ -63,14 +54,8 @@ class Peer(nn.Module):
         super().__init__()
         if architecture not in PEERS:
             raise ValueError(f"architecture: expected one of {', '.join(PEERS)}, got {architecture!r}")
-        self.config = {
-            "name": "peer",
-            "architecture": architecture,
-            "num_classes": num_classes,
-            "in_chans": in_chans,
-            "width": width,
-            "drop_rate": drop_rate,
-        }
+        switches = {"in_chans": in_chans, "width": width, "drop_rate": drop_rate}
+        self.config = {"name": "peer", "architecture": architecture, "num_classes": num_classes, **switches}
         self.body = body(architecture, in_chans, width)
         self.drop = nn.Dropout(drop_rate)
         features = getattr(self.body, "head_hidden_size", None) or self.body.num_features
@@ -95,11 +80,8 @@ def body(architecture: str, in_chans: int, width: float = 1.0, **options) -> nn.
         architecture: key of `PEERS`. in_chans: channels of the image. width: 1 is the published network.
         options: for `timm.create_model`.
     """
-    timm = import_timm()
-    name = PEERS[architecture].timm
+    timm, name = import_timm(), PEERS[architecture]
     options = {"in_chans": in_chans, "num_classes": 0} | options
-    if width == 1:
-        return timm.create_model(options.pop("variant", name), **options)
     if architecture == "mobilenetv3":  # its factory sets the multiplier itself
         from timm.models.mobilenetv3 import _gen_mobilenet_v3
 
@@ -124,22 +106,14 @@ def imagenet_weights(config: dict, source: str) -> tuple[dict[str, Tensor], dict
         The state dict, and where it came from: source, sha256 (of the values, 16 digits), licence.
 
     Raises:
-        ValueError: the peer is not of the published width.
         FileNotFoundError: the folder has no file for it.
     """
-    if config["width"] != 1:
-        raise ValueError(
-            f"{config['architecture']}: ImageNet weights are for width 1, came width {config['width']:g}; "
-            "train every arm from scratch (initial_weights='') or take width 1"
-        )
-    facts = PEERS[config["architecture"]]
-    options = {"pretrained": True, "variant": f"{facts.timm}.{facts.tag}"}
-    if source != "hub":
-        options["pretrained_cfg_overlay"] = {"file": str(weights_file(source, facts.timm))}
-    made = body(config["architecture"], config["in_chans"], **options)
-    tensors = {f"body.{name}": value for name, value in made.state_dict().items()}
+    name = PEERS[config["architecture"]]
+    own = {} if source == "hub" else {"file": str(weights_file(source, name.partition(".")[0]))}
+    made = body(config["architecture"], config["in_chans"], pretrained=True, pretrained_cfg_overlay=own)
+    tensors = {f"body.{entry}": value for entry, value in made.state_dict().items()}
     licence = made.pretrained_cfg.get("license") or "as timm's hub states"
-    origin = f"{facts.timm}.{facts.tag}" if source == "hub" else Path(source).name
+    origin = name if source == "hub" else Path(source).name
     return tensors, {"source": origin, "sha256": fingerprint.digest(tensors), "licence": licence}
 
 

@@ -4,14 +4,14 @@ The common port of Xception has a loader that filters on an empty dictionary and
 every entry of the source and of the model is accounted for, and loading nothing is an error.
 """
 
-import hashlib
-import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlparse
 
 import torch
 from torch import Tensor, nn
+
+from thyroid_lib.common import fingerprint
+from thyroid_lib.layers.peers import import_timm
 
 HUB_NAME = "legacy_xception.tf_in1k"  # timm's name of the ImageNet weights; Apache-2.0
 
@@ -28,24 +28,19 @@ class LoadReport:
     """
 
     loaded: list[str]
-    converted: dict[str, str] = field(default_factory=dict)
-    kept: list[str] = field(default_factory=list)
-    unused: dict[str, str] = field(default_factory=dict)
+    converted: dict[str, str]
+    kept: list[str]
+    unused: dict[str, str]
 
 
-def timm_names(middle_blocks: int = 8) -> dict[str, str]:
+def timm_names(middle_blocks: int) -> dict[str, str]:
     """Module paths of timm's `legacy_xception` -> ours."""
     names = {
-        "conv1": "entry_flow.stem.0",
-        "bn1": "entry_flow.stem.1",
-        "conv2": "entry_flow.stem.3",
-        "bn2": "entry_flow.stem.4",
-        "conv3": "exit_flow.tail.0",
-        "bn3": "exit_flow.tail.1",
-        "conv4": "exit_flow.tail.3",
-        "bn4": "exit_flow.tail.4",
-        "fc": "fc",
-    }
+        "conv1": "entry_flow.stem.0", "bn1": "entry_flow.stem.1",
+        "conv2": "entry_flow.stem.3", "bn2": "entry_flow.stem.4",
+        "conv3": "exit_flow.tail.0", "bn3": "exit_flow.tail.1",
+        "conv4": "exit_flow.tail.3", "bn4": "exit_flow.tail.4", "fc": "fc",
+    }  # fmt: skip
     blocks = [f"entry_flow.block{i}" for i in (1, 2, 3)]
     blocks += [f"middle_flow.{i}" for i in range(middle_blocks)]
     for number, block in enumerate([*blocks, "exit_flow.block"], start=1):
@@ -72,14 +67,17 @@ def load_timm_weights(model: nn.Module, state_dict: dict[str, Tensor]) -> LoadRe
     names = timm_names(len(model.middle_flow))
     translated, strangers = {}, {}
     for key, value in state_dict.items():
-        match = next((n for n in sorted(names, key=len, reverse=True) if key.startswith(n + ".")), None)
-        if match is None:
+        layer = next((name for name in names if key.startswith(name + ".")), None)
+        if layer is None:
             strangers[key] = "not a layer of legacy_xception"
         else:
-            translated[re.sub(r"\.conv1\.", ".depthwise.", names[match] + key[len(match) :])] = value
-    report = _load(model, translated, strangers)
-    for key in start_as_subsampling(model):
-        report.converted[key] = "starts by passing on every second pixel"
+            ours = names[layer] + key.removeprefix(layer)
+            translated[ours.replace(".conv1.", ".depthwise.")] = value
+    report = _load(model, translated)
+    report.unused.update(strangers)
+    report.converted.update(
+        dict.fromkeys(start_as_subsampling(model), "starts by passing on every second pixel")
+    )
     return report
 
 
@@ -110,12 +108,12 @@ def load_pretrained_body(model: nn.Module, state_dict: dict[str, Tensor]) -> Loa
     Raises:
         ValueError: an entry of the body is missing or has another shape.
     """
-    return _load(model, dict(state_dict), {}, whole=True)
+    return _load(model, state_dict, whole=True)
 
 
-def _load(model, source, strangers, whole=False) -> LoadReport:
+def _load(model: nn.Module, source: dict[str, Tensor], whole: bool = False) -> LoadReport:
     target = model.state_dict()
-    loaded, converted, unused, problems = {}, {}, dict(strangers), []
+    loaded, converted, unused, problems = {}, {}, {}, []
     for key, value in source.items():
         if key not in target:
             unused[key] = "the model has no such entry"
@@ -131,9 +129,10 @@ def _load(model, source, strangers, whole=False) -> LoadReport:
         else:
             problems.append(f"{key}: expected {shape}, got {tuple(value.shape)}")
     kept = [key for key in target if key not in loaded]
-    new = ("transition", "project", *(f"{b}.down" for b in _pooled_blocks(model)))
-    missing = [k for k in kept if not k.startswith("fc.") and (whole or not k.startswith(new))]
-    problems += [f"{key}: not in the source" for key in missing]
+    for key in kept:
+        new = key.startswith(("transition", "project")) or ".down." in key
+        if not key.startswith("fc.") and (whole or not new):
+            problems.append(f"{key}: not in the source")
     if whole:
         problems += [f"{key}: not in the model" for key in unused if not key.startswith("fc.")]
     if problems or not loaded:
@@ -145,10 +144,6 @@ def _load(model, source, strangers, whole=False) -> LoadReport:
         )
     model.load_state_dict(loaded, strict=False)
     return LoadReport(list(loaded), converted, kept, unused)
-
-
-def _pooled_blocks(model) -> list[str]:
-    return ["entry_flow.block1", "entry_flow.block2", "entry_flow.block3", "exit_flow.block"]
 
 
 def read_weights(source: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -166,11 +161,8 @@ def read_weights(source: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]
         ImportError: "hub" without timm.
         ConnectionError: "hub" without a network.
     """
-    licence = "as its owner states; not in the file"
-    if str(source) == "hub":
-        path, licence = _download()
-    else:
-        path = Path(source)
+    hub = str(source) == "hub"
+    path, licence = _download() if hub else (Path(source), "as its owner states; not in the file")
     if not path.is_file():
         raise FileNotFoundError(
             f"expected weights at {path}: no such file; give a .safetensors or .pth, or 'hub'"
@@ -184,23 +176,19 @@ def read_weights(source: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]
         state_dict = state_dict.get("state_dict", state_dict)
     if not state_dict or not all(isinstance(v, Tensor) for v in state_dict.values()):
         raise ValueError(f"expected a dictionary of tensors in {path}, got something else; save a state_dict")
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    name = HUB_NAME if str(source) == "hub" else path.name
-    return state_dict, {"source": name, "sha256": sha256, "licence": licence}
+    name = HUB_NAME if hub else path.name
+    return state_dict, {"source": name, "sha256": fingerprint.sha256(path), "licence": licence}
 
 
 def _download() -> tuple[Path, str]:
     """Fetch timm's weights into torch's cache, as its release names them, and check their hash."""
-    import timm
-
-    card = timm.get_pretrained_cfg(HUB_NAME)
-    name = Path(urlparse(card.url).path).name  # xception-43020ad28.pth: the start of its SHA-256
+    card = import_timm().get_pretrained_cfg(HUB_NAME)
+    name = card.url.rpartition("/")[2]  # xception-43020ad28.pth: the start of its SHA-256
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            prefix = re.search(r"-([0-9a-f]+)\.", name)
-            torch.hub.download_url_to_file(card.url, path, prefix and prefix[1], progress=False)
+            torch.hub.download_url_to_file(card.url, path, path.stem.rpartition("-")[2], progress=False)
         except OSError as error:
             raise ConnectionError(
                 f"expected to fetch {HUB_NAME} from {card.url}, got: {error}. Fetch the file where there is a "

@@ -97,7 +97,7 @@ def run_fold(settings, data, folder, model, fold, initial, validation, title, on
     options = {"initial": initial, "title": title, "on_epoch": on_epoch, "set_aside": True}
     fit = loop.fit(settings, crops, rows["train"], rows["validation"], folder, **options)
     network = fit.model()
-    return _result(model, fold, rows, sources, lambda of, at: loop.predict(network, of.images, at), fit)
+    return fold_result(model, fold, rows, sources, lambda of, at: loop.predict(network, of.images, at), fit)
 
 
 def run_reference(data: Path, folds: int, *, validation: float = 0.15, seed: int = 0) -> list[FoldResult]:
@@ -109,7 +109,7 @@ def run_reference(data: Path, folds: int, *, validation: float = 0.15, seed: int
         rows = parts(crops, fold, validation, seed)
         learnt, labels = features[id(crops)].iloc[rows["train"]], crops.labels[rows["train"]]
         reference = texture.fit_reference(learnt, labels, len(crops.classes), seed)
-        return _result(TEXTURE, fold, rows, sources, lambda of, at: reference(features[id(of)].iloc[at]))
+        return fold_result(TEXTURE, fold, rows, sources, lambda of, at: reference(features[id(of)].iloc[at]))
 
     return [fitted(fold) for fold in range(folds)]
 
@@ -177,8 +177,13 @@ def open_crops(data: Path) -> tuple[Crops, Crops | None]:
     return crops, external
 
 
-def _result(model: str, fold: int, rows: dict, sources: tuple, logits: Callable, fit=None) -> FoldResult:
-    """Fixes temperature and operating points on the validation part; the table of every set, its logits given."""
+def fold_result(model: str, fold: int, rows: dict, sources: tuple, logits: Callable, fit=None) -> FoldResult:
+    """Fixes temperature and operating points on the validation part, then makes the table of every set.
+
+    Args:
+        model, fold: as in `FoldResult`. rows: of `parts`. sources: of `open_crops`.
+        logits: (crops, rows int (n,)) -> float (n, C). fit: the training, where there was one.
+    """
     crops, external = sources
     sets = {"internal": (crops, rows["test"]), "validation": (crops, rows["validation"])}
     if external is not None:
