@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 
 from thyroid_lib.evaluation.bootstrap import UNBOUNDED, delong, estimate
-from thyroid_lib.evaluation.metrics import Sample
+from thyroid_lib.evaluation.metrics import METRICS, Sample
 from thyroid_lib.evaluation.predictions import covariates_of
 
-COMPARED = ("macro_auroc", "balanced_accuracy", "brier")
-"""Metrics by which models, sources, folds and subgroups are compared; all but subgroups also by "auroc/<key>"."""
+COMPARED = tuple(name for name, metric in METRICS.items() if metric.compared and "{}" not in name)
+"""Metrics of one number by which models, sources, folds and subgroups are compared; all but subgroups also by class."""
 
 SUBGROUPS = (
     "age", "sex", "device", "nodule_size", "size", "caliper", "coloured_marks", "printed_text", "view", "source",
@@ -33,7 +33,7 @@ def samples(sample: Sample) -> dict[str, np.ndarray]:
     Returns:
         name -> float64 (draws + 1,), the value first: `COMPARED`, and "auroc/<key>" per class.
     """
-    return {name: sample.draws(name) for name in (*COMPARED, *(f"auroc/{key}" for key in sample.classes))}
+    return {name: sample.draws(name) for name, (of, _) in sample.names.items() if METRICS[of].compared}
 
 
 def compare(first: pd.DataFrame, second: pd.DataFrame, **options) -> dict:

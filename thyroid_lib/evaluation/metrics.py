@@ -1,9 +1,9 @@
 """The metrics: one table of them, and the sample of predictions that they are computed on (claim C15).
 
-`METRICS` is the only place that knows a metric: the report, comparisons, subgroups and folds all read it, so a
-further metric is a further entry. The definitions follow Metrics Reloaded (Nat Methods 2024) and are scikit-learn's
-wherever it has them; every function gives the value for the sample and for every draw of patients at once.
-``docs/evaluation.md`` lists them.
+`METRICS` is the only place that knows a metric: a further metric is a further entry, which the report reads, and, where
+it says `compared`, comparisons, subgroups and folds too. The definitions follow Metrics Reloaded (Nat Methods 2024) and
+are scikit-learn's wherever it has them; every function gives the value for the sample and for every draw of patients at
+once. ``docs/evaluation.md`` lists them.
 """
 
 from collections.abc import Callable
@@ -238,31 +238,36 @@ class Metric(NamedTuple):
         of: function of a `Sample`, gives float64 (draws + 1,), or (draws + 1, C) for one number per class.
         rests_on: key of `RESTS_ON`.
         bounds: smallest and largest possible value.
+        compared: whether models, sources and folds are held against each other by it, and subgroups too where it is
+            one number.
     """
 
     title: str
     of: Callable[[Sample], np.ndarray]
     rests_on: str = "images"
     bounds: tuple[float, float] = (0.0, 1.0)
+    compared: bool = False
 
 
 METRICS = {
-    "auroc/{}": Metric("AUROC", lambda s: s.ranks[0], "scarcer side"),
+    "auroc/{}": Metric("AUROC", lambda s: s.ranks[0], "scarcer side", compared=True),
     "average_precision/{}": Metric("average precision", lambda s: s.ranks[1], "scarcer side"),
     "sensitivity/{}": Metric("sensitivity", lambda s: s.rates()[0], "a class"),
     "specificity/{}": Metric("specificity", lambda s: s.rates()[1], "the others"),
     "ppv/{}": Metric("PPV", predictive_value, "scarcer side"),
     "npv/{}": Metric("NPV", partial(predictive_value, negative=True), "scarcer side"),
     "recall/{}": Metric("recall", recall, "a class"),
-    "macro_auroc": Metric("macro AUROC", lambda s: s.ranks[0].mean(1), "scarcer sides"),
+    "macro_auroc": Metric("macro AUROC", lambda s: s.ranks[0].mean(1), "scarcer sides", compared=True),
     "macro_average_precision": Metric(
         "macro average precision", lambda s: s.ranks[1].mean(1), "scarcer sides"
     ),
     "accuracy": Metric("accuracy", lambda s: s.clusters.means(s.probabilities.argmax(axis=1) == s.truth)),
-    "balanced_accuracy": Metric("balanced accuracy", lambda s: recall(s).mean(1), "each class"),
+    "balanced_accuracy": Metric(
+        "balanced accuracy", lambda s: recall(s).mean(1), "each class", compared=True
+    ),
     "mcc": Metric("Matthews correlation", matthews, bounds=(-1.0, 1.0)),
     "weighted_kappa": Metric("weighted kappa (quadratic)", weighted_kappa, bounds=(-1.0, 1.0)),
-    "brier": Metric("Brier score (0 to 2)", brier, bounds=(0.0, 2.0)),
+    "brier": Metric("Brier score (0 to 2)", brier, bounds=(0.0, 2.0), compared=True),
     "log_loss": Metric("log loss", log_loss, bounds=(0.0, np.inf)),
     "ece_top_label": Metric("calibration error, top label", top_label_error),
     "ece_classwise": Metric("calibration error, classwise", classwise_error),
@@ -270,7 +275,7 @@ METRICS = {
 """Name in metrics.json -> metric; {} stands for a class key."""
 
 METRICS |= {
-    f"raw/{name}": metric._replace(title=f"raw {metric.title}", of=partial(metric.of, prefix="raw_"))
+    f"raw/{name}": Metric(f"raw {metric.title}", partial(metric.of, prefix="raw_"), bounds=metric.bounds)
     for name, metric in METRICS.items()
     if metric.of in (brier, log_loss, top_label_error, classwise_error)
 }
