@@ -1,8 +1,7 @@
 """The recipes tried on real data: scored on validation parts alone, every one told, resumable."""
 
 import json
-import subprocess
-import sys
+import runpy
 
 import pytest
 
@@ -13,13 +12,17 @@ from thyroid_lib.study import profiles
 SCRIPT = PROJECT / "benchmarks" / "recipes.py"
 
 
-def test_each_recipe_is_one_row_scored_without_the_held_out_fold_and_a_second_call_adds_its_own(tmp_path):
-    command = [sys.executable, str(SCRIPT), "--pretrain-data", "phantom:open?patients=16", "--finetune-data"]
-    command += ["phantom:clinic?patients=40", "--smoke", "--work", str(tmp_path / "work"), "--jobs", "1"]
-    command += ["--out", str(tmp_path / "recipes.json"), "--only"]
+def test_each_recipe_is_one_row_scored_without_the_held_out_fold_and_a_second_call_adds_its_own(
+    tmp_path, monkeypatch, capsys
+):
+    command = (
+        "recipes --pretrain-data phantom:open?patients=16 --finetune-data phantom:clinic?patients=40 --smoke "
+    )
+    command += f"--jobs 1 --work {tmp_path / 'work'} --out {tmp_path / 'recipes.json'} --only"
     for name in ("plain", "scratch"):
-        said = subprocess.check_output([*command, name], text=True, cwd=tmp_path)
-        assert said.count("macro AUROC") == 1
+        monkeypatch.setattr("sys.argv", [*command.split(), name])
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+        assert capsys.readouterr().out.count("macro AUROC") == 1
     content = json.loads((tmp_path / "recipes.json").read_text())
     crops = Crops.open(tmp_path / "work" / "finetune-32")
     assert list(content["recipes"]) == ["plain", "scratch"]
