@@ -20,8 +20,9 @@ def test_each_number_gets_the_verdict_of_the_stated_rule(tmp_path):
     ours = {"same": 1.0, "near": 100.5, "far": 2.0, "in": interval(0.80, 0.7, 0.9), "name": "a", "new": 1}
     theirs = {"same": 1.0, "near": 100.0, "far": 1.0, "in": interval(0.85, 0.75, 0.95), "name": "b", "old": 1}
     ours["wide"], theirs["wide"] = interval(0.9, 0.1, 1.0), interval(0.5, 0.45, 0.55)  # holds it one way only
-    a, b = folder(tmp_path / "a", {"05": ours}), folder(tmp_path / "b", {"05": theirs})
-    result = compare.compare(a, b)
+    result = compare.compare(
+        *(folder(tmp_path / name, {"05": x}) for name, x in (("a", ours), ("b", theirs)))
+    )
     assert result.lines("identical") == ["05/same"] and result.lines("close") == ["05/in", "05/near"]
     far, name, wide = result.lines("different")
     assert far.startswith("05/far:") and name.startswith("05/name:")
@@ -73,12 +74,11 @@ def test_noisy_keys_are_listed_and_do_not_decide(tmp_path):
             "05_evaluate": {"internal": {"finetuned": {"curves": {"a": {"sensitivity": curve}}}}},
         }
 
-    a = folder(tmp_path / "a", training(3, 1.2, 0.2, "aa", [0, 0.5, 1]))
-    b = folder(tmp_path / "b", training(5, 0.8, 0.4, "bb", [0, 0.7, 1]))
+    other = training(3, 1.2, 0.2, "aa", [0, 0.5, 1])
+    a, b = folder(tmp_path / "a", other), folder(tmp_path / "b", training(5, 0.8, 0.4, "bb", [0, 0.7, 1]))
     result = compare.compare(a, b)
     assert result.agrees and len(result.lines("noisy")) == 5 and len(result.lines("identical")) == 2
     assert result.around["data"] == ["01_preprocess/finetune/crops_hash: aa, reference bb"]
-    other = training(3, 1.2, 0.2, "aa", [0, 0.5, 1])
     other["01_preprocess"]["finetune"]["files"] = 30
     assert not compare.compare(a, folder(tmp_path / "c", other)).agrees, "other data are no noise"
 

@@ -21,8 +21,7 @@ from thyroid_lib.study.run import Run
 CLASSES = ["2-3", "4a"]
 NAMES = [f"{case}_{n}.jpg" for case in (7, 12, 30, 41) for n in (1, 2)]
 FIGURES = {"steps": True, "audit": False, "old": None}  # whether it shows patients; None: it does not say
-
-
+KEY = "THYROID_HASH_KEY", "a key of sixteen and more"
 PIXELS = np.random.default_rng(1).integers(0, 3, (60, 90), np.uint8) * 90
 
 
@@ -76,7 +75,7 @@ def shared(tmp_path_factory):
     """A run and its reference, which no test changes: their folders, and what was said of the reference."""
     place = tmp_path_factory.mktemp("shared")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("THYROID_HASH_KEY", "a key of sixteen and more")
+        patch.setenv(*KEY)
         run = make(place)
         return run, *published(run, place)
 
@@ -84,7 +83,7 @@ def shared(tmp_path_factory):
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """A run of its own."""
-    monkeypatch.setenv("THYROID_HASH_KEY", "a key of sixteen and more")
+    monkeypatch.setenv(*KEY)
     return make(tmp_path)
 
 
@@ -196,23 +195,18 @@ def test_of_a_path_the_last_part_is_published():
         assert profiles.public_value("finetune_data", spec) == published
 
 
-SHOWN = [
-    (64, {}, True),
-    (4, {}, False),  # a matrix is no picture
-    (64, {"simulated": True}, False),
-    (64, {"simulated": True, "patient": True}, True),  # one real frame is enough
-    (64, {"patient": False}, False),
-]
-
-
-@pytest.mark.parametrize("side, words, patient", SHOWN)
-def test_a_figure_says_if_it_shows_patients_and_a_picture_does_where_silent(
-    tmp_path, monkeypatch, side, words, patient
-):
+def test_a_figure_says_if_it_shows_patients_and_a_picture_does_where_silent(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr("IPython.display.display", lambda *args, **kwargs: seen.append(kwargs))
-    fig, (left, right) = plt.subplots(1, 2)
-    left.imshow(np.zeros((side, 64)))
-    right.imshow(np.zeros((4, 4)))
-    Run(tmp_path).show(fig, "01_x", caption="A figure.", alt="What it shows.", **words)
-    assert seen[0]["metadata"]["image/png"]["patient"] is patient
+    monkeypatch.setattr("IPython.display.display", lambda *args, **kwargs: seen.append(kwargs["metadata"]))
+    for side, words, patient in (
+        (64, {}, True),
+        (4, {}, False),  # a matrix is no picture
+        (64, {"simulated": True}, False),
+        (64, {"simulated": True, "patient": True}, True),  # one real frame is enough
+        (64, {"patient": False}, False),
+    ):
+        fig, (left, right) = plt.subplots(1, 2)
+        left.imshow(np.zeros((side, 64)))
+        right.imshow(np.zeros((4, 4)))
+        Run(tmp_path).show(fig, "01_x", caption="A figure.", alt="What it shows.", **words)
+        assert seen.pop()["image/png"]["patient"] is patient, (side, words)
