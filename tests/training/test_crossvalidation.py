@@ -84,10 +84,9 @@ def test_the_tables_make_a_predictions_file_with_the_mean_of_the_folds_outside(d
 
 
 def test_what_was_found_is_told_without_phantoms_external_set_or_comparison(clinic, results):
-    one = {
-        "internal": {"finetuned": {"value": 0.7, "low": 0.6, "high": 0.8, "n_images": 10, "n_patients": 5}}
-    }
-    said = summary.finetuning_found(results, one, None, clinic, Path("classifier"))
+    one = {"value": 0.7, "low": 0.6, "high": 0.8, "n_images": 10, "n_patients": 5}
+    scores = {"internal": {"finetuned": one}}
+    said = summary.finetuning_found(results, scores, None, clinic, Path("classifier"))
     assert "0.700 (95 % interval 0.600 to 0.800" in said and "external" not in said
 
 
