@@ -28,13 +28,10 @@ def test_parts_count_what_is_in_them(monkeypatch, tmp_path):
     assert (tmp_path / "line").read_text() == "reading letters: done"
 
 
-def test_a_person_sees_a_bar_that_counts_what_is_in_the_parts(person, capsys):
+def test_a_person_sees_a_bar_that_counts_what_is_in_the_parts_or_stands_at_a_share_and_words(person, capsys):
     assert list(progress.progress(iter(["abc", "de"]), "reading letters", 5, size=len)) == ["abc", "de"]
     said = capsys.readouterr().err
     assert "reading letters" in said and "0/5" in said and "/2" not in said
-
-
-def test_a_status_with_a_share_is_a_bar_and_one_without_is_words(person, capsys):
     progress.status("training: epoch 2 of 4", share=0.25)
     assert " 25% " in (said := capsys.readouterr().err) and "epoch 2 of 4" in said
     progress.status("writing")
@@ -59,10 +56,10 @@ def test_the_live_curve_keeps_every_training_of_the_cell(monkeypatch):
     monkeypatch.setattr("IPython.get_ipython", lambda: SimpleNamespace(kernel=True))
     handle = SimpleNamespace(display=drawn.append, update=drawn.append)
     monkeypatch.setattr("IPython.display.DisplayHandle", lambda: handle)
-    row = {"epoch": 1, "train_loss": 1.0, "val_loss": 1.1, "val_auroc": 0.6, "best": True}
+    row = {"epoch": [1], "train_loss": 1.0, "val_loss": 1.1, "val_auroc": 0.6, "best": True}
     draw = plots.live_curve("training", "cross-entropy")
     for title in ("finetuned, fold 1 of 1", "scratch, fold 1 of 1"):
-        history = pd.DataFrame([row])
+        history = pd.DataFrame(row)
         history.attrs["title"] = title
         draw(history)
     assert "scratch" not in drawn[0].alt

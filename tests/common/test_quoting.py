@@ -24,22 +24,16 @@ def test_a_quoted_value_is_short_and_printable(value):
         assert len(text) <= MOST + 2 and text.isprintable()
 
 
-def test_short_values_are_quoted_in_full_and_long_ones_with_both_ends():
+def test_short_values_are_quoted_in_full_long_ones_with_both_ends_and_of_a_list_the_first():
     assert [quoted(value) for value in ("old", 430.0, None)] == ["'old'", "430.0", "None"]
     text = quoted("begin" + LONG + "end")
     assert text.startswith("'begin") and text.endswith("end'")
     assert len(quoted(LONG, MORE)) > MOST
     assert named("age") == "age" and named("age\x1b[2J\n") == r"'age\x1b[2J\n'"
-
-
-def test_a_value_nested_without_end_is_cut_before_it_is_written_out():
     value = [LONG]
     for _ in range(60):
         value = [value] * 50  # written out it would not fit any memory
     assert len(quoted(value)) <= MOST + 2
-
-
-def test_a_long_list_names_its_first_and_its_length():
     assert listed(["a", "b"]) == "a, b" and listed([]) == ""
     many = listed(f"c{n}" for n in range(1000))
     assert many.startswith("c0, c1, ") and many.endswith("(1000 in all)") and many.count("c") == NAMES
@@ -48,16 +42,15 @@ def test_a_long_list_names_its_first_and_its_length():
 def test_messages_about_foreign_files_stay_short(tmp_path):
     sound = {"format": "thyroid_lib classifier", "format_version": 1}
     foreign = {"format_version": LONG}, {LONG: 1}, {"files": {LONG: {LONG: LONG}}}
-    calls = [lambda change=change: definition.check(sound | change, "classifier.json") for change in foreign]
     settings = {LONG: {LONG: 1}, "common": {"finetune_data": LONG, "epochs": LONG}}
-    calls += [lambda: profiles.resolve(settings, [], {}), lambda: datasets.read(f"manifest:{tmp_path}")]
-    calls += [lambda: checkpoint.read_state(tmp_path)]
     (tmp_path / "manifest.csv").write_text(",".join([LONG, *(f"{LONG[:90]}{n}" for n in range(500))]) + "\n")
     checkpoint.save_weights(tmp_path / checkpoint.STATE, {}, {"format": LONG})
-    for call in calls:
+    many = {LONG + str(n): LONG for n in range(900)}
+    calls = [(2500, definition.check, sound | change, "classifier.json") for change in foreign]
+    calls += [(2500, profiles.resolve, settings, [], {}), (2500, datasets.read, f"manifest:{tmp_path}")]
+    calls += [(2500, checkpoint.read_state, tmp_path)]
+    calls += [((NAMES + 1) * (MOST + MORE), checkpoint.refuse_another, tmp_path, many, {"lr": 1})]
+    for most, call, *arguments in calls:
         with pytest.raises((ValueError, checkpoint.CheckpointError)) as error:
-            call()
-        assert len(str(error.value)) < 2500, str(error.value)[:300]
-    with pytest.raises(checkpoint.CheckpointError) as error:
-        checkpoint.refuse_another(tmp_path, {LONG + str(n): LONG for n in range(900)}, {"lr": 1})
-    assert len(str(error.value)) < (NAMES + 1) * (MOST + MORE)
+            call(*arguments)
+        assert len(str(error.value)) < most, str(error.value)[:300]

@@ -19,11 +19,15 @@ def cells(path, kind):
 
 
 @every_notebook
-def test_outputs_are_stored_only_where_nbval_compares_them(path):
+def test_nothing_of_a_run_or_a_machine_is_stored_but_outputs_that_nbval_compares(path):
     for cell in cells(path, "code"):
         checked = cell.source.startswith(MARK)  # nbval takes one that was never run for a mistake
         assert bool(cell.outputs) == checked == (cell.execution_count is not None), cell.source[:60]
         assert all(output.output_type in ("stream", "execute_result") for output in cell.outputs)
+    content = json.loads(path.read_text())
+    assert content["metadata"]["kernelspec"]["name"] == "python3"
+    assert "papermill" not in content["metadata"] and "widgets" not in content["metadata"]
+    assert len({cell["id"] for cell in content["cells"]}) == len(content["cells"])
 
 
 @every_notebook
@@ -33,9 +37,8 @@ def test_logic_lives_in_the_library_and_something_in_a_notebook_can_fail(path):
         nodes = list(ast.walk(ast.parse(cell.source)))
         found += cell.source.startswith(MARK) + any(isinstance(node, ast.Assert) for node in nodes)
         assert not any(isinstance(node, ast.ClassDef | ast.FunctionDef) for node in nodes), cell.source
-        assert len(cell.source.splitlines()) <= 16 or "parameters" in cell.metadata.get("tags", []), (
-            cell.source
-        )
+        parameters = "parameters" in cell.metadata.get("tags", [])
+        assert parameters or len(cell.source.splitlines()) <= 16, cell.source
     assert found
 
 
@@ -55,14 +58,6 @@ def test_parameters_are_typed_and_each_says_what_it_is(path):
     assert all("#" in lines[parameter.end_lineno - 1] for parameter in ast.parse(cell.source).body)
 
 
-@every_notebook
-def test_metadata_holds_nothing_of_somebodys_machine(path):
-    content = json.loads(path.read_text())
-    assert content["metadata"]["kernelspec"]["name"] == "python3"
-    assert "papermill" not in content["metadata"] and "widgets" not in content["metadata"]
-    assert len({cell["id"] for cell in content["cells"]}) == len(content["cells"])
-
-
 @pytest.mark.parametrize("path", sorted(profiles.PROFILES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_profile_fits_the_notebooks_and_says_what_it_is_for(path):
     profile = profiles.load(path.stem)
@@ -72,9 +67,6 @@ def test_every_profile_fits_the_notebooks_and_says_what_it_is_for(path):
     assert opening.startswith(f"# {path.stem}:") and len(opening) > 40
 
 
-def test_the_stored_defaults_are_the_smoke_profile():
+def test_the_stored_defaults_are_the_smoke_profile_and_the_runner_knows_every_notebook():
     assert not yaml.safe_load((profiles.PROFILES / "smoke.yaml").read_text())
-
-
-def test_the_runner_knows_every_notebook():
     assert [path.stem for path in BOOKS] == [stage.name for stage in profiles.STAGES]

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
 from PIL import Image
+from small_images import encoded
 
 from thyroid_lib.common.files import read_json, write_json
 from thyroid_lib.evaluation.predictions import prediction_table, read_predictions, write_predictions
@@ -19,29 +20,16 @@ from thyroid_lib.study.run import Run
 
 CLASSES = ["2-3", "4a"]
 NAMES = [f"{case}_{n}.jpg" for case in (7, 12, 30, 41) for n in (1, 2)]
-
-
 FIGURES = {"steps": True, "audit": False, "old": None}  # whether it shows patients; None: it does not say
+KEY = "THYROID_HASH_KEY", "a key of sixteen and more"
+PIXELS = np.random.default_rng(1).integers(0, 3, (60, 90), np.uint8) * 90
 
 
-def picture(seed=0):
-    """A PNG with its base64 text, as a notebook holds it."""
-    buffer = io.BytesIO()
-    pixels = np.random.default_rng(seed).integers(0, 3, (60, 90), np.uint8) * 90
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
-def figure(name, patient, seed):
+def figure(name, patient):
     words = {"alt": f"alt text of {name}", "caption": f"caption of {name}", "name": name, "share": 100}
     words |= {} if patient is None else {"patient": patient}
-    return nbformat.v4.new_output("display_data", {"image/png": picture(seed)}, metadata={"image/png": words})
-
-
-def code(source, *outputs):
-    cell = nbformat.v4.new_code_cell(source)
-    cell.outputs = list(outputs)
-    return cell
+    picture = base64.b64encode(encoded(PIXELS)).decode()
+    return nbformat.v4.new_output("display_data", {"image/png": picture}, metadata={"image/png": words})
 
 
 def make(place):
@@ -52,9 +40,9 @@ def make(place):
     pages = {
         "01_preprocess": [
             nbformat.v4.new_markdown_cell("# 01 Preprocess\n\nWhich frames?\n\n## Frames"),
-            code(f'finetune_data = "{spec}"'),
-            *(code(kind, figure(f"01_{kind}", FIGURES[kind], seed)) for seed, kind in enumerate(FIGURES)),
-            code("table", text, nbformat.v4.new_output("stream", text="worst: 7_1.jpg\n")),
+            nbformat.v4.new_code_cell(f'finetune_data = "{spec}"'),
+            nbformat.v4.new_code_cell(outputs=[figure(f"01_{kind}", FIGURES[kind]) for kind in FIGURES]),
+            nbformat.v4.new_code_cell(outputs=[text, nbformat.v4.new_output("stream", text="7_1.jpg\n")]),
         ],
         "05_evaluate": [nbformat.v4.new_markdown_cell("# 05 Evaluate\n\nHow good?\n\n## Found")],
     }
@@ -67,18 +55,17 @@ def make(place):
         "label": np.repeat(CLASSES, 4), "age": [93, 93, 40, 40, 41, 41, 50, 50], "sex": "F", "tirads": "2",
         "margins": "well defined",
     })  # fmt: skip
-    (folder / "data" / "finetune").mkdir(parents=True, exist_ok=True)
     index.to_csv(folder / "data" / "finetune" / "index.csv", index=False)
     logits = np.random.default_rng(0).normal(size=(8, 2))
     points = dict.fromkeys(CLASSES, 0.5)
     table = prediction_table(index, CLASSES, logits, 1.0, points, model="finetuned", set="internal", fold=0)
     write_predictions([table], folder / "predictions.csv")
     value = {"value": 0.8, "low": 0.7, "high": 0.9, "n_images": 8, "n_patients": 4}
-    write_json(folder / "metrics.json", {"05_evaluate": {"auroc": value}, "01_preprocess": {}})
+    write_json(folder / "metrics.json", {"05_evaluate": {"auroc": value}})
     stage = {"seconds": 3.0, "finished": "2026-01-02T03:04:05+00:00", "outputs": {"figures/x.png": 3}}
     facts = {"run": "mine", "profile": "open_data", "stages": dict.fromkeys(pages, stage)}
     facts["parameters"] = {"01_preprocess": {"finetune_data": spec, "folds": 5}}
-    facts["environment"] = {"python": "3.12.1", "packages": {"torch": "2.9"}}
+    facts["environment"] = {"packages": {"torch": "2.9"}}
     write_json(folder / "run.json", facts)
     return folder
 
@@ -88,7 +75,7 @@ def shared(tmp_path_factory):
     """A run and its reference, which no test changes: their folders, and what was said of the reference."""
     place = tmp_path_factory.mktemp("shared")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("THYROID_HASH_KEY", "a key of sixteen and more")
+        patch.setenv(*KEY)
         run = make(place)
         return run, *published(run, place)
 
@@ -96,13 +83,12 @@ def shared(tmp_path_factory):
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """A run of its own."""
-    monkeypatch.setenv("THYROID_HASH_KEY", "a key of sixteen and more")
+    monkeypatch.setenv(*KEY)
     return make(tmp_path)
 
 
 def describe(folder, *, simulated):
-    names = {key: [key, key] for key in CLASSES}
-    about = {"simulated": simulated, "classes": CLASSES, "names": names, "title": "DDTI"}
+    about = {"simulated": simulated, "classes": CLASSES, "names": {}, "title": "DDTI"}
     write_json(folder / "data" / "finetune" / "crops.json", about)
 
 
@@ -126,8 +112,7 @@ def test_figures_of_patients_stay_at_home_and_a_sentence_says_so(shared):
     assert all("iVBOR" not in path.read_text() for path in folder.iterdir()), "no PNG is left in any file"
     source = soup.select_one("main img")["src"]  # what stays keeps every pixel
     kept = Image.open(io.BytesIO(base64.b64decode(source.partition("base64,")[2])))
-    original = Image.open(io.BytesIO(base64.b64decode(picture(1))))
-    assert np.array_equal(np.asarray(kept.convert("L")), np.asarray(original))
+    assert np.array_equal(np.asarray(kept.convert("L")), PIXELS)
 
 
 def test_of_phantoms_everything_stays(run, tmp_path):
@@ -150,8 +135,12 @@ def test_no_file_names_an_image_a_patient_or_a_place(shared):
     assert "outputs" not in facts["stages"]["01_preprocess"]
 
 
-def test_predictions_keep_their_numbers_under_keyed_names(shared, tmp_path, monkeypatch):
+def test_a_run_agrees_with_its_reference_and_predictions_keep_their_numbers_under_keyed_names(
+    shared, tmp_path, monkeypatch, capsys
+):
     run, folder, _ = shared
+    assert compare.main([str(run), str(folder)]) == 0
+    assert "same data, parameters and environment" in capsys.readouterr().out
     ours, theirs = read_predictions(run / "predictions.csv"), read_predictions(folder / "predictions.csv")
     assert sorted(ours["p_4a"]) == sorted(theirs["p_4a"])
     assert ours["p_4a"].tolist() != theirs["p_4a"].tolist(), "the order of the file names would tell them"
@@ -165,20 +154,13 @@ def test_predictions_keep_their_numbers_under_keyed_names(shared, tmp_path, monk
     assert set(read_predictions(other / "predictions.csv")["patient"]).isdisjoint(theirs["patient"])
 
 
-def test_a_run_agrees_with_its_own_reference(shared, capsys):
-    run, folder, _ = shared
-    assert compare.main([str(run), str(folder)]) == 0
-    assert "same data, parameters and environment" in capsys.readouterr().out
-
-
 def test_a_path_or_a_name_that_slipped_through_stops_the_publication(run, tmp_path):
     (run / "STUDY_CARD.md").write_text("weights in /home/somebody/weights.safetensors\n")
     with pytest.raises(reference.NotPublishable, match=r"STUDY_CARD.md.*/home/somebody"):
         published(run, tmp_path)
     assert not list((tmp_path / "reference").iterdir())
     (run / "STUDY_CARD.md").unlink()
-    metrics = read_json(run / "metrics.json")
-    write_json(run / "metrics.json", metrics | {"worst": "30_2.jpg"})
+    write_json(run / "metrics.json", {"worst": "30_2.jpg"})
     with pytest.raises(reference.NotPublishable, match=r"metrics.json.*30_2.jpg"):
         published(run, tmp_path)
 
@@ -196,39 +178,35 @@ def test_a_folder_that_is_no_finished_run_or_no_reference_is_refused(run, tmp_pa
     assert reference.main([str(tmp_path)]) == 2 and "expected a finished run" in capsys.readouterr().err
 
 
-PUBLIC = [
-    ("finetune_data", "ddti:../../data/ddti?labels=two", "ddti:ddti?labels=two"),
-    ("finetune_data", "dicom:/srv/x?labels=/srv/y/labels.csv&frames=1", "dicom:x?labels=labels.csv&frames=1"),
-    ("finetune_data", "phantom:clinic?patients=9", "phantom:clinic?patients=9"),
-    ("external_data", "", ""),
-    ("initial_weights", "/srv/weights/w.safetensors", "w.safetensors"),
-    ("monitor", "auroc", "auroc"),
-    ("folds", 5, 5),
-]
+def test_of_a_path_the_last_part_is_published():
+    given = {
+        "external_data": "",
+        "initial_weights": "/srv/weights/w.safetensors",
+        "monitor": "auroc",
+        "folds": 5,
+    }
+    public = given | {"initial_weights": "w.safetensors"}
+    assert {name: profiles.public_value(name, value) for name, value in given.items()} == public
+    for spec, published in {
+        "ddti:../../data/ddti?labels=two": "ddti:ddti?labels=two",
+        "dicom:/srv/x?labels=/srv/y/labels.csv&frames=1": "dicom:x?labels=labels.csv&frames=1",
+        "phantom:clinic?patients=9": "phantom:clinic?patients=9",
+    }.items():
+        assert profiles.public_value("finetune_data", spec) == published
 
 
-@pytest.mark.parametrize("name, value, public", PUBLIC)
-def test_of_a_path_the_last_part_is_published(name, value, public):
-    assert profiles.public_value(name, value) == public
-
-
-SHOWN = [
-    (64, {}, True),
-    (4, {}, False),  # a matrix is no picture
-    (64, {"simulated": True}, False),
-    (64, {"simulated": True, "patient": True}, True),  # one real frame is enough
-    (64, {"patient": False}, False),
-]
-
-
-@pytest.mark.parametrize("side, words, patient", SHOWN)
-def test_a_figure_declares_whether_it_shows_patients_and_a_picture_does_where_it_is_silent(
-    tmp_path, monkeypatch, side, words, patient
-):
+def test_a_figure_says_if_it_shows_patients_and_a_picture_does_where_silent(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr("IPython.display.display", lambda *args, **kwargs: seen.append(kwargs))
-    fig, (left, right) = plt.subplots(1, 2)
-    left.imshow(np.zeros((side, 64)))
-    right.imshow(np.zeros((4, 4)))
-    Run(tmp_path).show(fig, "01_x", caption="A figure.", alt="What it shows.", **words)
-    assert seen[0]["metadata"]["image/png"]["patient"] is patient
+    monkeypatch.setattr("IPython.display.display", lambda *args, **kwargs: seen.append(kwargs["metadata"]))
+    for side, words, patient in (
+        (64, {}, True),
+        (4, {}, False),  # a matrix is no picture
+        (64, {"simulated": True}, False),
+        (64, {"simulated": True, "patient": True}, True),  # one real frame is enough
+        (64, {"patient": False}, False),
+    ):
+        fig, (left, right) = plt.subplots(1, 2)
+        left.imshow(np.zeros((side, 64)))
+        right.imshow(np.zeros((4, 4)))
+        Run(tmp_path).show(fig, "01_x", caption="A figure.", alt="What it shows.", **words)
+        assert seen.pop()["image/png"]["patient"] is patient, (side, words)

@@ -59,8 +59,8 @@ def test_texture_is_measured_in_the_training_parts_own_spread():
         mask[2 : random.integers(8, 14), 3 : random.integers(8, 14)] = 1
     crops = SimpleNamespace(images=images, masks=masks)
     texture = auxiliary.measured_texture(crops, np.arange(10), masks.any((1, 2)))
-    names = auxiliary.texture_features(images[:10], masks[:10])
-    varied = names.columns[names.std() > 1e-6]
+    plain = auxiliary.texture_features(images[:10], masks[:10])
+    varied = plain.columns[plain.std() > 1e-6]
     assert texture.shape == (12, len(varied)) and texture.dtype == np.float32
     np.testing.assert_allclose(texture[:10].mean(0), 0, atol=0.2)  # clipping moves a mean a little
     assert np.abs(texture).max() <= 3 and (texture[11] == 0).all()
@@ -69,23 +69,20 @@ def test_texture_is_measured_in_the_training_parts_own_spread():
 
 @pytest.mark.parametrize("question", ["mask", "texture"])
 def test_what_is_asked_for_is_learnt_from_the_image(crops, tmp_path, monkeypatch, question):
-    pupils, make = [], auxiliary.Questions.pupil
-    monkeypatch.setattr(
-        auxiliary.Questions, "pupil", lambda self, model: pupils.append(make(self, model)) or pupils[-1]
-    )
+    pupils, Pupil = [], auxiliary.Pupil
+    monkeypatch.setattr(auxiliary, "Pupil", lambda *a, **kw: pupils.append(Pupil(*a, **kw)) or pupils[-1])
     trained(tmp_path, crops, *ROWS, epochs=25, lr=4e-3, augment=0, **PLAIN, **{f"{question}_weight": 3.0})
     outlined = crops.index["mask_inside"].notna().to_numpy()
     rows = TRAIN[outlined[TRAIN]]
     with torch.inference_mode():
-        answers = pupils[0].eval()(network.normalize(torch.from_numpy(np.array(crops.images[rows]))))
+        _, mask, signs, texture = pupils[0].eval()(network.normalize(torch.from_numpy(crops.images[rows])))
     if question == "mask":
-        masks = torch.from_numpy(np.array(crops.masks[rows])).float()
-        truth = F.adaptive_avg_pool2d(masks, answers[1].shape[1:]).numpy()
-        answer = torch.sigmoid(answers[1]).numpy()
+        masks = torch.from_numpy(crops.masks[rows]).float()
+        answer, truth = torch.sigmoid(mask), F.adaptive_avg_pool2d(masks, mask.shape[1:])
     else:
-        assert answers[1] is None and answers[2] == []
-        truth, answer = auxiliary.measured_texture(crops, TRAIN, outlined)[rows], answers[3].numpy()
-    assert np.corrcoef(answer.ravel(), truth.ravel())[0, 1] > 0.5
+        assert mask is None and signs == []
+        answer, truth = texture, auxiliary.measured_texture(crops, TRAIN, outlined)[rows]
+    assert np.corrcoef(np.ravel(answer), np.ravel(truth))[0, 1] > 0.5
 
 
 def test_a_right_mask_costs_nothing_and_a_wrong_one_much():
@@ -150,9 +147,13 @@ def test_what_is_kept_is_the_network_alone_and_learnt_from_the_questions(crops, 
 def test_questions_that_the_data_or_the_network_cannot_answer_are_refused(crops, tmp_path):
     index = crops.index.drop(columns=[c for c in crops.index if c.startswith("sign_")])
     bare = SimpleNamespace(images=crops.images, labels=crops.labels, masks=None, hash="bare", index=index)
-    outlines, few = "expected crops with nodule masks", "at least two to learn from"
-    for kind, said in {"mask": outlines, "sign": r"columns sign_\*", "texture": few}.items():
-        with pytest.raises(ValueError, match=said):
+    expected = {
+        "mask": "crops with nodule masks",
+        "sign": r"columns sign_\*",
+        "texture": "at least two to learn",
+    }
+    for kind, said in expected.items():
+        with pytest.raises(ValueError, match=f"expected .*{said}"):
             trained(tmp_path, bare, *ROWS, **PLAIN, **{f"{kind}_weight": 1.0})
     with pytest.raises(ValueError, match="asked of an Xception"):
         auxiliary.Pupil(torch.nn.Linear(2, 2), mask=True, signs={})

@@ -33,12 +33,16 @@ def test_shape_is_measured_in_fractions_of_the_crop_and_aspect_is_above_zero_whe
     assert table.roundness[0] > 0.8 > table.roundness[1]
 
 
-def test_grey_levels_and_contrast_are_those_drawn():
-    row = features(disc(grey=51, around=153)).iloc[0]
+def test_grey_levels_and_contrast_are_those_drawn_and_a_crop_without_a_mask_is_marked():
+    image, mask = disc(grey=51, around=153)
+    row = features((image, mask)).iloc[0]
     assert row["mean"] == pytest.approx(0.2)
     assert row.contrast_to_rim == pytest.approx(-0.4)
     assert row.spread == pytest.approx(0)
     assert row.glcm_contrast == 0 and row.glcm_homogeneity == 1 and row.glcm_energy == 1
+    row = features((image, np.zeros_like(mask))).iloc[0]
+    assert row.no_mask == 1 and row.area == 0 and np.isfinite(row).all()
+    assert np.isfinite(texture.texture_features(image[None], None)).all(axis=None)
 
 
 def test_a_shadow_is_below_zero_and_enhancement_above():
@@ -61,18 +65,10 @@ def test_cooccurrence_is_scikit_images():
         assert row[f"glcm_{name}"] == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 
-def test_a_crop_without_a_mask_is_marked_and_has_no_shape():
-    image, mask = disc()
-    row = features((image, np.zeros_like(mask))).iloc[0]
-    assert row.no_mask == 1 and row.area == 0 and np.isfinite(row).all()
-    assert np.isfinite(texture.texture_features(image[None], None)).all(axis=None)
-
-
 def test_the_reference_ranks_what_the_features_separate():
     random, labels = np.random.default_rng(0), np.arange(60) % 3
-    table = features(
-        *(disc(radii=(8 + 4 * i, 10), grey=int(40 + 30 * i + random.integers(20))) for i in labels)
-    )
+    greys = 40 + 30 * labels + random.integers(20, size=60)
+    table = features(*(disc(radii=(8 + 4 * i, 10), grey=int(grey)) for i, grey in zip(labels, greys)))
     logits = texture.fit_reference(table[:30], labels[:30], classes=4)(table[30:])
     assert logits.shape == (30, 4)
     assert (logits.argmax(1) == labels[30:]).mean() > 0.9

@@ -19,13 +19,8 @@ from thyroid_lib.training import folds, loop, pretraining, summary
 
 
 @pytest.fixture(scope="module")
-def opened(data):
-    return folds.open_crops(data)
-
-
-@pytest.fixture(scope="module")
-def clinic(opened):
-    return opened[0]
+def clinic(data):
+    return folds.open_crops(data)[0]
 
 
 @pytest.fixture(scope="module")
@@ -34,16 +29,20 @@ def settings(clinic):
     return loop.Settings(model=config, epochs=1, batch_size=16, precision="32", threads=1)
 
 
+def run(settings, data) -> list[folds.FoldResult]:
+    return folds.run(settings, data, data.parent / "checkpoints", folds=2, initial=None, scratch=False)
+
+
 @pytest.fixture(scope="module")
 def results(data, settings):
-    return folds.run(settings, data, data.parent / "checkpoints", folds=2, initial=None, scratch=False)
+    return run(settings, data)
 
 
 def test_no_group_is_in_two_parts_and_every_labelled_image_in_one(clinic):
     for fold in (0, 1):
         rows = folds.parts(clinic, fold, 0.2, 0)
         groups = [set(clinic.index["group"].iloc[chosen]) for chosen in rows.values()]
-        assert not (groups[0] & groups[1] or groups[0] & groups[2] or groups[1] & groups[2])
+        assert len(set.union(*groups)) == sum(map(len, groups))
         assert sorted(np.concatenate(list(rows.values()))) == list(np.flatnonzero(clinic.labels >= 0))
         assert (clinic.index["fold"].iloc[rows["test"]] == fold).all()
 
@@ -62,9 +61,8 @@ def test_temperature_and_operating_points_come_from_the_validation_part_alone(cl
     rows = first.rows["validation"]
     logits = loop.predict(first.fit.model(), clinic.images, rows)
     assert first.temperature == pytest.approx(fit_temperature(logits, clinic.labels[rows]))
-    points = operating_points(
-        softmax(logits / first.temperature, axis=1), clinic.labels[rows], clinic.classes
-    )
+    probabilities = softmax(logits / first.temperature, axis=1)
+    points = operating_points(probabilities, clinic.labels[rows], clinic.classes)
     assert first.operating_points == pytest.approx(points)
     external = first.tables["external"]
     for key in clinic.classes:
@@ -87,21 +85,19 @@ def test_the_tables_make_a_predictions_file_with_the_mean_of_the_folds_outside(d
 
 def test_what_was_found_is_told_without_phantoms_external_set_or_comparison(clinic, results):
     one = {"value": 0.7, "low": 0.6, "high": 0.8, "n_images": 10, "n_patients": 5}
-    said = summary.finetuning_found(
-        results, {"internal": {"finetuned": one}}, None, clinic, Path("classifier")
-    )
+    scores = {"internal": {"finetuned": one}}
+    said = summary.finetuning_found(results, scores, None, clinic, Path("classifier"))
     assert "0.700 (95 % interval 0.600 to 0.800" in said and "external" not in said
 
 
 def test_a_second_call_reads_the_finished_folds(data, settings, results, monkeypatch):
     monkeypatch.setattr(loop.Training, "epoch", None)  # nothing is trained again
-    again = folds.run(settings, data, data.parent / "checkpoints", folds=2, initial=None, scratch=False)
-    for a, b in zip(again, results):
+    for a, b in zip(run(settings, data), results):
         pd.testing.assert_frame_equal(a.tables["internal"], b.tables["internal"])
 
 
-def test_the_folds_become_a_classifier_that_gives_the_same_probabilities(data, opened, results, tmp_path):
-    clinic, outside = opened
+def test_the_folds_become_a_classifier_that_gives_the_same_probabilities(data, results, tmp_path):
+    clinic, outside = folds.open_crops(data)
     loaded = Classifier.load(determine(results, data, tmp_path / "classifier", None), backend="torch")
     assert loaded.classes == clinic.classes
     each = [result.tables["external"].set_index("image")[f"p_{clinic.classes[0]}"] for result in results]
@@ -111,16 +107,14 @@ def test_the_folds_become_a_classifier_that_gives_the_same_probabilities(data, o
 
 def test_an_external_set_with_other_classes_is_refused(data, tmp_path):
     shutil.copytree(data, tmp_path / "data")
-    about = json.loads((tmp_path / "data/external/crops.json").read_text())
-    about["classes"] = about["classes"][:2]
-    (tmp_path / "data/external/crops.json").write_text(json.dumps(about))
+    path = tmp_path / "data/external/crops.json"
+    about = json.loads(path.read_text())
+    path.write_text(json.dumps(about | {"classes": about["classes"][:2]}))
     with pytest.raises(ValueError, match="expected the classes nodular_goiter"):
         folds.open_crops(tmp_path / "data")
 
 
-def test_other_settings_set_a_pretraining_aside_and_the_origin_of_its_weights_is_told(
-    clinic, settings, tmp_path
-):
+def test_other_settings_set_a_pretraining_aside_and_its_origin_is_told(clinic, settings, tmp_path):
     folder, rows = tmp_path / "fit", folds.parts(clinic, 0, 0.2, 0)
     first, origin = pretraining.fit(settings, clinic, rows, folder)
     assert origin == {} and "set_aside" not in first.choices

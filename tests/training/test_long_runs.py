@@ -16,7 +16,7 @@ from small_training import MODEL, Spots, trained
 from thyroid_lib.training import loop
 
 pytestmark = pytest.mark.skipif(
-    sys.platform != "linux", reason="reads memory and files of a process as Linux shows them"
+    sys.platform != "linux", reason="reads what a process holds as Linux shows it"
 )
 
 

@@ -79,7 +79,8 @@ def load_weights(path: Path, tensors: bool = True) -> tuple[dict[str, Tensor], d
         CheckpointError: the file is missing, cut short or no safetensors file.
     """
     try:
-        with safe_open(path, framework="pt") as file:
+        # for tensors, safetensors opens the file a second time: another may have been moved to its place meanwhile
+        with safe_open(path, framework="pt" if tensors else "np") as file:
             metadata = json.loads((file.metadata() or {}).get(ABOUT, "{}"))
             return {name: file.get_tensor(name) for name in file.offset_keys() if tensors}, metadata
     except (OSError, SafetensorError, ValueError) as error:
