@@ -17,7 +17,7 @@ def folder(path, metrics, **facts):
 
 
 def test_each_number_gets_the_verdict_of_the_stated_rule(tmp_path):
-    ours = {"same": 1.0, "near": 100.5, "far": 2.0, "in": interval(0.80, 0.7, 0.9), "name": "a", "new": 1}
+    ours = {"same": 1.0, "near": 100.5, "far": 2.0, "in": interval(0.80, 0.7, 0.9), "name": "a"}
     theirs = {"same": 1.0, "near": 100.0, "far": 1.0, "in": interval(0.85, 0.75, 0.95), "name": "b", "old": 1}
     ours["wide"], theirs["wide"] = interval(0.9, 0.1, 1.0), interval(0.5, 0.45, 0.55)  # holds it one way only
     result = compare.compare(
@@ -27,15 +27,16 @@ def test_each_number_gets_the_verdict_of_the_stated_rule(tmp_path):
     far, name, wide = result.lines("different")
     assert far.startswith("05/far:") and name.startswith("05/name:")
     assert wide == "05/wide: 0.9000 (0.1000 to 1.0000), reference 0.5000 (0.4500 to 0.5500)"
-    assert result.lines("missing") == ["05/new: only in the run", "05/old: only in the reference"]
+    assert result.lines("missing") == ["05/old: only in the reference"]
     assert not result.agrees
 
 
-def test_a_stage_that_the_reference_has_not_is_told_and_decides_nothing(tmp_path):
+def test_a_stage_or_a_metric_that_the_reference_has_not_is_told_and_decides_nothing(tmp_path):
     reference = folder(tmp_path / "b", {"05_evaluate": {"x": 1.0}})
-    more = folder(tmp_path / "a", {"05_evaluate": {"x": 1.0}, "06_ablation": {"y": 2.0, "z": 3.0}})
+    more = folder(tmp_path / "a", {"05_evaluate": {"x": 1.0, "w": 2.0}, "06_ablation": {"y": 2.0, "z": 3.0}})
     result = compare.compare(more, reference)
     assert result.agrees and not result.lines("missing")
+    assert result.lines("new") == ["05_evaluate/w: only in the run"]
     assert result.around["stages"] == ["06_ablation: 2 numbers, not in the reference"]
     assert "stages (1)" in result.verdict and "06_ablation" in result.report()
     assert not compare.compare(reference, more).agrees  # the other way round a stage is missing

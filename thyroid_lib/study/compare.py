@@ -37,9 +37,9 @@ class Comparison:
 
     Attributes:
         table: a row for each key: its "verdict" (identical, close: within tolerance, outside: with an interval that
-            does not hold the other value, within the share that may, different, missing, noisy) and its "line".
-        around: what differs in "stages", "data", "parameters" and "environment", lines by part. A stage that only
-            the run has, such as an ablation on request, is told there and decides nothing.
+            does not hold the other value, within the share that may, different, missing, new, noisy) and its "line".
+        around: what differs in "stages", "data", "parameters" and "environment", lines by part. What only the run has,
+            a new metric or a stage such as an ablation on request, is told and decides nothing.
     """
 
     table: pd.DataFrame
@@ -109,8 +109,8 @@ def _judged(key: str, ours: dict, theirs: dict) -> tuple[str, str, str, bool]:
     noisy = NOISY.search(key) is not None
     interval = not noisy and all(isinstance(one.get(key), Mapping) for one in (ours, theirs))
     if key not in ours or key not in theirs:
-        line = f"{key}: only in the {'reference' if key in theirs else 'run'}"
-        return key, "noisy" if noisy else "missing", line, False
+        verdict, where = ("missing", "reference") if key in theirs else ("new", "run")
+        return key, "noisy" if noisy else verdict, f"{key}: only in the {where}", False
     if ours[key] == theirs[key] or _close(ours[key], theirs[key]):
         return key, "identical" if ours[key] == theirs[key] else "close", key, interval
     line = f"{key}: {number(ours[key], 4)}, reference {number(theirs[key], 4)}"
