@@ -16,7 +16,6 @@ import numpy as np
 import psutil
 import pytest
 import small_jobs
-from hardening import goes_wrong
 from small_study import child, wait_for, whole, write
 
 from thyroid_lib import datasets
@@ -51,11 +50,6 @@ POINTS = [pytest.param(n, marks=() if n == 9 else pytest.mark.slow) for n in ran
 
 
 @pytest.mark.parametrize("point", POINTS)
-@goes_wrong(
-    "The machine or the runner dies (SIGKILL, a power cut) while a stage runs or a file is written",
-    sees="Reports: ",
-    do="Give the same command again: what had finished is kept, the rest is done anew, with the same numbers.",
-)
 def test_killed_at_any_write_the_same_command_ends_with_the_same_numbers(project, capsys, point, sees):
     runner = child(project, die_at=point)
     runner.communicate(timeout=600)
@@ -64,11 +58,6 @@ def test_killed_at_any_write_the_same_command_ends_with_the_same_numbers(project
     assert sees in capsys.readouterr().out
 
 
-@goes_wrong(
-    "A notebook's process is killed, by the system for want of memory or by hand",
-    sees="its process died",
-    do="Give the same command again; if memory was short, with a smaller batch_size or fewer jobs.",
-)
 def test_a_kernel_that_dies_is_told_and_the_next_run_goes_on(begun, capsys, sees):
     write(begun, second="import os; os.kill(os.getpid(), 9)")
     refused(capsys, sees, "02_second failed")
@@ -99,11 +88,6 @@ def left_running() -> list:
     return [p for p in psutil.process_iter(["cmdline"]) if mark in " ".join(p.info["cmdline"] or [])]
 
 
-@goes_wrong(
-    "A notebook hangs",
-    sees="minutes that a stage may take",
-    do="Give the same command again; `--time-limit MINUTES` sets how long one notebook may take (a day), 0 lifts it.",
-)
 def test_a_notebook_that_hangs_is_stopped_with_all_it_started(finished, capsys, sees):
     write(finished, second=HANGS.format(hang=True))
     refused(capsys, sees, "02_second failed after", options=["--time-limit", "0.2"])
@@ -134,11 +118,6 @@ def disk(tmp_path):
         subprocess.run(["umount", "-l", folder], check=True)
 
 
-@goes_wrong(
-    "The disk is full",
-    sees="No space left on device",
-    do="Make room and give the same command again; files that were whole are still whole.",
-)
 def test_a_full_disk_is_told_and_with_room_again_the_run_goes_on(finished, disk, monkeypatch, capsys, sees):
     place = disk("3m")
     shutil.copytree(finished / "reports", place / "reports")
@@ -177,11 +156,6 @@ def test_a_full_cache_is_told_and_leaves_nothing_half_made(disk, monkeypatch):
     assert not list(place.rglob("*.png"))
 
 
-@goes_wrong(
-    "The folder of the reports cannot be written to",
-    sees="expected a folder that can be written to",
-    do="Mend its permissions, or name another place: `THYROID_REPORTS=FOLDER ./run_all.sh`.",
-)
 def test_a_read_only_place_is_told_before_anything_runs(project, disk, monkeypatch, capsys, sees):
     place = disk("1m")
     subprocess.run(["mount", "-o", "remount,ro", place], check=True)
@@ -189,11 +163,6 @@ def test_a_read_only_place_is_told_before_anything_runs(project, disk, monkeypat
     refused(capsys, sees, "Nothing was started", status=2)
 
 
-@goes_wrong(
-    "Two runs are started into one folder",
-    sees="another run is writing to",
-    do="Wait for the first, or give the second a folder of its own with `--run NAME`.",
-)
 def test_a_second_run_stops_and_the_first_is_not_disturbed(begun, capsys, sees):
     go = begun / "go"
     waits = f"import os, time\nwhile not os.path.exists({str(go)!r}):\n    time.sleep(0.1)"
@@ -225,11 +194,6 @@ def test_a_clock_that_jumps_changes_neither_numbers_nor_what_is_skipped(begun, m
 
 
 @pytest.mark.parametrize("name", ["run.json", "metrics.json"])
-@goes_wrong(
-    "A file of a run is damaged (half written by another program, emptied by a broken disk)",
-    sees="expected JSON, came",
-    do="Remove the file that is named and give the same command again.",
-)
 def test_a_damaged_file_of_a_run_is_named(project, name, capsys, sees):
     run = project / "reports" / "quick"
     run.mkdir(parents=True)
@@ -260,22 +224,12 @@ MODEL = {"name": "xception", "num_classes": 2, "in_chans": 1, "width": 0.25, "mi
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
-@goes_wrong(
-    "Memory runs out in training",
-    sees="out of memory in epoch",
-    do="Start again with a smaller batch_size; the checkpoint before it is kept.",
-)
 def test_out_of_memory_in_a_training_process_is_told_with_what_to_do(tmp_path, sees):
     done = said_by(TRAIN.replace("MODEL", repr(MODEL)), tmp_path / "fit")
     assert done.returncode == 1, done.stderr[-500:]
     assert sees in done.stderr and "smaller batch_size" in done.stderr and "Traceback" not in done.stderr
 
 
-@goes_wrong(
-    "A worker process is killed for want of memory",
-    sees="excessive memory usage",
-    do="Start again with fewer workers (`--set jobs=1`, `--set parallel=1`); nothing half-made is left.",
-)
 def test_a_worker_that_is_killed_or_short_of_memory_stops_the_jobs_with_a_reason(sees, count):
     with pytest.raises(Exception, match=sees):
         run_jobs(small_jobs.killed, [{}, {}], parallel=2)

@@ -15,7 +15,6 @@ import psutil
 import pytest
 import small_classifier as small
 import yaml
-from hardening import goes_wrong
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -236,11 +235,6 @@ def test_a_classifier_names_no_file_outside_its_folder(folder, content, capsys, 
     assert answer(folder, capsys) == 2
 
 
-@goes_wrong(
-    "A classifier folder was changed, cut short or exchanged in part",
-    sees="copy it again",
-    do="Copy the whole folder from where it was made; its parts are held together by SHA-256.",
-)
 def test_a_changed_classifier_is_refused(folder, sees):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
