@@ -102,20 +102,18 @@ def test_what_a_finished_notebook_left_running_is_ended(begun):
 @pytest.fixture
 def disk(tmp_path):
     """A small file system of its own: mounts it with a size; the test is skipped where that is not allowed."""
-    folders = []
+    place = tmp_path / "disk"
 
     def mount(size: str) -> Path:
-        folder = tmp_path / f"disk{len(folders)}"
-        folder.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder]
+        place.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place]
         if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
             pytest.skip("mounting a small file system is not allowed here (it needs root)")
-        folders.append(folder)
-        return folder
+        return place
 
     yield mount
-    for folder in folders:
-        subprocess.run(["umount", "-l", folder], check=True)
+    if place.is_mount():
+        subprocess.run(["umount", "-l", place], check=True)
 
 
 def test_a_full_disk_is_told_and_with_room_again_the_run_goes_on(finished, disk, monkeypatch, capsys, sees):
@@ -165,8 +163,7 @@ def test_a_read_only_place_is_told_before_anything_runs(project, disk, monkeypat
 
 def test_a_second_run_stops_and_the_first_is_not_disturbed(begun, capsys, sees):
     go = begun / "go"
-    waits = f"import os, time\nwhile not os.path.exists({str(go)!r}):\n    time.sleep(0.1)"
-    write(begun, second=waits)
+    write(begun, second=f"import os, time\nwhile not os.path.exists({str(go)!r}):\n    time.sleep(0.1)")
     first = child(begun)
     assert wait_for((begun / "reports" / "quick" / ".work" / "02_second.ipynb").exists)
     refused(capsys, sees, "Nothing was started", status=2)
