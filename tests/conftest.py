@@ -42,7 +42,7 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture
 def sees(request) -> str:
     """The words that the page "What can go wrong" promises for the failure that a test brings about."""
-    return request.node.get_closest_marker("goes_wrong").kwargs["sees"]
+    return hardening.SEES[request.node.originalname]
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from hardening import goes_wrong
 
 from thyroid_lib import datasets, manifest, plots, regions
 from thyroid_lib.data import audit, crops
@@ -117,11 +116,6 @@ def test_sources_may_lack_masks_and_labels_and_their_text_stays_text(phantom_tab
     assert np.isnan(found.index["mask_inside"][0]) and found.index["mask_inside"][1] == 1
 
 
-@goes_wrong(
-    "A notebook is run before the one whose files it reads",
-    sees="Run notebook 01",
-    do="Run the notebook that is named into the same run.",
-)
 def test_a_missing_folder_says_what_to_run(tmp_path, sees):
     with pytest.raises(FileNotFoundError, match=sees):
         Crops.open(tmp_path / "nothing")

@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import small_classifier as small
 import yaml
-from hardening import goes_wrong
 from PIL import Image, PngImagePlugin
 
 from thyroid_lib import datasets
@@ -208,11 +207,6 @@ def test_a_study_has_one_name_everywhere_and_with_another_key_another(
     assert not any(row["study"] in text for text in texts)
 
 
-@goes_wrong(
-    "A DICOM file that cannot be read, in a folder named after a patient",
-    sees="could not be decoded",
-    do="`check-data dicom:PATH --find dicom/<16 digits>` says which file it is, to who has the key and the data.",
-)
 def test_an_error_names_the_hash_of_a_file_and_its_owner_finds_it(tmp_path, capsys, sees, count):
     root = export(tmp_path / "export", patients=4)
     broken = next(root.rglob("Dossier_0.dcm"))

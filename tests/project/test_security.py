@@ -19,7 +19,6 @@ import pytest
 import small_classifier as small
 import yaml
 from bs4 import BeautifulSoup
-from hardening import goes_wrong
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
@@ -141,11 +140,6 @@ def test_templates_escape_and_let_through_nothing_but_our_own_style():
     assert made and plain <= markdown
 
 
-@goes_wrong(
-    "A profile that is no plain YAML, or holds code",
-    sees="not readable as YAML",
-    do="Write `notebook: {parameter: value}`; tags such as `!!python/...` are never read.",
-)
 @pytest.mark.parametrize(
     "text", ["!!python/object/apply:os.system ['touch planted']", "[!!python/name:os.system ]"]
 )
@@ -283,11 +277,6 @@ def audit(database: str, **environment):
     )
 
 
-@goes_wrong(
-    "The database of known vulnerabilities cannot be reached",
-    sees="dependencies not audited",
-    do="Nothing; to audit, run `.ci/audit` on a machine that reaches it.",
-)
 def test_the_audit_says_when_it_cannot_be_made(sees):
     assert ".ci/audit\n" in (PROJECT / ".ci" / "run").read_text(encoding="utf-8")
     done = audit("http://127.0.0.1:9")

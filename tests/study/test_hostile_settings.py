@@ -1,9 +1,11 @@
 """Hostile settings: profiles, SPECs, run folders and classifier folders of any content end in words, not tracebacks."""
 
+import contextlib
 import copy
 import functools
 import hashlib
 import json
+import operator
 import random
 import shutil
 import struct
@@ -13,7 +15,6 @@ import psutil
 import pytest
 import small_classifier as small
 import yaml
-from hardening import goes_wrong
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -24,86 +25,75 @@ from thyroid_lib.common.files import DamagedFile
 from thyroid_lib.deploy import command
 from thyroid_lib.study import compare, profiles, runner
 
-QUIET = dict(deadline=None, derandomize=True, database=None,
-             suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])  # fmt: skip
+QUIET = dict(deadline=None, derandomize=True, database=None)
+QUIET["suppress_health_check"] = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9) | st.dates()
 values = st.recursive(
     plain, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(plain, inner, max_size=3), max_leaves=8
 )
 NOTEBOOKS = st.sampled_from(["common", "01_preprocess", "04_finetune", "04", "99_none", ""])
 PARAMETERS = st.sampled_from("epochs lr size finetune_data seed run_dir jobs folds_to_run cluster x".split())
-
-
+BOOKS = st.dictionaries(PARAMETERS | plain, values, max_size=4)
+PROFILES = st.dictionaries(NOTEBOOKS | plain, BOOKS | values, max_size=4)
 DECLARED = functools.cache(profiles.declared)
 
 
 @pytest.fixture(autouse=True)
-def notebooks_read_once(monkeypatch):
+def place(tmp_path, monkeypatch):
+    """Where a person stands who starts a command; the notebooks are read once."""
     monkeypatch.setattr(profiles, "declared", DECLARED)
+    monkeypatch.setenv("THYROID_CALLER", str(tmp_path))
+    return tmp_path
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    return tmp_path_factory.mktemp("profiles")
-
-
-def resolved_or_refused(profile: str, settings: list[str]) -> None:
+def resolved_or_refused(profile: dict, settings: list[str]) -> None:
     """Parameters come of it, or every problem in words."""
     try:
-        content = profiles.load(profile) if profile else {}
-        resolved = profiles.resolve(content, settings, {})
+        resolved = profiles.resolve(profile, settings, {})
     except profiles.ProfileError as error:
         assert all(str(error).split("\n"))
     else:
         assert all(isinstance(parameters, dict) for parameters in resolved.values())
 
 
-BOOKS = st.dictionaries(PARAMETERS | plain, values, max_size=4)
-
-
-@given(profile=st.dictionaries(NOTEBOOKS | plain, BOOKS | values, max_size=4))
-@settings(max_examples=60, **QUIET)
-def test_any_profile_is_resolved_or_refused_with_all_its_problems(place, monkeypatch, profile):
-    monkeypatch.setenv("THYROID_CALLER", str(place))
-    (place / "p.yaml").write_text(yaml.dump(profile), encoding="utf-8")
-    resolved_or_refused("p.yaml", [])
-
-
-@given(data=st.binary(max_size=80) | st.text(max_size=80).map(str.encode))
-@settings(max_examples=150, **QUIET)
-def test_any_bytes_in_a_profile_are_read_or_refused(place, monkeypatch, data):
-    monkeypatch.setenv("THYROID_CALLER", str(place))
-    (place / "b.yaml").write_bytes(data)
+@given(content=PROFILES.map(yaml.dump) | st.binary(max_size=80) | st.text(max_size=80))
+@settings(max_examples=210, **QUIET)
+def test_any_profile_is_resolved_or_refused_with_all_its_problems(place, content):
+    (place / "p.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
     try:
-        profile = profiles.load("b.yaml")
+        profile = profiles.load("p.yaml")
     except profiles.ProfileError as error:
-        assert "b.yaml" in str(error)
+        assert "p.yaml" in str(error)
     else:
-        assert isinstance(profile, dict)
+        resolved_or_refused(profile, [])
 
 
-KNOTS = ["a: &a [*a]", "&a [" * 400, "a: " + "[" * 3000, "? ? ? ?", "x: 2026-99-99", "a: 0o9", "---\n---\n"]
+KNOTS = ["a: &a [*a]", "&a [" * 400, "a: " + "[" * 1000, "? ? ? ?", "x: 2026-99-99", "a: 0o9", "---\n---\n"]
 LAUGHS = [f"b{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 30)]  # multiplies itself
 KNOTS.append("\n".join(["a: &a0 [lol, lol, lol, lol, lol, lol, lol, lol, lol]", *LAUGHS]))
 
 
 @pytest.mark.parametrize("text", KNOTS, ids=range(len(KNOTS)))
-def test_yaml_that_ties_itself_in_knots_is_refused_in_few_words(place, monkeypatch, capsys, text):
-    monkeypatch.setenv("THYROID_CALLER", str(place))
+def test_yaml_that_ties_itself_in_knots_is_refused_in_few_words(place, capsys, text):
     (place / "k.yaml").write_text(text)
     assert runner.main(["--profile", "k.yaml"]) == 2
     said = capsys.readouterr().err
     assert "Nothing was started" in said and "Traceback" not in said and len(said) < 2000
 
 
-SETTINGS = ["04.epochs=!!python/name:os.system", "04.epochs=" + "[" * 3000, "04_finetune.run_dir=/etc"]
-SETTINGS += ["common.epochs={a: 1}", "\0=1", " =", *"= x .=1 04.epochs= 04.epochs=[[[".split()]
-SETTINGS += ["04.epochs=1e99", "04.lr=nan"]
+SETTINGS = "= x .=1 04.epochs= 04.epochs=[[[ 04.epochs=1e99 04.lr=nan 04_finetune.run_dir=/etc".split()
+SETTINGS += [
+    "common.epochs={a: 1}",
+    "\0=1",
+    " =",
+    "04.epochs=" + "[" * 1000,
+    "04.epochs=!!python/name:os.system",
+]
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=range(len(SETTINGS)))
 def test_any_setting_on_the_command_line_is_taken_or_refused(setting):
-    resolved_or_refused("", [setting])
+    resolved_or_refused({}, [setting])
 
 
 SPECS = """: x:y manifest: dicom:~nobody/x phantom:clinic?patients=1e9 phantom:clinic?patients=-1
@@ -131,29 +121,32 @@ def sound(tmp_path_factory):
 
 @pytest.fixture
 def folder(sound, tmp_path):
-    shutil.copytree(sound, tmp_path / "classifier")
+    """A sound classifier that a test may spoil."""
     Image.fromarray(small.sector_frame(1)).save(tmp_path / "frame.png")
-    return tmp_path / "classifier"
+    return shutil.copytree(sound, tmp_path / "classifier")
+
+
+@pytest.fixture
+def content(folder):
+    """Its definition."""
+    return json.loads((folder / "classifier.json").read_text(encoding="utf-8"))
 
 
 def put(folder, content: dict) -> None:
-    """Writes a definition whose id and hashes are in order, as an attacker would."""
-    for name in content.get("files", {}) if isinstance(content.get("files"), dict) else ():
-        path = folder / str(name)
-        if path.is_file() and isinstance(content["files"][name], dict):
-            content["files"][name] |= definition.fingerprint(path)
-    try:
+    """Writes a definition whose id and hashes are in order where they can be, as an attacker would."""
+    with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError):
+        for name, facts in content["files"].items():
+            if (folder / name).is_file():
+                facts |= definition.fingerprint(folder / name)
+    with contextlib.suppress(KeyError, TypeError, ValueError):
         content["id"] = definition.identity(content)
-    except (KeyError, TypeError, ValueError):
-        pass
     (folder / "classifier.json").write_text(json.dumps(content), encoding="utf-8")
 
 
 def answer(folder, capsys) -> int:
     """Exit status of classifying one sound frame; 0 and 1 give an answer or its error, 2 says what is wrong."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        frame = str(folder.parent / "frame.png")
+    frame = str(folder.parent / "frame.png")
+    with warnings.catch_warnings(action="ignore"):
         status = command.main([frame, "--classifier", str(folder), "--backend", "torch", "--json"])
     captured = capsys.readouterr()
     assert "Traceback" not in captured.err and len(captured.err) < 5000
@@ -172,24 +165,21 @@ EXTREMES += ["", "x", "../../etc/passwd", "\0", "<script>", [], [[]], {}, {"a": 
 
 
 @pytest.mark.parametrize("examples", [160, pytest.param(4000, marks=pytest.mark.slow)])
-def test_any_value_anywhere_in_a_classifiers_definition_is_survived(folder, capsys, count, examples):
-    original = json.loads((folder / "classifier.json").read_text(encoding="utf-8"))
-    places, chance, statuses = paths_of(original), random.Random(7), set()
+def test_any_value_anywhere_in_a_classifiers_definition_is_survived(folder, content, capsys, count, examples):
+    places, chance, statuses = paths_of(content), random.Random(7), set()
     for _ in range(examples):
-        content = copy.deepcopy(original)
+        spoilt = copy.deepcopy(content)
         for _ in range(chance.choice((1, 1, 2))):
             *way, last = chance.choice(places)
-            target = content
-            try:
-                for key in way:
-                    target = target[key]
+            with contextlib.suppress(
+                KeyError, IndexError, TypeError
+            ):  # the first change took this place away
+                target = functools.reduce(operator.getitem, way, spoilt)
                 if chance.random() < 0.2:
                     del target[last]
                 else:
                     target[last] = chance.choice(EXTREMES)
-            except (KeyError, IndexError, TypeError):
-                continue  # an earlier change took this place away
-        put(folder, content)
+        put(folder, spoilt)
         statuses.add(answer(folder, capsys))
     assert statuses == {0, 2} or statuses == {0, 1, 2}
     count(inputs=examples)
@@ -224,11 +214,11 @@ CHANGES = {
 
 @pytest.mark.parametrize("name", ["model.safetensors", "novelty.safetensors"])
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_classifiers_arrays_of_any_content_are_refused_in_words(folder, capsys, count, name, change):
+def test_a_classifiers_arrays_of_any_content_are_refused(folder, content, capsys, count, name, change):
     data = (folder / name).read_bytes()
     end = 8 + struct.unpack("<Q", data[:8])[0]
     (folder / name).write_bytes(CHANGES[change](json.loads(data[8:end]), data[end:]))
-    put(folder, json.loads((folder / "classifier.json").read_text(encoding="utf-8")))
+    put(folder, content)
     assert answer(folder, capsys) in ((0, 1, 2) if change == "zeros" else (2,))
     count(inputs=1)
 
@@ -237,18 +227,12 @@ OUTSIDE = ["../outside.safetensors", "/etc/passwd", "model.safetensors/../../out
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
-def test_a_classifier_names_no_file_outside_its_folder(folder, capsys, name):
-    content = json.loads((folder / "classifier.json").read_text(encoding="utf-8"))
+def test_a_classifier_names_no_file_outside_its_folder(folder, content, capsys, name):
     content["files"][name] = {"sha256": hashlib.sha256(b"").hexdigest(), "bytes": 0}
     put(folder, content)
     assert answer(folder, capsys) == 2
 
 
-@goes_wrong(
-    "A classifier folder was changed, cut short or exchanged in part",
-    sees="copy it again",
-    do="Copy the whole folder from where it was made; its parts are held together by SHA-256.",
-)
 def test_a_changed_classifier_is_refused(folder, sees):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
@@ -257,25 +241,16 @@ def test_a_changed_classifier_is_refused(folder, sees):
     assert sees in str(error.value)
 
 
-METRICS = [
-    "",
-    "{",
-    "[]",
-    "null",
-    '{"a": NaN}',
-    '{"04": "x"}',
-    '{"a": {"value": "x"}}',
-    "\0",
-    '"' + "x" * 10**6,
-]
+METRICS = ["", "{", "[]", "null", "\0", json.dumps("x" * 10**6)]
+METRICS += ['{"a": NaN}', '{"04": "x"}', '{"a": {"value": "x"}}']
 
 
-@pytest.mark.parametrize("content", METRICS, ids=range(len(METRICS)))
-def test_a_run_with_any_metrics_can_be_compared_or_is_refused(tmp_path, capsys, content):
+@pytest.mark.parametrize("text", METRICS, ids=range(len(METRICS)))
+def test_a_run_with_any_metrics_can_be_compared_or_is_refused(tmp_path, capsys, text):
     for run in ("a", "b"):
         (tmp_path / run).mkdir()
-        (tmp_path / run / "metrics.json").write_text(content)
-        (tmp_path / run / "run.json").write_text(content)
+        (tmp_path / run / "metrics.json").write_text(text)
+        (tmp_path / run / "run.json").write_text(text)
     try:
         status = compare.main([str(tmp_path / "a"), str(tmp_path / "b")])
     except (SystemExit, DamagedFile) as stopped:

@@ -1,9 +1,9 @@
 """Kills: a fine-tuning brought down with SIGKILL at random moments ends with the bits of an undisturbed one."""
 
-import contextlib
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,29 +21,29 @@ from thyroid_lib.data import crops
 from thyroid_lib.study import runner
 from thyroid_lib.training import checkpoint, folds, loop, pretraining
 
+PHANTOMS = {
+    "pretrain": "open?patients=16",
+    "finetune": "clinic?patients=60",
+    "external": "external?patients=16",
+}
 FITS = ("finetuned/fold0", "scratch/fold0")
-CHILD = """
+BEGIN = """
 import os, sys
-cells, run_dir = open(sys.argv[1]).read().split("# --- parameters end here\\n"), sys.argv[2]
-space = {}
-exec(cells[0], space)
-space["run_dir"] = run_dir
-print("ready", file=sys.__stdout__, flush=True)
+run_dir = sys.argv[1]
+print("ready", flush=True)
 sys.stdout = open(os.devnull, "w")
-exec(cells[1], space)
 """
 
 
 @pytest.fixture(scope="module")
-def script(tmp_path_factory) -> Path:
-    """The code of notebook 04, its stored parameters (the smoke profile) first."""
-    cells = nbformat.read(PROJECT / "notebooks" / "04_finetune.ipynb", 4).cells
-    code = [cell for cell in cells if cell.cell_type == "code"]
-    (last,) = (i for i, cell in enumerate(code) if "parameters" in cell.metadata.get("tags", []))
-    parts = ("\n".join(cell.source for cell in part) for part in (code[: last + 1], code[last + 1 :]))
-    path = tmp_path_factory.mktemp("script") / "04.py"
-    path.write_text("\n# --- parameters end here\n".join(parts), encoding="utf-8")
-    return path
+def script() -> str:
+    """The code of notebook 04, with its stored parameters (the smoke profile) and the run of the command line."""
+    lines = []
+    for cell in nbformat.read(PROJECT / "notebooks" / "04_finetune.ipynb", 4).cells:
+        lines += [cell.source] if cell.cell_type == "code" else []
+        lines += [BEGIN] if "parameters" in cell.metadata.get("tags", []) else []
+    assert lines.count(BEGIN) == 1
+    return "\n".join(lines)
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +52,8 @@ def ready(tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("ready")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("THYROID_CACHE", str(run.parent / "cache"))
-        for role in ("pretrain", "finetune", "external"):
-            kind = {"pretrain": "open", "finetune": "clinic"}.get(role, role)
-            frames = datasets.read(f"phantom:{kind}?patients={60 if role == 'finetune' else 16}")
+        for role, phantom in PHANTOMS.items():
+            frames = datasets.read(f"phantom:{phantom}")
             frames = manifest.split(frames, folds=5) if role == "finetune" else frames
             crops.build(frames, run / "data" / role, size=32, jobs=1)
     seen = crops.Crops.open(run / "data" / "pretrain")
@@ -65,52 +64,29 @@ def ready(tmp_path_factory) -> Path:
     return run
 
 
-def start(script: Path, run: Path) -> subprocess.Popen:
-    """Starts it, what a killed one left unfinished swept out; returns when everything is imported."""
-    runner._sweep(run)
-    command = [sys.executable, "-c", CHILD, str(script), str(run)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
-    process = subprocess.Popen(
-        command, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout.readline() == "ready\n", process.communicate()[1]
-    return process
-
-
-def copy(ready: Path, to: Path) -> Path:
-    """A run of its own on the same data."""
-    (to / "checkpoints").mkdir(parents=True)
-    os.symlink(ready / "data", to / "data")
-    os.symlink(ready / "checkpoints" / "pretrain", to / "checkpoints" / "pretrain")
-    return to
-
-
 def epochs_done(run: Path) -> int:
     """Epochs of both trainings that are safe on disk."""
     states = [checkpoint.read_state(run / "checkpoints" / name) for name in FITS]
     return sum(state["epoch"] for state in states if state)
 
 
-def spent(process: psutil.Process) -> float:
-    """Seconds that it has computed, which a busy machine changes little; inf when it has ended."""
-    with contextlib.suppress(psutil.Error):
-        if process.status() != psutil.STATUS_ZOMBIE:
-            times = process.cpu_times()
-            return times.user + times.system
-    return math.inf
+def course(script: str, run: Path, until: float = math.inf) -> tuple[bool, dict[int, float]]:
+    """Runs it, what a killed one left unfinished swept out; kills it when it has computed for so many seconds.
 
-
-def course(script: Path, run: Path, until: float = math.inf) -> tuple[bool, dict[int, float]]:
-    """Runs it, and kills it in the middle of whatever it does when it has computed for so many seconds.
+    Processor time, user's and system's, is changed little by a busy machine.
 
     Returns:
         Whether it was killed: it may have ended before. Of epochs done -> the processor time at which they were, in
         seconds; 0 epochs: 0 s; -1: when it was last seen.
     """
-    process = start(script, run)
+    runner._sweep(run)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-c", script, run], cwd=PROJECT, env=environment, **pipes)
+    assert process.stdout.readline() == "ready\n", process.communicate()[1]  # everything is imported
     watched = psutil.Process(process.pid)
-    begin, reached = spent(watched), {0: 0.0, -1: 0.0}
-    while (seconds := spent(watched) - begin) < until:
+    begin, reached = sum(watched.cpu_times()[:2]), {0: 0.0, -1: 0.0}
+    while process.poll() is None and (seconds := sum(watched.cpu_times()[:2]) - begin) < until:
         reached[-1] = seconds
         if until == math.inf:
             reached.setdefault(epochs_done(run), seconds)
@@ -126,17 +102,15 @@ def files(run: Path) -> dict[str, bytes]:
     """Path in the run -> content of every file that a fine-tuning writes, without the times that it took."""
     paths = (path for path in run.rglob("*") if path.is_file() and path.name != "run.json")
     content = {path.relative_to(run).as_posix(): path.read_bytes() for path in paths}
-    for name in [name for name in content if name.endswith(checkpoint.STATE)]:
-        state = checkpoint.read_state((run / name).parent) | {"seconds": 0, "trained": 0}
-        content[name] = json.dumps(state, sort_keys=True).encode()
+    for path in run.rglob(checkpoint.STATE):
+        state = checkpoint.read_state(path.parent) | {"seconds": 0, "trained": 0}
+        content[path.relative_to(run).as_posix()] = json.dumps(state, sort_keys=True).encode()
     return content
 
 
 @pytest.mark.parametrize("times", [2, pytest.param(10, marks=pytest.mark.slow)])
-def test_a_fine_tuning_killed_at_random_moments_ends_with_the_same_bits(
-    script, ready, tmp_path, times, count
-):
-    whole, broken = copy(ready, tmp_path / "whole"), copy(ready, tmp_path / "broken")
+def test_a_killed_fine_tuning_ends_with_the_same_bits(script, ready, tmp_path, times, count):
+    whole, broken = (shutil.copytree(ready, tmp_path / name) for name in ("whole", "broken"))
     _, reached = course(script, whole)
     seconds = reached.pop(-1)
     random = np.random.default_rng(times)

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hardening import goes_wrong
 from safetensors.torch import load_file
 from scipy.special import softmax
 from sklearn.metrics import log_loss, roc_auc_score, roc_curve
@@ -78,11 +77,6 @@ def test_it_starts_from_pretrained_weights_and_says_what_they_brought(tmp_path, 
     assert "another number of classes" in fit.choices["initial_weights"]
 
 
-@goes_wrong(
-    "The loss becomes not a number in training",
-    sees="lower lr",
-    do="Set a lower `lr`, or `clip` above 0, and start again: the last good epoch is kept.",
-)
 def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_epoch(tmp_path, sees):
     with pytest.raises(loop.TrainingError, match=sees):
         trained(tmp_path, lr=1e30, clip=0, warmup_epochs=0)

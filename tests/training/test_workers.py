@@ -8,7 +8,6 @@ import sys
 import numpy as np
 import psutil
 import pytest
-from hardening import goes_wrong
 from safetensors.torch import load_file
 from small_study import wait_for
 from small_training import MODEL, largest_difference, spots, trained
@@ -110,11 +109,6 @@ def test_workers_end_with_the_process_that_started_them(tmp_path):
     assert wait_for(lambda: not any(w.is_running() and w.status() != "zombie" for w in workers), 120)
 
 
-@goes_wrong(
-    "A Dask cluster is asked for and Dask is not installed",
-    sees="extra `dask`",
-    do="Install `thyroid_lib[dask]`, or leave `cluster` empty.",
-)
 def test_a_cluster_without_dask_is_explained(monkeypatch, sees):
     monkeypatch.setitem(sys.modules, "dask.distributed", None)
     with pytest.raises(ImportError, match=sees):
