@@ -337,25 +337,22 @@ def test_layer_table_adds_up_to_the_whole_network():
 # Errors
 
 
-@pytest.mark.parametrize(
-    ("ask", "message"),
-    [
-        (lambda: small(downsampling="stride"), "downsampling: expected one of"),
-        (lambda: small(fusion="add"), "fusion: expected one of"),
-        (lambda: small(second_connection="three_way", transition2_stride=2), "has no T2"),
-        (lambda: small(width=0), "width: expected a positive number"),
-        (lambda: small(dilation=1.5), "dilation: expected a whole number"),
-        (lambda: small(drop_rate=1.5), "drop_rate: expected"),
-        (lambda: small()(grey(31, 64)), r"at least 32 px a side, got \(31, 64\)"),
-        (lambda: small()(torch.zeros(2, 3, 64, 64)), r"of shape \(N, 1, H, W\), got \(2, 3, 64, 64\)"),
-        (lambda: network.normalize(torch.zeros(1, 64, 64)), "expected uint8"),
-        (lambda: network.normalize(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)), "expected uint8"),
-        (
-            lambda: network.build({"name": "resnet"}),
-            "expected a network named xception or optimized_xception",
-        ),
-    ],
-)
+@pytest.mark.parametrize("ask, message", [
+    (lambda: small(downsampling="stride"), "downsampling: expected one of"),
+    (lambda: small(fusion="add"), "fusion: expected one of"),
+    (lambda: small(second_connection="three_way", transition2_stride=2), "has no T2"),
+    (lambda: small(width=0), "width: expected a positive number"),
+    (lambda: small(dilation=1.5), "dilation: expected a whole number"),
+    (lambda: small(drop_rate=1.5), "drop_rate: expected"),
+    (lambda: small()(grey(31, 64)), r"at least 32 px a side, got \(31, 64\)"),
+    (lambda: small()(torch.zeros(2, 3, 64, 64)), r"of shape \(N, 1, H, W\), got \(2, 3, 64, 64\)"),
+    (lambda: network.normalize(torch.zeros(1, 64, 64)), "expected uint8"),
+    (lambda: network.normalize(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)), "expected uint8"),
+    (
+        lambda: network.build({"name": "resnet"}),
+        "expected a network named xception or optimized_xception",
+    ),
+])  # fmt: skip
 def test_what_does_not_exist_or_does_not_fit_is_refused(ask, message):
     with pytest.raises(ValueError, match=message):
         ask()

@@ -111,24 +111,21 @@ def test_a_spec_is_source_place_and_options():
     assert datasets.parse("folder:/a?title=A%20and%20B").options == {"title": "A and B"}
 
 
-@pytest.mark.parametrize(
-    "spec, words",
-    [
-        ("nonsense:/data", "'nonsense' came"),
-        ("/data/scans", "SOURCE:PATH"),
-        ("ddti:", "names no place"),
-        ("ddti:/nowhere/at/all", "does not exist"),
-        ("ddti:{tmp}?colour=red", "knows the options labels; colour came"),
-        ("tg3k:{tmp}?part=all", r"knows the options \(none\)"),
-        ("busi:{tmp}?classes=4", "classes is 2 or 3; '4' came"),
-        ("stanford:{tmp}?every=0", "every is a whole number from 1; '0' came"),
-        ("phantom:hospital", "clinic, external, open"),
-        ("phantom:clinic?patients=0", "whole number from 1"),
-        ("phantom:clinic?patients=many", "whole number"),
-        ("phantom:clinic?colour=1", "colour"),
-        ("{tmp}", "Did you mean folder:{tmp}"),
-    ],
-)
+@pytest.mark.parametrize("spec, words", [
+    ("nonsense:/data", "'nonsense' came"),
+    ("/data/scans", "SOURCE:PATH"),
+    ("ddti:", "names no place"),
+    ("ddti:/nowhere/at/all", "does not exist"),
+    ("ddti:{tmp}?colour=red", "knows the options labels; colour came"),
+    ("tg3k:{tmp}?part=all", r"knows the options \(none\)"),
+    ("busi:{tmp}?classes=4", "classes is 2 or 3; '4' came"),
+    ("stanford:{tmp}?every=0", "every is a whole number from 1; '0' came"),
+    ("phantom:hospital", "clinic, external, open"),
+    ("phantom:clinic?patients=0", "whole number from 1"),
+    ("phantom:clinic?patients=many", "whole number"),
+    ("phantom:clinic?colour=1", "colour"),
+    ("{tmp}", "Did you mean folder:{tmp}"),
+])  # fmt: skip
 def test_a_spec_that_cannot_be_read_says_what_was_expected(tmp_path, spec, words):
     with pytest.raises(DatasetError, match=words.replace("{tmp}", str(tmp_path))):
         datasets.read(spec.format(tmp=tmp_path))
@@ -220,15 +217,12 @@ def test_columns_that_tell_who_a_person_is_are_not_read(tmp_path):
     assert "Quisling" not in data.to_csv() and "李雷" not in data.to_csv()
 
 
-@pytest.mark.parametrize(
-    "content, words",
-    [
-        (b"", "missing: image, label"),
-        (b"file,diagnosis\na.png,benign\n", "came: file, diagnosis"),
-        (b"PK\x03\x04\0\0", "no text"),
-        (b"\xff\xfe\xfd\x80\x81\xff", "neither UTF-8 nor GB 18030"),
-    ],
-)
+@pytest.mark.parametrize("content, words", [
+    (b"", "missing: image, label"),
+    (b"file,diagnosis\na.png,benign\n", "came: file, diagnosis"),
+    (b"PK\x03\x04\0\0", "no text"),
+    (b"\xff\xfe\xfd\x80\x81\xff", "neither UTF-8 nor GB 18030"),
+])  # fmt: skip
 def test_what_is_no_table_of_frames_is_refused(tmp_path, content, words):
     (tmp_path / "manifest.csv").write_bytes(content)
     with pytest.raises(DatasetError, match=words):

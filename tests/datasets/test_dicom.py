@@ -304,16 +304,13 @@ def test_a_stated_region_that_the_largest_one_misses_is_reported(tmp_path):
     assert "disagree" in data.attrs["notes"]["note"][0]
 
 
-@pytest.mark.parametrize(
-    "header, age",
-    [
-        ({"PatientAge": "045Y"}, 45),
-        ({"PatientAge": "030M"}, 2),
-        ({"PatientAge": "101Y"}, 90),
-        ({"PatientBirthDate": "20000507", "StudyDate": "20210506"}, 20),
-        ({"PatientBirthDate": "", "StudyDate": ""}, None),
-    ],
-)
+@pytest.mark.parametrize("header, age", [
+    ({"PatientAge": "045Y"}, 45),
+    ({"PatientAge": "030M"}, 2),
+    ({"PatientAge": "101Y"}, 90),
+    ({"PatientBirthDate": "20000507", "StudyDate": "20210506"}, 20),
+    ({"PatientBirthDate": "", "StudyDate": ""}, None),
+])  # fmt: skip
 def test_age_comes_from_the_header_and_tells_no_very_old_person(tmp_path, header, age):
     value = read(tmp_path, make(picture(), **header))["age"][0]
     assert np.isnan(value) if age is None else value == age
@@ -338,13 +335,10 @@ def test_labels_may_come_from_a_table_by_any_identifier(tmp_path):
         assert sorted(data["label"]) == ["medullary_carcinoma", "nodular_goiter", "papillary_carcinoma"]
 
 
-@pytest.mark.parametrize(
-    "rows, words",
-    [
-        ("MRN-1,nodular goiter\nMRN-1,medullary carcinoma\n", "a second, other label"),
-        ("MRN-1,Moriarty\n", "1 labels of the table are none of"),
-    ],
-)
+@pytest.mark.parametrize("rows, words", [
+    ("MRN-1,nodular goiter\nMRN-1,medullary carcinoma\n", "a second, other label"),
+    ("MRN-1,Moriarty\n", "1 labels of the table are none of"),
+])  # fmt: skip
 def test_a_table_with_two_labels_for_one_patient_or_unknown_labels_is_refused(tmp_path, rows, words):
     (tmp_path / "labels.csv").write_text(f"PatientID,label\n{rows}")
     with pytest.raises(DatasetError, match=words) as error:

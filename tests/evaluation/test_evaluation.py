@@ -54,18 +54,15 @@ def test_free_text_and_paths_never_reach_the_predictions():
     assert not any(word in table.to_csv() for word in ("Jane", "home", "Who"))
 
 
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda t: t.assign(set="test"), "expected set to be one of"),
-        (lambda t: t.assign(truth="lymphoma"), "expected every truth"),
-        (lambda t: t.assign(p_nodular_goiter=0.9), "sum to 1"),
-        (lambda t: pd.concat([t, t.head(1)]), "one row per model, set, image and fold"),
-        (lambda t: t.assign(group="one"), "each group in one fold"),
-        (lambda t: t.assign(image="/" + t["image"]), "relative to their data set.*first model finetuned"),
-        (lambda t: t.drop(columns="truth"), "missing"),
-    ],
-)
+@pytest.mark.parametrize("damage, message", [
+    (lambda t: t.assign(set="test"), "expected set to be one of"),
+    (lambda t: t.assign(truth="lymphoma"), "expected every truth"),
+    (lambda t: t.assign(p_nodular_goiter=0.9), "sum to 1"),
+    (lambda t: pd.concat([t, t.head(1)]), "one row per model, set, image and fold"),
+    (lambda t: t.assign(group="one"), "each group in one fold"),
+    (lambda t: t.assign(image="/" + t["image"]), "relative to their data set.*first model finetuned"),
+    (lambda t: t.drop(columns="truth"), "missing"),
+])  # fmt: skip
 def test_a_damaged_table_is_refused_with_the_reason_and_never_written(tmp_path, damage, message):
     with pytest.raises((ValueError, KeyError), match=message):
         predictions_file.write_predictions([damage(study(patients=20))], tmp_path / "p.csv")

@@ -18,15 +18,12 @@ GROUPS = {key: (f"TI-RADS {key}", f"TI-RADS {key} 类") for key in ("2-3", "4a",
 OTHERS = {"benign": ("benign", "良性"), "malignant": ("malignant", "恶性")}
 
 
-@pytest.mark.parametrize(
-    ("names", "simulated", "plural", "statement", "reference"),
-    [
-        (GROUPS, False, "TI-RADS groups", "No pathology", "no pathology"),
-        (LESION_TYPES, False, "lesion types", "histology", "that the data set gives"),
-        (LESION_TYPES, True, "lesion types", "**simulated**", "simulator"),
-        (OTHERS, False, "classes", "benign, malignant", "that the data set gives"),
-    ],
-)
+@pytest.mark.parametrize("names, simulated, plural, statement, reference", [
+    (GROUPS, False, "TI-RADS groups", "No pathology", "no pathology"),
+    (LESION_TYPES, False, "lesion types", "histology", "that the data set gives"),
+    (LESION_TYPES, True, "lesion types", "**simulated**", "simulator"),
+    (OTHERS, False, "classes", "benign, malignant", "that the data set gives"),
+])  # fmt: skip
 def test_classes_are_called_what_they_are(names, simulated, plural, statement, reference):
     what = task.of(names, simulated=simulated)
     assert what.plural == plural and plural.startswith(what.noun)
