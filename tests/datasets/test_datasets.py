@@ -17,7 +17,10 @@ from thyroid_lib.datasets.contract import DatasetError
 
 COLUMNS = ["image", "path", "label", "patient", "group", "dataset"]
 SHAPE = (80, 100)
-SETS = yaml.safe_load(Path(__file__).with_name("small_sets.yaml").read_text(encoding="utf-8"))
+SETS, SPECS = (
+    yaml.safe_load(Path(__file__).with_name(f"{name}.yaml").read_text(encoding="utf-8"))
+    for name in ("small_sets", "broken_specs")
+)
 
 
 def frame(path, seed=0):
@@ -111,21 +114,7 @@ def test_a_spec_is_source_place_and_options():
     assert datasets.parse("folder:/a?title=A%20and%20B").options == {"title": "A and B"}
 
 
-@pytest.mark.parametrize("spec, words", [
-    ("nonsense:/data", "'nonsense' came"),
-    ("/data/scans", "SOURCE:PATH"),
-    ("ddti:", "names no place"),
-    ("ddti:/nowhere/at/all", "does not exist"),
-    ("ddti:{tmp}?colour=red", "knows the options labels; colour came"),
-    ("tg3k:{tmp}?part=all", r"knows the options \(none\)"),
-    ("busi:{tmp}?classes=4", "classes is 2 or 3; '4' came"),
-    ("stanford:{tmp}?every=0", "every is a whole number from 1; '0' came"),
-    ("phantom:hospital", "clinic, external, open"),
-    ("phantom:clinic?patients=0", "whole number from 1"),
-    ("phantom:clinic?patients=many", "whole number"),
-    ("phantom:clinic?colour=1", "colour"),
-    ("{tmp}", "Did you mean folder:{tmp}"),
-])  # fmt: skip
+@pytest.mark.parametrize("spec, words", SPECS)
 def test_a_spec_that_cannot_be_read_says_what_was_expected(tmp_path, spec, words):
     with pytest.raises(DatasetError, match=words.replace("{tmp}", str(tmp_path))):
         datasets.read(spec.format(tmp=tmp_path))

@@ -78,9 +78,7 @@ def many_elements() -> bytes:
     return tags.tobytes()
 
 
-REGIONS = long_element(
-    0x0018, 0x6011, b"SQ", 0xFFFFFFFF
-)  # a sequence of undefined length, and two of its items
+REGIONS = long_element(0x0018, 0x6011, b"SQ", 0xFFFFFFFF)  # a sequence of undefined length, two of its items
 NOTHING, ANYTHING = (struct.pack("<HHI", 0xFFFE, 0xE000, length) for length in (0, 0xFFFFFFFF))
 
 
@@ -135,7 +133,7 @@ def stream(syntax, data: bytes):
     return lambda path: save(path, compressed(make(picture()), syntax, data))
 
 
-HOSTILE = {
+HOSTILE = {  # name -> (what writes it, kinds of refusal that are right; None where it may also be read)
     "256 MiB of zeros, deflated": (ZEROS, "too_large"),
     "4 million elements, deflated": (EMPTY, "too_large"),
     "a million elements": (plain(many_elements), "too_large"),
@@ -155,20 +153,14 @@ HOSTILE = {
     "a JPEG of 65,535 x 65,535": (stream(JPEGBaseline8Bit, jpeg_of(65_535, 65_535)), "truncated"),
     "a lossless JPEG of that size": (stream(JPEGLosslessSV1, jpeg_of(65_535, 65_535, 0xC3)), "truncated"),
     "a JPEG-LS of that size": (stream(JPEGLSLossless, jpeg_of(65_535, 65_535, 0xF7)), "truncated"),
-    "a JPEG 2000 of 4 x 10^9 a side": (
-        stream(JPEG2000Lossless, jpeg2000_of(4 * 10**9, 4 * 10**9)),
-        "truncated",
-    ),
+    "a JPEG 2000 of 4 x 10^9 a side": (stream(JPEG2000Lossless, jpeg2000_of(4 * 10**9, 4 * 10**9)), "truncated"),
     "a JPEG without a size": (stream(JPEGBaseline8Bit, b"\xff\xd8" + bytes(200)), "truncated"),
     "a compressed frame of 80 MiB": (stream(JPEGBaseline8Bit, bytes(80 * MIB)), "too_large"),
     "runs that stand for 1.5 GiB": (stream(RLELossless, rle_of(1536 * MIB)), "too_large"),
     "runs of another length": (stream(RLELossless, rle_of(64 * MIB)), None),
     "a codestream that is no JPEG": (stream(JPEGBaseline8Bit, b"MZ" * 500), "truncated"),
-    "1 GiB of private data at the end": (
-        longer(old(), 1024 * MIB, 0x7FE1, 0x1010),
-        None,
-    ),  # as some scanners write
-}  # name -> (what writes it, kinds of refusal that are right; None where it may also be read)
+    "1 GiB of private data at the end": (longer(old(), 1024 * MIB, 0x7FE1, 0x1010), None),  # as some scanners do
+}  # fmt: skip
 
 
 def looked_at(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""pyproject.toml, requirements.lock and environment.yml agree, and hold what the study's owner named."""
+"""Environment: project, lock, conda and the public workflows agree, and hold what the study's owner named."""
 
 import re
 import shutil
@@ -27,6 +27,7 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", re.match(r"[A-Za-z0-9._-]+", name).group()).lower()
 
 
+WORKFLOWS = sorted((PROJECT / ".github" / "workflows").glob("*.yml"))
 locked = {normal(line) for line in lock.splitlines() if re.match(r"[a-z0-9]", line)}
 asked = {normal(name) for name in project["dependencies"]}
 optional = {normal(name) for names in project["optional-dependencies"].values() for name in names}
@@ -134,3 +135,19 @@ def test_nothing_is_done_while_the_lock_is_unchanged(empty_project):
     (empty_project / ".venv" / ".synced").write_text(stamp)
     done = bootstrap(empty_project, PATH=tools(empty_project))
     assert done.returncode == 0 and done.stdout == f"python: {empty_project}/.venv/bin/python\n"
+
+
+def test_the_test_command_runs_on_every_python_that_the_project_allows():
+    strategy = yaml.safe_load((PROJECT / ".github/workflows/tests.yml").read_text())["jobs"]["tests"]
+    allowed = re.search(r">=3\.(\d+),<3\.(\d+)", project["requires-python"])
+    expected = [f"3.{minor}" for minor in range(int(allowed[1]), int(allowed[2]))]
+    assert strategy["strategy"]["matrix"]["python"] == expected
+    assert any("./run_tests.sh" in step.get("run", "") for step in strategy["steps"])
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_actionlint_finds_nothing(path):
+    if not shutil.which("actionlint"):
+        pytest.skip("actionlint is not installed")
+    done = subprocess.run(["actionlint", str(path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
