@@ -295,12 +295,12 @@ def test_exported_network_gives_the_same_logits():
 
 def test_normalize_takes_black_to_minus_one_and_white_to_one():
     images = torch.tensor([[[0, 255]]], dtype=torch.uint8)
-    assert network.normalize(images).tolist() == [[[[-1.0, 1.0]]]]
+    normal = network.normalize(images)
+    assert normal.tolist() == [[[[-1.0, 1.0]]]] and normal.dtype == torch.float32
     assert network.normalize(images[:, None], in_chans=3).shape == (1, 3, 1, 2)
-    assert network.normalize(images).dtype == torch.float32
 
 
-def test_receptive_field_is_where_the_gradient_reaches():
+def test_layer_table_has_the_receptive_field_that_the_gradient_reaches_and_adds_up_to_the_network():
     model = small().eval()
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
@@ -312,9 +312,6 @@ def test_receptive_field_is_where_the_gradient_reaches():
     extent = int(rows.max() - rows.min()) + 1
     table = structure.layer_table(model, 319).set_index("part")
     assert table["receptive field"]["entry_flow.block3"] == extent
-
-
-def test_layer_table_adds_up_to_the_whole_network():
     model = meta(network.optimized_xception, 4, 1)
     table = structure.layer_table(model, (128, 160))
     assert table.parameters.sum() == structure.parameters(model)

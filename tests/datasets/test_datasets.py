@@ -17,10 +17,9 @@ from thyroid_lib.datasets.contract import DatasetError
 
 COLUMNS = ["image", "path", "label", "patient", "group", "dataset"]
 SHAPE = (80, 100)
-SETS, SPECS = (
-    yaml.safe_load(Path(__file__).with_name(f"{name}.yaml").read_text(encoding="utf-8"))
-    for name in ("small_sets", "broken_specs")
-)
+HERE = Path(__file__).parent
+SETS = yaml.safe_load((HERE / "small_sets.yaml").read_text(encoding="utf-8"))
+SPECS = yaml.safe_load((HERE / "broken_specs.yaml").read_text(encoding="utf-8"))
 
 
 def frame(path, seed=0):
@@ -134,11 +133,14 @@ def test_kaggle_fetches_the_set(monkeypatch, tmp_path):
 # --- contract
 
 
-def test_a_manifest_can_be_copied_joined_and_kept_with_its_lists(written):
+def test_a_manifest_keeps_its_lists_and_a_row_in_any_form_and_a_path_give_the_same_frame(written):
     data = datasets.read(f"folder:{written('folder')}")
     both = pd.concat([data, data.copy()])
     assert len(both) == 2 * len(data) and both.attrs["classes"] == data.attrs["classes"]
     assert data.copy().attrs["excluded"].equals(data.attrs["excluded"])
+    forms = (data.iloc[0], next(data.itertuples()), data.to_dict("records")[0], data["path"][0])
+    first, *others = (datasets.load_frame(form) for form in forms)
+    assert first.dtype == np.uint8 and all(np.array_equal(other, first) for other in others)
 
 
 def test_masks_in_every_form_are_the_same_pixels(tmp_path):
@@ -156,13 +158,6 @@ def test_masks_in_every_form_are_the_same_pixels(tmp_path):
     assert datasets.load_mask({"image": "a"}, SHAPE) is datasets.load_mask({"mask": ""}, SHAPE) is None
     with pytest.raises(frames.FrameError, match="100 x 80 px came, the frame has 100 x 90"):
         datasets.load_mask({"mask": halves}, (90, 100))
-
-
-def test_a_row_in_any_form_and_a_path_give_the_same_frame(written):
-    data = datasets.read(f"folder:{written('folder')}")
-    forms = (data.iloc[0], next(data.itertuples()), data.to_dict("records")[0], data["path"][0])
-    first, *others = (datasets.load_frame(form) for form in forms)
-    assert first.dtype == np.uint8 and all(np.array_equal(other, first) for other in others)
 
 
 # --- a folder per class

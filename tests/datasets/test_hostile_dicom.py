@@ -14,16 +14,7 @@ import numpy as np
 import pytest
 from hardening import goes_wrong
 from hospital import compressed, region, save
-from pydicom.uid import (
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    JPEG2000Lossless,
-    JPEGBaseline8Bit,
-    JPEGLosslessSV1,
-    JPEGLSLossless,
-    RLELossless,
-)
+from pydicom import uid
 from small_dicom import SECTOR, make, picture
 from small_images import encoded
 from test_hostile_images import run_limited
@@ -37,9 +28,9 @@ MIB = 2**20
 
 def meta(syntax) -> bytes:
     """Preamble and file meta information that name a transfer syntax and nothing else."""
-    uid = str(syntax).encode()
-    uid += b"\0" * (len(uid) % 2)
-    element = struct.pack("<HH2sH", 2, 0x10, b"UI", len(uid)) + uid
+    name = str(syntax).encode()
+    name += b"\0" * (len(name) % 2)
+    element = struct.pack("<HH2sH", 2, 0x10, b"UI", len(name)) + name
     return bytes(128) + b"DICM" + struct.pack("<HH2sHI", 2, 0, b"UL", 4, len(element)) + element
 
 
@@ -53,7 +44,7 @@ def deflated(element: bytes, block: bytes, times: int):
     def write(path: Path) -> None:
         deflate = zlib.compressobj(6, zlib.DEFLATED, -zlib.MAX_WBITS)
         with open(path, "wb") as file:
-            file.write(meta(DeflatedExplicitVRLittleEndian))
+            file.write(meta(uid.DeflatedExplicitVRLittleEndian))
             for part in (element, *[block] * times):
                 file.write(deflate.compress(part))
             file.write(deflate.flush())
@@ -67,7 +58,7 @@ EMPTY = deflated(b"", struct.pack("<HH2sH", 0x0009, 0x1010, b"LO", 0) * 2**17, 3
 
 def plain(content):
     """A file of what a function gives, and nothing else."""
-    return lambda path: path.write_bytes(meta(ExplicitVRLittleEndian) + content())
+    return lambda path: path.write_bytes(meta(uid.ExplicitVRLittleEndian) + content())
 
 
 def many_elements() -> bytes:
@@ -122,7 +113,7 @@ def rle_of(bytes_out: int) -> bytes:
 
 
 def old():
-    return make(picture(), syntax=ImplicitVRLittleEndian)
+    return make(picture(), syntax=uid.ImplicitVRLittleEndian)
 
 
 def changed(**header):
@@ -150,15 +141,15 @@ HOSTILE = {  # name -> (what writes it, kinds of refusal that are right; None wh
     "no rows": (changed(Rows=0, Columns=0), "truncated too_small"),
     "bits stored: 0": (changed(BitsStored=0), "truncated"),
     "a window of no width": (changed(BitsStored=6, WindowWidth="0", WindowCenter="nan"), None),
-    "a JPEG of 65,535 x 65,535": (stream(JPEGBaseline8Bit, jpeg_of(65_535, 65_535)), "truncated"),
-    "a lossless JPEG of that size": (stream(JPEGLosslessSV1, jpeg_of(65_535, 65_535, 0xC3)), "truncated"),
-    "a JPEG-LS of that size": (stream(JPEGLSLossless, jpeg_of(65_535, 65_535, 0xF7)), "truncated"),
-    "a JPEG 2000 of 4 x 10^9 a side": (stream(JPEG2000Lossless, jpeg2000_of(4 * 10**9, 4 * 10**9)), "truncated"),
-    "a JPEG without a size": (stream(JPEGBaseline8Bit, b"\xff\xd8" + bytes(200)), "truncated"),
-    "a compressed frame of 80 MiB": (stream(JPEGBaseline8Bit, bytes(80 * MIB)), "too_large"),
-    "runs that stand for 1.5 GiB": (stream(RLELossless, rle_of(1536 * MIB)), "too_large"),
-    "runs of another length": (stream(RLELossless, rle_of(64 * MIB)), None),
-    "a codestream that is no JPEG": (stream(JPEGBaseline8Bit, b"MZ" * 500), "truncated"),
+    "a JPEG of 65,535 x 65,535": (stream(uid.JPEGBaseline8Bit, jpeg_of(65_535, 65_535)), "truncated"),
+    "a lossless JPEG of that size": (stream(uid.JPEGLosslessSV1, jpeg_of(65_535, 65_535, 0xC3)), "truncated"),
+    "a JPEG-LS of that size": (stream(uid.JPEGLSLossless, jpeg_of(65_535, 65_535, 0xF7)), "truncated"),
+    "a JPEG 2000 of 4 x 10^9 a side": (stream(uid.JPEG2000Lossless, jpeg2000_of(4 * 10**9, 4 * 10**9)), "truncated"),
+    "a JPEG without a size": (stream(uid.JPEGBaseline8Bit, b"\xff\xd8" + bytes(200)), "truncated"),
+    "a compressed frame of 80 MiB": (stream(uid.JPEGBaseline8Bit, bytes(80 * MIB)), "too_large"),
+    "runs that stand for 1.5 GiB": (stream(uid.RLELossless, rle_of(1536 * MIB)), "too_large"),
+    "runs of another length": (stream(uid.RLELossless, rle_of(64 * MIB)), None),
+    "a codestream that is no JPEG": (stream(uid.JPEGBaseline8Bit, b"MZ" * 500), "truncated"),
     "1 GiB of private data at the end": (longer(old(), 1024 * MIB, 0x7FE1, 0x1010), None),  # as some scanners do
 }  # fmt: skip
 

@@ -82,11 +82,9 @@ def test_a_classifier_that_mirrors_does_so_in_every_backend(exported, tmp_path):
 @pytest.mark.parametrize("name", ["onnxruntime", *OPENVINO])
 def test_classifying_without_torch_or_pandas_with_the_deploy_extra(exported, tmp_path, name):
     Image.fromarray(small.sector_frame(1)).save(tmp_path / "f.png")
-    code = (
-        "import sys; blocked = 'torch pandas scipy matplotlib torchvision safetensors.torch'.split()\n"
-        "sys.modules |= dict.fromkeys(blocked)\n"
-        "from thyroid_lib.deploy.command import main; sys.exit(main(sys.argv[1:]))"
-    )
+    blocked = "torch pandas scipy matplotlib torchvision safetensors.torch".split()
+    code = f"import sys; sys.modules |= dict.fromkeys({blocked})\n"
+    code += "from thyroid_lib.deploy.command import main; sys.exit(main(sys.argv[1:]))"
     arguments = [tmp_path / "f.png", "--classifier", exported, "--backend", name, "--out", tmp_path / "out"]
     command = [sys.executable, "-c", code, "--json", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True)

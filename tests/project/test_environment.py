@@ -33,13 +33,9 @@ asked = {normal(name) for name in project["dependencies"]}
 optional = {normal(name) for names in project["optional-dependencies"].values() for name in names}
 
 
-def test_every_package_the_owner_named_is_there():
-    assert NAMED <= asked | optional and NAMED <= locked
+def test_every_dependency_is_locked_with_a_hash_and_no_address_and_so_is_what_the_owner_named():
+    assert NAMED <= asked | optional <= locked
     assert not {"opencv-python", "opencv-contrib-python"} & locked, "two OpenCV wheels overwrite each other"
-
-
-def test_every_dependency_is_locked_with_a_hash_and_no_address():
-    assert asked | optional <= locked
     blocks = re.split(r"\n(?=[a-z0-9])", re.sub(r"(?m)^\s*#.*\n?", "", lock).strip())
     assert len(blocks) > 100 and all("--hash=sha256:" in block for block in blocks)
     assert not re.search(r"://|--index-url|--find-links", lock)
@@ -77,15 +73,12 @@ def empty_project(tmp_path):
     return tmp_path
 
 
-def test_a_python_named_by_the_user_is_used_as_it_is(empty_project):
+def test_a_python_named_by_the_user_and_our_active_conda_environment_are_used_as_they_are(empty_project):
     done = bootstrap(empty_project, THYROID_PYTHON=sys.executable, PATH="/usr/bin:/bin")
     assert done.returncode == 0 and done.stdout == f"python: {sys.executable}\n"
     assert not (empty_project / ".venv").exists()
     done = bootstrap(empty_project, THYROID_PYTHON="/no/such/python", PATH="/usr/bin:/bin")
     assert done.returncode == 2 and "/no/such/python does not start" in done.stderr
-
-
-def test_the_conda_environment_of_ours_is_used_when_active(empty_project):
     (empty_project / "conda" / "bin").mkdir(parents=True)
     (empty_project / "conda" / "bin" / "python").symlink_to(sys.executable)
     prefix = str(empty_project / "conda")

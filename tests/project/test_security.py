@@ -136,7 +136,7 @@ def test_templates_escape_and_let_through_nothing_but_our_own_style():
     do="Write `notebook: {parameter: value}`; tags such as `!!python/...` are never read.",
 )
 @pytest.mark.parametrize(
-    "text", ["!!python/object/apply:os.system ['touch planted']", "[!!python/name:os.system ]"]
+    "text", ["!!python/object/apply:os.system ['touch here']", "[!!python/name:os.system ]"]
 )
 def test_a_profile_cannot_run_code_and_is_named(tmp_path, monkeypatch, sees, capsys, text):
     monkeypatch.chdir(tmp_path)
@@ -145,7 +145,7 @@ def test_a_profile_cannot_run_code_and_is_named(tmp_path, monkeypatch, sees, cap
     assert runner.main(["--profile", "p.yaml"]) == 2
     said = capsys.readouterr().err
     assert "Nothing was started" in said and sees in said and "Traceback" not in said
-    assert not (tmp_path / "planted").exists()
+    assert not (tmp_path / "here").exists()
 
 
 @pytest.mark.parametrize("name", ["../escape", "/tmp/escape", "a/b", "..", ".", "x y", "reference", "a\0b"])
@@ -160,20 +160,17 @@ def hostile_notebook():
     """A notebook as it is after a run on data whose every text was written by an attacker."""
     own = "P. [paper](https://doi.org/10.1/x), [there](#a)\n\n| a |\n|---|\n| 1 |"
     cells = [new_markdown_cell(f"# 01 Title\n\n{own}\n\nA paragraph. {ATTACK}\n\n## A section {ATTACK}")]
-    table = f"<table><caption>{ATTACK}</caption><td>{ATTACK}</td></table>"
-    for data in (
-        {"text/markdown": f"**finetune** ({ATTACK}): 7 crops\n\n* {ATTACK}\n\n| a |\n|---|\n| {ATTACK} |"},
-        {"text/html": f"<div class='table'>{table}</div>"},
-        {"application/javascript": "alert(1)", "text/plain": "x"},
-        {"image/svg+xml": f"<svg onload='alert(1)'>{ATTACK}</svg>"},
-        {"text/latex": "$\\href{javascript:alert(1)}{x}$"},
-        {"text/plain": ATTACK},
-    ):
-        cells.append(new_code_cell("1", outputs=[new_output("display_data", data)]))
+    table = f"<div class='table'><table><caption>{ATTACK}</caption><td>{ATTACK}</td></table></div>"
+    marked = f"**finetune** ({ATTACK}): 7 crops\n\n* {ATTACK}\n\n| a |\n|---|\n| {ATTACK} |"
+    shown = [{"text/markdown": marked}, {"text/html": table}, {"text/plain": ATTACK}]
+    shown += [{"image/svg+xml": f"<svg onload='alert(1)'>{ATTACK}</svg>"}]
+    shown += [{"application/javascript": "alert(1)", "text/plain": "x"}]
+    shown += [{"text/latex": "$\\href{javascript:alert(1)}{x}$"}]
     words = {"image/png": {"alt": f'a"{ATTACK}', "caption": ATTACK, "share": 50}}
-    cells.append(new_code_cell("2", outputs=[new_output("display_data", {"image/png": DOT}, metadata=words)]))
-    said = new_output("stream", name="stdout", text=ATTACK)
-    cells.append(new_code_cell(f"print({ATTACK!r})", outputs=[said]))
+    outputs = [new_output("display_data", data) for data in shown]
+    outputs += [new_output("display_data", {"image/png": DOT}, metadata=words)]
+    outputs += [new_output("stream", name="stdout", text=ATTACK)]
+    cells += [new_code_cell(f"print({ATTACK!r})", outputs=[output]) for output in outputs]
     return new_notebook(cells=cells)
 
 
