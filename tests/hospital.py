@@ -9,14 +9,10 @@ import csv
 from pathlib import Path
 
 import numpy as np
+from pydicom import uid
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
-from pydicom.uid import (
-    ExplicitVRLittleEndian,
-    UltrasoundImageStorage,
-    UltrasoundMultiFrameImageStorage,
-    generate_uid,
-)
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from thyroid_lib import datasets, regions
 
@@ -50,21 +46,13 @@ def export(folder: Path, spec: str, *, scanner: str = "Philips", labels: bool = 
 
 def dataset(gray: np.ndarray, row, scanner: str) -> Dataset:
     """One frame as a scanner stores it, with an identity in every place that has one."""
-    return scan(
-        gray,
-        Manufacturer=scanner,
-        ManufacturerModelName="EPIQ 7",
-        PatientName=f"Quisling^Beatrix {row.patient}",
-        PatientID=f"MRN-{row.patient}",
-        PatientBirthDate="19610203",
-        StudyDate="20210506",
-        AccessionNumber=f"ACC-{row.Index}",
-        InstitutionName="Saint Elsewhere",
-        ReferringPhysicianName="Doctor^Zhivago",
-        PatientSex=row.sex,
-        PatientAge=f"{int(row.age):03d}Y",
-        SequenceOfUltrasoundRegions=[region(regions.largest_region(gray).box)],
-    )
+    who = {"PatientName": f"Quisling^Beatrix {row.patient}", "PatientID": f"MRN-{row.patient}"}
+    who |= {"PatientBirthDate": "19610203", "PatientSex": row.sex, "PatientAge": f"{int(row.age):03d}Y"}
+    where = {"InstitutionName": "Saint Elsewhere", "ReferringPhysicianName": "Doctor^Zhivago"}
+    where |= {"StudyDate": "20210506", "AccessionNumber": f"ACC-{row.Index}"}
+    device = {"Manufacturer": scanner, "ManufacturerModelName": "EPIQ 7"}
+    sector = [region(regions.largest_region(gray).box)]
+    return scan(gray, SequenceOfUltrasoundRegions=sector, **who, **where, **device)
 
 
 def region(box, data_type: int = 1, spatial: int = 1) -> Dataset:
@@ -79,14 +67,12 @@ def region(box, data_type: int = 1, spatial: int = 1) -> Dataset:
     return item
 
 
-def scan(
-    pixels: np.ndarray | None, photometric: str = "", syntax=ExplicitVRLittleEndian, **header
-) -> Dataset:
+def scan(pixels: np.ndarray | None, photometric="", syntax=ExplicitVRLittleEndian, **header) -> Dataset:
     """An ultrasound DICOM dataset of pixels (H, W), (n, H, W), (H, W, 3) or (n, H, W, 3), or without any."""
     data = Dataset()
     data.file_meta = FileMetaDataset()
     data.file_meta.TransferSyntaxUID = syntax
-    data.SOPClassUID = UltrasoundImageStorage
+    data.SOPClassUID = uid.UltrasoundImageStorage
     data.Modality = "US"
     if pixels is not None:
         colour = pixels.shape[-1] == 3
@@ -96,7 +82,7 @@ def scan(
             data.PlanarConfiguration = 0
         if pixels.ndim - colour == 3:
             data.NumberOfFrames, data.FrameTime = len(pixels), "40"
-            data.SOPClassUID = UltrasoundMultiFrameImageStorage
+            data.SOPClassUID = uid.UltrasoundMultiFrameImageStorage
         data.Rows, data.Columns = pixels.shape[-3:-1] if colour else pixels.shape[-2:]
         data.BitsAllocated = data.BitsStored = pixels.dtype.itemsize * 8
         data.HighBit, data.PixelRepresentation = data.BitsStored - 1, int(pixels.dtype.kind == "i")

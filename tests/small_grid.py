@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from thyroid_lib import LESION_TYPES
 from thyroid_lib.ablation import grid as ablation
 from thyroid_lib.regions import RECIPE
 from thyroid_lib.training import loop
 
-CLASSES = ["nodular_goiter", "follicular_neoplasm", "papillary_carcinoma", "medullary_carcinoma"]
+CLASSES = [*LESION_TYPES]
 
 
 def spots(folder: Path, patients: int = 48, side: int = 32, folds: int = 2, seed: int = 0) -> Path:
@@ -31,12 +32,8 @@ def spots(folder: Path, patients: int = 48, side: int = 32, folds: int = 2, seed
     for name in ("crops", "frames"):
         np.save(folder / f"{name}.npy", images)
     index.to_csv(folder / "index.csv", index=False)
-    about = {
-        "classes": CLASSES,
-        "names": {key: [key, key] for key in CLASSES},
-        "simulated": True,
-        "title": "spots",
-    }
+    names = {key: [key, key] for key in CLASSES}
+    about = {"classes": CLASSES, "names": names, "simulated": True, "title": "spots"}
     about |= {"recipe": asdict(RECIPE), "size": side, "hash": f"spots {seed} {side}"}
     (folder / "crops.json").write_text(json.dumps(about))
     return folder
@@ -44,15 +41,8 @@ def spots(folder: Path, patients: int = 48, side: int = 32, folds: int = 2, seed
 
 def grid(data: Path, root: Path, arms: list[str], **changes) -> list:
     """Jobs of tiny networks; changes are of the grid or of the settings of its trainings."""
-    own = {
-        "size": 32,
-        "width": 0.0625,
-        "middle_blocks": 1,
-        "folds": 1,
-        "seeds": 1,
-        "lrs": [4e-3],
-        "validation": 0.25,
-    }
+    own = {"size": 32, "width": 0.0625, "middle_blocks": 1, "folds": 1, "seeds": 1}
+    own |= {"lrs": [4e-3], "validation": 0.25}
     own |= {name: changes.pop(name) for name in list(changes) if name in (*own, "initial")}
     plain = {"model": {}, "epochs": 2, "batch_size": 8, "precision": "32", "threads": 1, "augment": 0.0}
     base = loop.Settings(**plain | changes)

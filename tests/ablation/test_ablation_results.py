@@ -1,8 +1,11 @@
 """Differences, corrections and verdicts: numbers from closed forms, and rules that say no more than the data."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from scipy import stats
 from sklearn.metrics import recall_score, roc_auc_score
 from small_grid import grid, spots
@@ -38,6 +41,7 @@ def drawn(values: dict[str, list[float]], spread: float = 0.02) -> Measured:
 
 
 WEIGHTS = {"invention": 1.0, "original": -1.0}
+VERDICTS = yaml.safe_load(Path(__file__).with_name("verdicts.yaml").read_text(encoding="utf-8"))
 
 
 def test_p_values_of_a_family_are_adjusted_by_holm_and_only_tests_with_one_count():
@@ -77,13 +81,8 @@ def test_a_difference_is_the_paired_one_of_the_comparison_module():
 
 
 def test_patients_and_trainings_pooled_within_arms_add_up_in_the_interval_of_a_difference():
-    arms = {
-        "original": [0.70, 0.80],
-        "invention": [0.60, 0.64],
-        "shuffled": [0.2, 0.9],
-        "texture": [0.7, 0.7],
-    }
-    measured = drawn(arms)
+    arms = {"original": [0.70, 0.80], "invention": [0.60, 0.64], "shuffled": [0.2, 0.9]}
+    measured = drawn(arms | {"texture": [0.7, 0.7]})
     noise = (0.005 + 0.0008) / 2
     assert ar.training_noise(measured) == (pytest.approx(noise), 2)
     found, n = ar.contrast(measured, WEIGHTS), measured.rests_on["effective"]
@@ -134,25 +133,7 @@ def test_arms_that_were_tested_on_other_images_are_refused():
         ar.measure(table.iloc[:-1].assign(model=table["model"]).reset_index(drop=True), draws=100)
 
 
-UP = {"value": 0.06, "low": 0.02, "high": 0.10, "p_holm": 0.01}
-
-
-@pytest.mark.parametrize(
-    "test, options, wanted",
-    [
-        (UP, {}, av.SUPPORTED),
-        (UP | {"low": 0.01, "p_holm": 0.06}, {}, av.UNDECIDED),
-        ({"value": 0.01, "low": 0.005, "high": 0.015, "p_holm": 0.01}, {}, av.NOT_SUPPORTED),
-        ({"value": -0.06, "low": -0.1, "high": -0.02, "p_holm": 0.01}, {}, av.NOT_SUPPORTED),
-        ({"value": -0.06, "low": -0.1, "high": 0.03, "p_holm": 0.04}, {}, av.NOT_SUPPORTED),
-        ({"value": 0.0, "low": -0.015, "high": 0.015, "p_holm": 1.0}, {}, av.NOT_SUPPORTED),
-        ({"value": 0.01, "low": -0.03, "high": 0.05, "p_holm": 0.9}, {}, av.UNDECIDED),
-        (UP, {"learnt": False}, av.UNDECIDED),
-        (UP, {"single": True}, av.UNDECIDED),
-        (UP, {"broken_controls": ["again"]}, av.UNDECIDED),
-        ({"value": None, "p_holm": None, "reason": "too few: 3 patients"}, {}, av.UNDECIDED),
-    ],
-)
+@pytest.mark.parametrize("test, options, wanted", VERDICTS)
 def test_the_verdict_follows_the_stated_rule(test, options, wanted):
     word, why = av.verdict({"weights": WEIGHTS, **test}, margin=0.02, **options)
     assert word == wanted and why
@@ -174,15 +155,12 @@ def test_both_pairs_of_an_effect_are_averaged_where_both_are_there():
     assert fewer["learnable_downsampling"]["value"] == pytest.approx(0.02)
 
 
-@pytest.mark.parametrize(
-    "values, claim, wanted, because",
-    [
-        ((0.7, 0.699, 0.9, 0.901), "shallow_features_help", av.SUPPORTED, "above 0"),
-        ((0.7, 0.699, 0.9, 0.901), "learnable_downsampling", av.NOT_SUPPORTED, "ruled out"),
-        ((0.5, 0.5, 0.5, 0.5), "accuracy", av.UNDECIDED, "no network of this comparison is above chance"),
-        ((0.7, 0.7, 0.9, 0.9, 0.7), "accuracy", av.UNDECIDED, "a control failed: shuffled"),
-    ],
-)
+@pytest.mark.parametrize("values, claim, wanted, because", [
+    ((0.7, 0.699, 0.9, 0.901), "shallow_features_help", av.SUPPORTED, "above 0"),
+    ((0.7, 0.699, 0.9, 0.901), "learnable_downsampling", av.NOT_SUPPORTED, "ruled out"),
+    ((0.5, 0.5, 0.5, 0.5), "accuracy", av.UNDECIDED, "no network of this comparison is above chance"),
+    ((0.7, 0.7, 0.9, 0.9, 0.7), "accuracy", av.UNDECIDED, "a control failed: shuffled"),
+])  # fmt: skip
 def test_claims_are_decided_by_what_the_arms_and_the_controls_show(values, claim, wanted, because):
     arms = dict(zip(("original", "dilated", "connected", "invention", "shuffled"), values))
     measured = drawn({arm: [value, value + 0.001] for arm, value in arms.items()}, spread=0.003)

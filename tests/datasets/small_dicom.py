@@ -32,9 +32,8 @@ def make(pixels, photometric="", syntax=ExplicitVRLittleEndian, regions=None, **
     regions = [region(SECTOR)] if regions is None else regions
     if regions:
         known["SequenceOfUltrasoundRegions"] = regions
-    return scan(
-        pixels, photometric, syntax, **(known | {"ManufacturerModelName": "EPIQ of Moriarty"} | header)
-    )
+    known["ManufacturerModelName"] = "EPIQ of Moriarty"
+    return scan(pixels, photometric, syntax, **known | header)
 
 
 def leaks(text):

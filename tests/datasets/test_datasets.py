@@ -17,7 +17,9 @@ from thyroid_lib.datasets.contract import DatasetError
 
 COLUMNS = ["image", "path", "label", "patient", "group", "dataset"]
 SHAPE = (80, 100)
-SETS = yaml.safe_load(Path(__file__).with_name("small_sets.yaml").read_text(encoding="utf-8"))
+HERE = Path(__file__).parent
+SETS = yaml.safe_load((HERE / "small_sets.yaml").read_text(encoding="utf-8"))
+SPECS = yaml.safe_load((HERE / "broken_specs.yaml").read_text(encoding="utf-8"))
 
 
 def frame(path, seed=0):
@@ -111,24 +113,7 @@ def test_a_spec_is_source_place_and_options():
     assert datasets.parse("folder:/a?title=A%20and%20B").options == {"title": "A and B"}
 
 
-@pytest.mark.parametrize(
-    "spec, words",
-    [
-        ("nonsense:/data", "'nonsense' came"),
-        ("/data/scans", "SOURCE:PATH"),
-        ("ddti:", "names no place"),
-        ("ddti:/nowhere/at/all", "does not exist"),
-        ("ddti:{tmp}?colour=red", "knows the options labels; colour came"),
-        ("tg3k:{tmp}?part=all", r"knows the options \(none\)"),
-        ("busi:{tmp}?classes=4", "classes is 2 or 3; '4' came"),
-        ("stanford:{tmp}?every=0", "every is a whole number from 1; '0' came"),
-        ("phantom:hospital", "clinic, external, open"),
-        ("phantom:clinic?patients=0", "whole number from 1"),
-        ("phantom:clinic?patients=many", "whole number"),
-        ("phantom:clinic?colour=1", "colour"),
-        ("{tmp}", "Did you mean folder:{tmp}"),
-    ],
-)
+@pytest.mark.parametrize("spec, words", SPECS)
 def test_a_spec_that_cannot_be_read_says_what_was_expected(tmp_path, spec, words):
     with pytest.raises(DatasetError, match=words.replace("{tmp}", str(tmp_path))):
         datasets.read(spec.format(tmp=tmp_path))
@@ -148,11 +133,14 @@ def test_kaggle_fetches_the_set(monkeypatch, tmp_path):
 # --- contract
 
 
-def test_a_manifest_can_be_copied_joined_and_kept_with_its_lists(written):
+def test_a_manifest_keeps_its_lists_and_a_row_in_any_form_and_a_path_give_the_same_frame(written):
     data = datasets.read(f"folder:{written('folder')}")
     both = pd.concat([data, data.copy()])
     assert len(both) == 2 * len(data) and both.attrs["classes"] == data.attrs["classes"]
     assert data.copy().attrs["excluded"].equals(data.attrs["excluded"])
+    forms = (data.iloc[0], next(data.itertuples()), data.to_dict("records")[0], data["path"][0])
+    first, *others = (datasets.load_frame(form) for form in forms)
+    assert first.dtype == np.uint8 and all(np.array_equal(other, first) for other in others)
 
 
 def test_masks_in_every_form_are_the_same_pixels(tmp_path):
@@ -170,13 +158,6 @@ def test_masks_in_every_form_are_the_same_pixels(tmp_path):
     assert datasets.load_mask({"image": "a"}, SHAPE) is datasets.load_mask({"mask": ""}, SHAPE) is None
     with pytest.raises(frames.FrameError, match="100 x 80 px came, the frame has 100 x 90"):
         datasets.load_mask({"mask": halves}, (90, 100))
-
-
-def test_a_row_in_any_form_and_a_path_give_the_same_frame(written):
-    data = datasets.read(f"folder:{written('folder')}")
-    forms = (data.iloc[0], next(data.itertuples()), data.to_dict("records")[0], data["path"][0])
-    first, *others = (datasets.load_frame(form) for form in forms)
-    assert first.dtype == np.uint8 and all(np.array_equal(other, first) for other in others)
 
 
 # --- a folder per class
@@ -220,15 +201,12 @@ def test_columns_that_tell_who_a_person_is_are_not_read(tmp_path):
     assert "Quisling" not in data.to_csv() and "李雷" not in data.to_csv()
 
 
-@pytest.mark.parametrize(
-    "content, words",
-    [
-        (b"", "missing: image, label"),
-        (b"file,diagnosis\na.png,benign\n", "came: file, diagnosis"),
-        (b"PK\x03\x04\0\0", "no text"),
-        (b"\xff\xfe\xfd\x80\x81\xff", "neither UTF-8 nor GB 18030"),
-    ],
-)
+@pytest.mark.parametrize("content, words", [
+    (b"", "missing: image, label"),
+    (b"file,diagnosis\na.png,benign\n", "came: file, diagnosis"),
+    (b"PK\x03\x04\0\0", "no text"),
+    (b"\xff\xfe\xfd\x80\x81\xff", "neither UTF-8 nor GB 18030"),
+])  # fmt: skip
 def test_what_is_no_table_of_frames_is_refused(tmp_path, content, words):
     (tmp_path / "manifest.csv").write_bytes(content)
     with pytest.raises(DatasetError, match=words):

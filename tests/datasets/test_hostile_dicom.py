@@ -13,16 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hospital import compressed, region, save
-from pydicom.uid import (
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    JPEG2000Lossless,
-    JPEGBaseline8Bit,
-    JPEGLosslessSV1,
-    JPEGLSLossless,
-    RLELossless,
-)
+from pydicom import uid
 from small_dicom import SECTOR, make, picture
 from small_images import encoded
 from test_hostile_images import run_limited
@@ -36,9 +27,9 @@ MIB = 2**20
 
 def meta(syntax) -> bytes:
     """Preamble and file meta information that name a transfer syntax and nothing else."""
-    uid = str(syntax).encode()
-    uid += b"\0" * (len(uid) % 2)
-    element = struct.pack("<HH2sH", 2, 0x10, b"UI", len(uid)) + uid
+    name = str(syntax).encode()
+    name += b"\0" * (len(name) % 2)
+    element = struct.pack("<HH2sH", 2, 0x10, b"UI", len(name)) + name
     return bytes(128) + b"DICM" + struct.pack("<HH2sHI", 2, 0, b"UL", 4, len(element)) + element
 
 
@@ -52,7 +43,7 @@ def deflated(element: bytes, block: bytes, times: int):
     def write(path: Path) -> None:
         deflate = zlib.compressobj(6, zlib.DEFLATED, -zlib.MAX_WBITS)
         with open(path, "wb") as file:
-            file.write(meta(DeflatedExplicitVRLittleEndian))
+            file.write(meta(uid.DeflatedExplicitVRLittleEndian))
             for part in (element, *[block] * times):
                 file.write(deflate.compress(part))
             file.write(deflate.flush())
@@ -66,7 +57,7 @@ EMPTY = deflated(b"", struct.pack("<HH2sH", 0x0009, 0x1010, b"LO", 0) * 2**17, 3
 
 def plain(content):
     """A file of what a function gives, and nothing else."""
-    return lambda path: path.write_bytes(meta(ExplicitVRLittleEndian) + content())
+    return lambda path: path.write_bytes(meta(uid.ExplicitVRLittleEndian) + content())
 
 
 def many_elements() -> bytes:
@@ -77,9 +68,7 @@ def many_elements() -> bytes:
     return tags.tobytes()
 
 
-REGIONS = long_element(
-    0x0018, 0x6011, b"SQ", 0xFFFFFFFF
-)  # a sequence of undefined length, and two of its items
+REGIONS = long_element(0x0018, 0x6011, b"SQ", 0xFFFFFFFF)  # a sequence of undefined length, two of its items
 NOTHING, ANYTHING = (struct.pack("<HHI", 0xFFFE, 0xE000, length) for length in (0, 0xFFFFFFFF))
 
 
@@ -123,7 +112,7 @@ def rle_of(bytes_out: int) -> bytes:
 
 
 def old():
-    return make(picture(), syntax=ImplicitVRLittleEndian)
+    return make(picture(), syntax=uid.ImplicitVRLittleEndian)
 
 
 def changed(**header):
@@ -134,7 +123,7 @@ def stream(syntax, data: bytes):
     return lambda path: save(path, compressed(make(picture()), syntax, data))
 
 
-HOSTILE = {
+HOSTILE = {  # name -> (what writes it, kinds of refusal that are right; None where it may also be read)
     "256 MiB of zeros, deflated": (ZEROS, "too_large"),
     "4 million elements, deflated": (EMPTY, "too_large"),
     "a million elements": (plain(many_elements), "too_large"),
@@ -151,23 +140,17 @@ HOSTILE = {
     "no rows": (changed(Rows=0, Columns=0), "truncated too_small"),
     "bits stored: 0": (changed(BitsStored=0), "truncated"),
     "a window of no width": (changed(BitsStored=6, WindowWidth="0", WindowCenter="nan"), None),
-    "a JPEG of 65,535 x 65,535": (stream(JPEGBaseline8Bit, jpeg_of(65_535, 65_535)), "truncated"),
-    "a lossless JPEG of that size": (stream(JPEGLosslessSV1, jpeg_of(65_535, 65_535, 0xC3)), "truncated"),
-    "a JPEG-LS of that size": (stream(JPEGLSLossless, jpeg_of(65_535, 65_535, 0xF7)), "truncated"),
-    "a JPEG 2000 of 4 x 10^9 a side": (
-        stream(JPEG2000Lossless, jpeg2000_of(4 * 10**9, 4 * 10**9)),
-        "truncated",
-    ),
-    "a JPEG without a size": (stream(JPEGBaseline8Bit, b"\xff\xd8" + bytes(200)), "truncated"),
-    "a compressed frame of 80 MiB": (stream(JPEGBaseline8Bit, bytes(80 * MIB)), "too_large"),
-    "runs that stand for 1.5 GiB": (stream(RLELossless, rle_of(1536 * MIB)), "too_large"),
-    "runs of another length": (stream(RLELossless, rle_of(64 * MIB)), None),
-    "a codestream that is no JPEG": (stream(JPEGBaseline8Bit, b"MZ" * 500), "truncated"),
-    "1 GiB of private data at the end": (
-        longer(old(), 1024 * MIB, 0x7FE1, 0x1010),
-        None,
-    ),  # as some scanners write
-}  # name -> (what writes it, kinds of refusal that are right; None where it may also be read)
+    "a JPEG of 65,535 x 65,535": (stream(uid.JPEGBaseline8Bit, jpeg_of(65_535, 65_535)), "truncated"),
+    "a lossless JPEG of that size": (stream(uid.JPEGLosslessSV1, jpeg_of(65_535, 65_535, 0xC3)), "truncated"),
+    "a JPEG-LS of that size": (stream(uid.JPEGLSLossless, jpeg_of(65_535, 65_535, 0xF7)), "truncated"),
+    "a JPEG 2000 of 4 x 10^9 a side": (stream(uid.JPEG2000Lossless, jpeg2000_of(4 * 10**9, 4 * 10**9)), "truncated"),
+    "a JPEG without a size": (stream(uid.JPEGBaseline8Bit, b"\xff\xd8" + bytes(200)), "truncated"),
+    "a compressed frame of 80 MiB": (stream(uid.JPEGBaseline8Bit, bytes(80 * MIB)), "too_large"),
+    "runs that stand for 1.5 GiB": (stream(uid.RLELossless, rle_of(1536 * MIB)), "too_large"),
+    "runs of another length": (stream(uid.RLELossless, rle_of(64 * MIB)), None),
+    "a codestream that is no JPEG": (stream(uid.JPEGBaseline8Bit, b"MZ" * 500), "truncated"),
+    "1 GiB of private data at the end": (longer(old(), 1024 * MIB, 0x7FE1, 0x1010), None),  # as some scanners do
+}  # fmt: skip
 
 
 def looked_at(path: Path) -> str:
@@ -225,18 +208,15 @@ def test_the_reason_says_what_was_too_large(tmp_path, sees):
     assert str(error.value).startswith(sees)
 
 
-@pytest.mark.parametrize(
-    "data, size",
-    [
-        *((jpeg_of(480, 640, mark), (640, 480)) for mark in (0xC0, 0xC2, 0xF7)),
-        (jpeg2000_of(640, 480), (640, 480)),
-        (b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(40) + jpeg2000_of(640, 480), (640, 480)),
-        (b"\xff\xd8" + b"\xff" * 4000, None),
-        (b"\xff\xd8\xff\xc4\x00\x00" + b"\xff\xc4\x00\x02" * 900, None),
-        (b"\xff\xd8", None),
-        (b"", None),
-        *((encoded(picture(), kind), (240, 160)) for kind in ("JPEG", "JPEG2000")),
-    ],
-)
+@pytest.mark.parametrize("data, size", [
+    *((jpeg_of(480, 640, mark), (640, 480)) for mark in (0xC0, 0xC2, 0xF7)),
+    (jpeg2000_of(640, 480), (640, 480)),
+    (b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(40) + jpeg2000_of(640, 480), (640, 480)),
+    (b"\xff\xd8" + b"\xff" * 4000, None),
+    (b"\xff\xd8\xff\xc4\x00\x00" + b"\xff\xc4\x00\x02" * 900, None),
+    (b"\xff\xd8", None),
+    (b"", None),
+    *((encoded(picture(), kind), (240, 160)) for kind in ("JPEG", "JPEG2000")),
+])  # fmt: skip
 def test_the_size_in_a_codestream_is_read_without_decoding(data, size):
     assert dicom_limits.picture_size(data) == size

@@ -134,15 +134,9 @@ def run_limited(code: str, *arguments) -> list[str]:
     if sys.platform != "linux":
         pytest.skip("memory is limited and measured as Linux does")
     paths = f"import sys; sys.path[:0] = {[str(HERE.parent), str(HERE)]!r}\n"
-    limit = 12 * 2**30
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", paths + PEAK + code, *arguments],
-        capture_output=True,
-        text=True,
-        cwd=HERE.parent,
-        timeout=3600,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
-    )
+    bounds = {"timeout": 3600, "preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_AS, 2 * [12 * 2**30])}
+    command = [sys.executable, "-W", "ignore", "-c", paths + PEAK + code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parent, **bounds)
     assert done.returncode == 0, done.stderr[-2500:]
     return done.stdout.splitlines()
 
@@ -258,12 +252,9 @@ def test_a_coverage_guided_fuzzer_finds_no_crash(tmp_path, part, runs, count):
             (corpus / name.replace(" ", "_")).write_bytes(data)
     code = FUZZ.format(root=str(HERE.parent), here=str(HERE), scratch=str(scratch))
     options = f"-runs={runs} -seed=1 -rss_limit_mb=4096 -max_len=60000 -timeout=200 -verbosity=1".split()
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, *options, f"-artifact_prefix={tmp_path}/", str(corpus)],
-        capture_output=True,
-        text=True,
-        cwd=scratch,
-    )
+    options += [f"-artifact_prefix={tmp_path}/", str(corpus)]
+    command = [sys.executable, "-W", "ignore", "-c", code, *options]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=scratch)
     assert done.returncode == 0, done.stderr[-2500:]
     tried = int(re.search(r"Done (\d+) runs", done.stderr)[1])
     assert tried >= runs and [p.name for p in scratch.iterdir()] in ([], ["x.dcm"])

@@ -163,10 +163,9 @@ def test_paths_that_leave_the_folder_are_not_followed(clinic, sees):
 
 
 def test_masks_that_leave_the_folder_are_not_opened(clinic, monkeypatch):
-    opened = []
-    real = contract.frames.read
+    opened, read = [], contract.frames.read
     monkeypatch.setattr(
-        contract.frames, "read", lambda source, **o: opened.append(str(source)) or real(source, **o)
+        contract.frames, "read", lambda path, **o: opened.append(str(path)) or read(path, **o)
     )
     for mask in ("../outside.png", "/etc/passwd", "sound0.png|../outside.png", '["../outside.png"]'):
         assert "mask not used" in problems_of(clinic, [f"sound0.png,benign,p1,{quoted(mask)}"])
@@ -180,10 +179,9 @@ def test_links_to_endless_and_blocking_files_do_not_block(clinic):
 
 
 def test_a_column_of_ours_in_a_table_of_others_does_not_replace_our_own(clinic):
-    (clinic / "manifest.csv").write_text(
-        "image,label,patient,mask_inside,frame_width,fold,sha256\n"
-        + "\n".join(f"{name},benign,p{i},high,wide,x,y" for i, name in enumerate(SOUND))
-    )
+    rows = (f"{name},benign,p{i},high,wide,x,y\n" for i, name in enumerate(SOUND))
+    header = "image,label,patient,mask_inside,frame_width,fold,sha256\n"
+    (clinic / "manifest.csv").write_text(header + "".join(rows))
     clean, _ = manifest.check(datasets.read(f"manifest:{clinic}"), jobs=1)
     built = crops.build(clean, clinic.parent / "own", size=16, jobs=1)
     assert built.index["frame_width"].dtype.kind == "i" and built.index["frame_width_given"].eq("wide").all()

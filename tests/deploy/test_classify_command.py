@@ -18,7 +18,7 @@ from PIL import Image
 
 from thyroid_lib.classifier import studies
 from thyroid_lib.common.messages import printable
-from thyroid_lib.deploy import command as classify_command
+from thyroid_lib.deploy import command
 
 HOSTILE = "<img src=x onerror=alert(1)>\x1b[31m\u202e$(reboot)`id`;&\"'\n.png"
 START = "import sys; from thyroid_lib.deploy.command import main; status = main(sys.argv[1:])\n"
@@ -34,6 +34,17 @@ def encoded(pixels, format="PNG", mode="", **options) -> bytes:
 def dicom(path, pixels, **header) -> None:
     who = {"PatientName": "Secret^Name", "PatientID": "4711", "StudyInstanceUID": "1.2.3"}
     hospital.save(path, hospital.scan(pixels, **who, **header))
+
+
+@pytest.fixture
+def classify(classifier_folder, capsys):
+    """classify(*arguments): exit status, and what was printed and said, of the command in this process."""
+
+    def classify(*arguments):
+        fixed = ["--classifier", str(classifier_folder), "--backend", "torch"]
+        return command.main([*map(str, arguments), *fixed]), *capsys.readouterr()
+
+    return classify
 
 
 @pytest.fixture
@@ -140,11 +151,8 @@ def test_each_kind_of_foreign_input_gives_its_documented_error_or_warning(classi
 def test_bad_input_is_refused_in_bounded_memory(classifier_folder, tmp_path):
     for name, (content, _) in bad_inputs().items():
         content(tmp_path / name) if callable(content) else (tmp_path / name).write_bytes(content)
-    code = (
-        "import resource, torch, cv2, pydicom\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        f"{START}print('grown', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
-    )
+    peak = "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss"
+    code = f"import resource, torch, cv2, pydicom\nbefore = {peak}\n{START}print('grown', {peak} - before)"
     done = process(code, tmp_path, "--json", "--classifier", classifier_folder, "--backend", "torch")
     grown = int(re.search(r"grown (\d+)", done.stdout)[1])
     assert grown < 500 * 1024, f"{grown} KiB; {done.stderr}"  # KiB; pandas and the network are most of it
@@ -246,16 +254,16 @@ def test_printable_escapes_what_a_terminal_would_act_on():
 
 
 def test_a_classifier_that_cannot_be_used_ends_with_status_two(tmp_path, capsys):
-    assert classify_command.main(["frame.png", "--classifier", str(tmp_path)]) == 2
+    assert command.main(["frame.png", "--classifier", str(tmp_path)]) == 2
     assert "no classifier folder" in capsys.readouterr().err
     for wrong in ([], ["--classifier", "x", "--batch-size", "0"], ["--classifier", "x", "--threads", "many"]):
         with pytest.raises(SystemExit, match="2"):
-            classify_command.main(["frame.png", *wrong])
+            command.main(["frame.png", *wrong])
 
 
 def process(code: str, *arguments) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    python = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(python, capture_output=True, text=True, timeout=300)
 
 
 HEAVY = "pandas scipy jinja2 matplotlib torchvision torch._dynamo pydicom"
@@ -275,7 +283,7 @@ def test_classifying_an_image_with_torch_imports_nothing_else_heavy(classifier_f
 
 def test_a_reader_that_stops_reading_is_no_error_message(classifier_folder, frames):
     options = ["--classifier", str(classifier_folder), "--batch-size", "1"]
-    command = [sys.executable, "-c", START, str(frames), *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    python = [sys.executable, "-c", START, str(frames), *options]
+    with subprocess.Popen(python, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()
         assert b"Traceback" not in process.stderr.read()

@@ -82,22 +82,11 @@ def test_a_classifier_that_mirrors_does_so_in_every_backend(exported, tmp_path):
 @pytest.mark.parametrize("name", ["onnxruntime", *OPENVINO])
 def test_classifying_without_torch_or_pandas_with_the_deploy_extra(exported, tmp_path, name):
     Image.fromarray(small.sector_frame(1)).save(tmp_path / "f.png")
-    code = (
-        "import sys; blocked = 'torch pandas scipy matplotlib torchvision safetensors.torch'.split()\n"
-        "sys.modules |= dict.fromkeys(blocked)\n"
-        "from thyroid_lib.deploy.command import main; sys.exit(main(sys.argv[1:]))"
-    )
-    arguments = [
-        tmp_path / "f.png",
-        "--classifier",
-        exported,
-        "--json",
-        "--backend",
-        name,
-        "--out",
-        tmp_path / "out",
-    ]
-    command = [sys.executable, "-c", code, *map(str, arguments)]
+    blocked = "torch pandas scipy matplotlib torchvision safetensors.torch".split()
+    code = f"import sys; sys.modules |= dict.fromkeys({blocked})\n"
+    code += "from thyroid_lib.deploy.command import main; sys.exit(main(sys.argv[1:]))"
+    arguments = [tmp_path / "f.png", "--classifier", exported, "--backend", name, "--out", tmp_path / "out"]
+    command = [sys.executable, "-c", code, "--json", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["lesion_type"] in small.CLASSES
@@ -166,9 +155,7 @@ def test_in_bfloat16_only_close_calls_are_decided_again_in_fp32():
     assert asked[2:] == [("quick", 2)]
 
 
-def test_an_export_that_does_not_agree_with_pytorch_leaves_nothing_behind(
-    copy, tmp_path, monkeypatch, capsys
-):
+def test_an_export_that_disagrees_with_pytorch_leaves_nothing_behind(copy, tmp_path, monkeypatch, capsys):
     Image.fromarray(small.sector_frame(1)).save(tmp_path / "frame.png")
     network = (copy / "model.onnx").read_bytes()  # the exporter takes its time, and other tests run it
     monkeypatch.setattr("torch.onnx.export", lambda whole, crops, file, **_: file.write_bytes(network))

@@ -54,24 +54,19 @@ def test_free_text_and_paths_never_reach_the_predictions():
     assert not any(word in table.to_csv() for word in ("Jane", "home", "Who"))
 
 
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda t: t.assign(set="test"), "expected set to be one of"),
-        (lambda t: t.assign(truth="lymphoma"), "expected every truth"),
-        (lambda t: t.assign(p_nodular_goiter=0.9), "sum to 1"),
-        (lambda t: pd.concat([t, t.head(1)]), "one row per model, set, image and fold"),
-        (lambda t: t.assign(group="one"), "each group in one fold"),
-        (lambda t: t.assign(image="/" + t["image"]), "relative to their data set.*first model finetuned"),
-        (lambda t: t.drop(columns="truth"), "missing"),
-    ],
-)
+@pytest.mark.parametrize("damage, message", [
+    (lambda t: t.assign(set="test"), "expected set to be one of"),
+    (lambda t: t.assign(truth="lymphoma"), "expected every truth"),
+    (lambda t: t.assign(p_nodular_goiter=0.9), "sum to 1"),
+    (lambda t: pd.concat([t, t.head(1)]), "one row per model, set, image and fold"),
+    (lambda t: t.assign(group="one"), "each group in one fold"),
+    (lambda t: t.assign(image="/" + t["image"]), "relative to their data set.*first model finetuned"),
+    (lambda t: t.drop(columns="truth"), "missing"),
+])  # fmt: skip
 def test_a_damaged_table_is_refused_with_the_reason_and_never_written(tmp_path, damage, message):
     with pytest.raises((ValueError, KeyError), match=message):
         predictions_file.write_predictions([damage(study(patients=20))], tmp_path / "p.csv")
-    with pytest.raises(
-        FileNotFoundError, match="04_finetune"
-    ):  # a missing file names the notebook that writes it
+    with pytest.raises(FileNotFoundError, match="04_finetune"):  # the notebook that writes it
         predictions_file.read_predictions(tmp_path / "p.csv")
 
 
@@ -196,7 +191,7 @@ def test_a_patients_probability_is_the_mean_over_images_and_mixed_patients_are_c
     assert evaluation.evaluate(table, draws=20, unit="patient", minimum=1)["patients_excluded_mixed"] == 1
 
 
-def test_calibration_error_of_a_calibrated_classifier_is_small_and_of_an_overconfident_one_is_its_gap():
+def test_calibration_error_is_small_or_the_gap_of_the_overconfident_and_bins_never_part_equal_values():
     rng = np.random.default_rng(7)
     p = rng.uniform(0.5, 1, 4000)
     honest = handmade(np.where(rng.random(4000) < p, "a", "b"), np.c_[p, 1 - p])
@@ -204,9 +199,6 @@ def test_calibration_error_of_a_calibrated_classifier_is_small_and_of_an_overcon
     assert evaluation.Sample(honest, draws=50).number("ece_top_label")["value"] < 0.02
     found = evaluation.Sample(bold, draws=50).number("ece_top_label")
     assert found["value"] == pytest.approx(0.25, abs=0.02)
-
-
-def test_bins_hold_equal_numbers_and_never_part_equal_values():
     assert np.bincount(evaluation.bins(np.arange(100.0))).tolist() == [10] * 10
     assert len(np.unique(evaluation.bins(np.full(100, 0.25)))) == 1
 
@@ -252,10 +244,7 @@ def test_the_interval_of_a_mean_over_classes_has_the_degrees_of_freedom_of_all_o
     assert found["high"] - found["low"] == pytest.approx((welch.high - welch.low) / 2, rel=0.08)
     scarcest = estimate(means.mean(1), n_images=16, n_patients=16, effective=8)
     assert scarcest["high"] - scarcest["low"] > 1.05 * (found["high"] - found["low"])
-
-
-def test_two_classes_have_one_scarcer_side():
-    patients = np.array(["a", "a", "b", "c", "d"])
+    patients = np.array(["a", "a", "b", "c", "d"])  # two classes have one scarcer side
     assert scarcer_sides(patients, np.eye(2, dtype=bool)[[0, 0, 0, 1, 1]]) == [2]
     assert scarcer_sides(patients, np.eye(3, dtype=bool)[[0, 0, 1, 1, 2]]) == [1, 2, 1]
 

@@ -78,9 +78,7 @@ def checks(part):
     options = {"most": 64, "road_images": 12, "draws": 300, "seed": 0}
     before = copy.deepcopy(part.model.state_dict())
     found = cam_checks.check_maps(part, fitted(1), method="gradcam", layer="exit_flow", **options)
-    torch.testing.assert_close(
-        part.model.state_dict(), before, rtol=0, atol=0
-    )  # the network is never randomized
+    torch.testing.assert_close(part.model.state_dict(), before, rtol=0, atol=0)  # it is never randomized
     return found
 
 
@@ -134,10 +132,9 @@ def test_the_model_stays_as_it_was_and_a_map_without_evidence_is_flat(part):
     assert not model.exit_flow._forward_hooks
 
 
-@pytest.mark.parametrize(
-    ("targets", "options", "said"),
-    [(48, {"method": "magic"}, "expected a method"), (48, {"layer": "exit"}, "exit_flow"), (3, {}, "n targets")],
-)  # fmt: skip
+@pytest.mark.parametrize("targets, options, said", [
+    (48, {"method": "magic"}, "expected a method"), (48, {"layer": "exit"}, "exit_flow"), (3, {}, "n targets"),
+])  # fmt: skip
 def test_unknown_methods_layers_and_shapes_are_refused(part, targets, options, said):
     with pytest.raises(ValueError, match=said):
         cam.cam(part.model, part.images, part.labels[:targets], **options)

@@ -41,9 +41,7 @@ def model():
 def test_the_border_view_keeps_the_outline_and_nothing_deep():
     images = sectors(3)
     seen = views.border_only(images)
-    assert not seen[:, 12:-12, 12:-12].any() and images[:, 20, 20].all(), (
-        "the crops themselves are not touched"
-    )
+    assert not seen[:, 12:-12, 12:-12].any() and images[:, 20, 20].all(), "the crops are not touched"
     assert np.array_equal(seen[:, :6], images[:, :6]) and seen[:, 4:6, 10:-10].any()
 
 
@@ -144,10 +142,9 @@ def crops_and_printed(spec, folder):
     clinic = crops.build(frames, folder, size=64, jobs=1)
     printed = views.answer_frames(spec, clinic)(np.arange(len(clinic)))
     sample = tested.Sample(clinic.index["patient"], clinic.labels, range(4), draws=300)
-    plain, cheat = (
-        sample.macro_auroc(shortcuts.pixel_probe(seen, clinic.labels, clinic.index["fold"].to_numpy(), 4))
-        for seen in (np.asarray(clinic.frames), printed)
-    )
+    shown, folds = (np.asarray(clinic.frames), printed), clinic.index["fold"].to_numpy()
+    read = (shortcuts.pixel_probe(seen, clinic.labels, folds, 4) for seen in shown)
+    plain, cheat = map(sample.macro_auroc, read)
     assert sample.metric(cheat - plain)["low"] > 0, "the cheat is missed"
     return clinic, printed
 

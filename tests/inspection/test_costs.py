@@ -14,9 +14,8 @@ CONFIGS = {"a": {"name": "xception", **SMALL}, "b": {"name": "optimized_xception
 
 def test_memory_of_one_layer_is_what_its_tensors_hold(monkeypatch):
     side, classes, batch = 32, 10, 64
-    monkeypatch.setattr(
-        costs.network, "build", lambda _: nn.Sequential(nn.Flatten(), nn.Linear(side**2, classes, bias=False))
-    )
+    linear = {"in_features": side**2, "out_features": classes, "bias": False}
+    monkeypatch.setattr(costs.network, "build", lambda _: nn.Sequential(nn.Flatten(), nn.Linear(**linear)))
     held = costs.training_memory({"in_chans": 1}, side, batch)
     weights, images = 4 * side * side * classes, 4 * batch * side * side
     labels, small = 8 * batch, 4 * batch * classes

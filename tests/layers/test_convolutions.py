@@ -53,10 +53,8 @@ def test_autocast_gives_bfloat16_maps_and_float32_gradients(layer):
 
 
 def test_a_frozen_filter_is_left_out_and_elsewhere_the_plain_convolution_runs(monkeypatch):
-    x, layer = (
-        image(1, 4, 9, 9, dtype=torch.float32),
-        depthwise.DepthwiseConv2d(4, 2, 3).requires_grad_(False),
-    )
+    x = image(1, 4, 9, 9, dtype=torch.float32)
+    layer = depthwise.DepthwiseConv2d(4, 2, 3).requires_grad_(False)
     layer(x).sum().backward()
     assert layer.weight.grad is None and x.grad is not None
     assert not depthwise.has_slow_gradient(x.detach(), layer.weight), "no gradient is wanted"

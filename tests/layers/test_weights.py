@@ -30,17 +30,13 @@ MISSING = "middle_flow.0.body.2.weight"
 
 
 @pytest.mark.parametrize("load", [network.load_pretrained_body, network.load_timm_weights])
-@pytest.mark.parametrize(
-    "source, said",
-    [
-        ({}, "not in the source"),
-        ({"encoder.weight": torch.zeros(3)}, "do not fit"),
-        (network.xception(4, 1, width=0.05, middle_blocks=1).state_dict(), "do not fit"),
-        ({name: tensor for name, tensor in OWN.items() if name != MISSING}, MISSING),
-        (network.optimized_xception(4, 1, **SMALL).state_dict(), "not in the model"),
-    ],
-    ids=["nothing", "a stranger", "another width", "a layer missing", "a layer too many"],
-)
+@pytest.mark.parametrize("source, said", [
+    ({}, "not in the source"),
+    ({"encoder.weight": torch.zeros(3)}, "do not fit"),
+    (network.xception(4, 1, width=0.05, middle_blocks=1).state_dict(), "do not fit"),
+    ({name: tensor for name, tensor in OWN.items() if name != MISSING}, MISSING),
+    (network.optimized_xception(4, 1, **SMALL).state_dict(), "not in the model"),
+], ids=["nothing", "a stranger", "another width", "a layer missing", "a layer too many"])  # fmt: skip
 def test_weights_that_do_not_fit_are_refused_and_the_model_stays_as_it_was(load, source, said):
     model = network.xception(4, 1, **SMALL)
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -73,9 +69,7 @@ def test_weights_come_from_a_local_file_with_its_hash(tmp_path, suffix):
     assert source["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_weights_from_the_hub_carry_their_licence_and_without_a_network_it_says_what_to_do(
-    tmp_path, monkeypatch
-):
+def test_weights_from_the_hub_carry_their_licence_and_without_a_network_say_what_to_do(tmp_path, monkeypatch):
     pytest.importorskip("timm")
     asked = []
 

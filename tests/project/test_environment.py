@@ -1,4 +1,4 @@
-"""pyproject.toml, requirements.lock and environment.yml agree, and hold what the study's owner named."""
+"""Environment: project, lock, conda and the public workflows agree, and hold what the study's owner named."""
 
 import re
 import shutil
@@ -26,18 +26,15 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", re.match(r"[A-Za-z0-9._-]+", name).group()).lower()
 
 
+WORKFLOWS = sorted((PROJECT / ".github" / "workflows").glob("*.yml"))
 locked = {normal(line) for line in lock.splitlines() if re.match(r"[a-z0-9]", line)}
 asked = {normal(name) for name in project["dependencies"]}
 optional = {normal(name) for names in project["optional-dependencies"].values() for name in names}
 
 
-def test_every_package_the_owner_named_is_there():
-    assert NAMED <= asked | optional and NAMED <= locked
+def test_every_dependency_is_locked_with_a_hash_and_no_address_and_so_is_what_the_owner_named():
+    assert NAMED <= asked | optional <= locked
     assert not {"opencv-python", "opencv-contrib-python"} & locked, "two OpenCV wheels overwrite each other"
-
-
-def test_every_dependency_is_locked_with_a_hash_and_no_address():
-    assert asked | optional <= locked
     blocks = re.split(r"\n(?=[a-z0-9])", re.sub(r"(?m)^\s*#.*\n?", "", lock).strip())
     assert len(blocks) > 100 and all("--hash=sha256:" in block for block in blocks)
     assert not re.search(r"://|--index-url|--find-links", lock)
@@ -75,15 +72,12 @@ def empty_project(tmp_path):
     return tmp_path
 
 
-def test_a_python_named_by_the_user_is_used_as_it_is(empty_project):
+def test_a_python_named_by_the_user_and_our_active_conda_environment_are_used_as_they_are(empty_project):
     done = bootstrap(empty_project, THYROID_PYTHON=sys.executable, PATH="/usr/bin:/bin")
     assert done.returncode == 0 and done.stdout == f"python: {sys.executable}\n"
     assert not (empty_project / ".venv").exists()
     done = bootstrap(empty_project, THYROID_PYTHON="/no/such/python", PATH="/usr/bin:/bin")
     assert done.returncode == 2 and "/no/such/python does not start" in done.stderr
-
-
-def test_the_conda_environment_of_ours_is_used_when_active(empty_project):
     (empty_project / "conda" / "bin").mkdir(parents=True)
     (empty_project / "conda" / "bin" / "python").symlink_to(sys.executable)
     prefix = str(empty_project / "conda")
@@ -123,3 +117,19 @@ def test_nothing_is_done_while_the_lock_is_unchanged(empty_project):
     (empty_project / ".venv" / ".synced").write_text(stamp)
     done = bootstrap(empty_project, PATH=tools(empty_project))
     assert done.returncode == 0 and done.stdout == f"python: {empty_project}/.venv/bin/python\n"
+
+
+def test_the_test_command_runs_on_every_python_that_the_project_allows():
+    strategy = yaml.safe_load((PROJECT / ".github/workflows/tests.yml").read_text())["jobs"]["tests"]
+    allowed = re.search(r">=3\.(\d+),<3\.(\d+)", project["requires-python"])
+    expected = [f"3.{minor}" for minor in range(int(allowed[1]), int(allowed[2]))]
+    assert strategy["strategy"]["matrix"]["python"] == expected
+    assert any("./run_tests.sh" in step.get("run", "") for step in strategy["steps"])
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_actionlint_finds_nothing(path):
+    if not shutil.which("actionlint"):
+        pytest.skip("actionlint is not installed")
+    done = subprocess.run(["actionlint", str(path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout

@@ -70,8 +70,7 @@ def own_cache(monkeypatch, tmp_path_factory):
 @functools.cache
 def phantom_frames(patients: int) -> list[tuple[str, np.ndarray]]:
     """(label, frame): simulated frames, one per patient."""
-    people = phantoms.patients("clinic", patients, 3)
-    return [(person.label, phantoms.render(person, 0).image) for person in people]
+    return [(one.label, phantoms.render(one, 0).image) for one in phantoms.patients("clinic", patients, 3)]
 
 
 def export(root: Path, patients: int = 20) -> Path:
@@ -112,9 +111,8 @@ def test_no_planted_identifier_is_in_what_preprocessing_shows(source, tmp_path, 
     prepared = audit.prepare(specs, folds=2, jobs=1)
     cropped = crops.build(prepared["finetune"].clean, out / "finetune", size=32, jobs=1)
     assert len(cropped) >= 12
-    check_data.main(
-        [specs["finetune"], "--folds", "2", "--jobs", "1", "--all", "--table", str(out / "t.csv")]
-    )
+    options = ["--folds", "2", "--jobs", "1", "--all", "--table", str(out / "t.csv")]
+    check_data.main([specs["finetune"], *options])
     public = prepared["finetune"].clean.drop(columns=["path", "mask"], errors="ignore")
     tables = [public, audit.problem_table(prepared), audit.duplicate_table(prepared), audit.worst(cropped)]
     titled = [prepared["finetune"].title, *capfd.readouterr(), *written(out)]
@@ -140,12 +138,6 @@ def png_with_words(gray: np.ndarray) -> bytes:
     Image.fromarray(gray).save(buffer, "PNG", pnginfo=words, exif=exif)
     assert b"Bovary" in buffer.getvalue()
     return buffer.getvalue()
-
-
-def pictures(page: str) -> list[np.ndarray]:
-    """Every picture that is embedded in a page."""
-    found = re.findall(r"data:image/\w+;base64,([A-Za-z0-9+/=]+)", page)
-    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(text))).convert("L")) for text in found]
 
 
 def classified(classifier_folder, paths, out: Path, capfd, *options: str) -> tuple[list[str], str]:
@@ -184,7 +176,9 @@ def test_print_beside_the_sector_cannot_be_read_in_a_report(classifier_folder, t
     Image.fromarray(printed(bare)).save(tmp_path / "frame.png")
     classified(classifier_folder, [tmp_path / f"frame.{kind}"], tmp_path / "out", capfd)
     (page,) = [p.read_text(encoding="utf-8") for p in (tmp_path / "out").glob("*.html")]
-    frame = next(p for p in pictures(page) if p.shape == bare.shape)
+    embedded = re.findall(r"data:image/\w+;base64,([A-Za-z0-9+/=]+)", page)
+    shown = [np.asarray(Image.open(io.BytesIO(base64.b64decode(text))).convert("L")) for text in embedded]
+    frame = next(picture for picture in shown if picture.shape == bare.shape)
     strokes = printed(bare)[:14]
     assert strokes.max() == 255 and np.abs(np.diff(frame[:14].astype(int))).max() < 100
     around = frame[:14, 4:76]
@@ -193,7 +187,7 @@ def test_print_beside_the_sector_cannot_be_read_in_a_report(classifier_folder, t
     assert (frame[60:120, 120:160] == bare[60:120, 120:160]).all()  # the tissue itself is as it was
 
 
-def test_a_study_has_one_name_everywhere_and_with_another_key_another(
+def test_a_study_has_one_name_in_all_and_another_by_another_key(
     classifier_folder, tmp_path, capfd, monkeypatch
 ):
     path = dicom(tmp_path / "papillary_carcinoma" / "a.dcm", small.sector_frame(1))

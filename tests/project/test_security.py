@@ -28,7 +28,10 @@ from thyroid_lib.deploy import command
 from thyroid_lib.study import checklists, report, runner
 from thyroid_lib.study.run import Run
 
-ATTACKS = yaml.safe_load((PROJECT / "tests" / "project" / "attacks.yaml").read_text(encoding="utf-8"))
+ATTACKS, DANGERS = (
+    yaml.safe_load(Path(__file__).with_name(f"{name}.yaml").read_text(encoding="utf-8"))
+    for name in ("attacks", "dangers")
+)
 ATTACK = " ".join(ATTACKS)
 DOT = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
 
@@ -60,9 +63,7 @@ def active(html: str) -> list[str]:
 @functools.cache
 def sources() -> list[tuple[str, ast.Module]]:
     """Every Python source that a user runs: library, benchmarks, and the code of the notebooks."""
-    paths = [
-        path for name in ("thyroid_lib", "benchmarks") for path in sorted((PROJECT / name).rglob("*.py"))
-    ]
+    paths = sorted(path for name in ("thyroid_lib", "benchmarks") for path in (PROJECT / name).rglob("*.py"))
     texts = {path.relative_to(PROJECT).as_posix(): path.read_text(encoding="utf-8") for path in paths}
     for path in sorted((PROJECT / "notebooks").glob("*.ipynb")):
         cells = nbformat.read(path, as_version=4).cells
@@ -77,27 +78,21 @@ def dotted(node) -> str:
     return node.id if isinstance(node, ast.Name) else ""
 
 
-MODULES = "pickle cPickle _pickle dill shelve marshal zipfile tarfile cloudpickle jsonpickle code codeop pty".split()
-CALLS = (
-    r"(builtins\.)?(eval|exec|compile|__import__|input)|os\.(system|popen|exec\w+|spawn\w+)|subprocess\.getoutput"
-    r"|(.*\.)?(load_pickle|read_pickle|to_pickle|extractall|unpack_archive|mktemp|joblib\.load|joblib\.dump|torch\.load"
-    r"|torch\.save|torch\.hub\.load\w*|yaml\.load|yaml\.load_all|yaml\.full_load|yaml\.unsafe_load|Markup)"
-)
-
-
 def dangers(tree: ast.Module) -> list[str]:
     """Lines of a source that could run what somebody else wrote."""
     found = []
     for node in ast.walk(tree):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-        found += [f"{node.lineno}: import {name}" for name in names if name.split(".")[0] in MODULES]
+        found += [
+            f"{node.lineno}: import {name}" for name in names if name.split(".")[0] in DANGERS["modules"]
+        ]
         if not isinstance(node, ast.Call):
             continue
         name, given = dotted(node.func), {keyword.arg: keyword.value for keyword in node.keywords}
         if name == "torch.load" and getattr(given.get("weights_only"), "value", None) is True:
             continue  # reads tensors and plain containers, and nothing that could be called
-        if re.fullmatch(CALLS, name):
+        if re.fullmatch("|".join(DANGERS["calls"]), name):
             found.append(f"{node.lineno}: {name}()")
         safe_values = {"shell": False, "allow_pickle": False, "trust_remote_code": False, "verify": True}
         for option, safe in safe_values.items():
@@ -112,36 +107,30 @@ def test_no_source_can_run_what_somebody_else_wrote(name, tree):
 
 
 def test_the_scan_finds_each_danger():
-    code = (
-        "import pickle\nfrom zipfile import ZipFile\neval('1')\nos.system(x)\nsubprocess.run(x, shell=True)\n"
-        "np.load(p, allow_pickle=True)\ntorch.load(p)\nyaml.load(t)\npd.read_pickle(p)\nbuiltins.exec(s)"
-    )
-    assert len(dangers(ast.parse(code))) == 10
-    sound = "import json\nyaml.safe_load(t)\nnp.load(p)\ntorch.load(p, weights_only=True)\nmodel.eval()\nre.compile(r)"
-    assert dangers(ast.parse(sound)) == []
+    found = [int(line.partition(":")[0]) for line in dangers(ast.parse(DANGERS["found"]))]
+    assert found == [*range(1, 11)]
+    assert dangers(ast.parse(DANGERS["sound"])) == []
 
 
 def test_templates_escape_and_let_through_nothing_but_our_own_style():
     for path in (PROJECT / "thyroid_lib" / "templates").rglob("*.j2"):
         for passed in re.findall(r"\{\{[^}]*\|\s*safe\b", path.read_text(encoding="utf-8")):
             assert passed == "{{ css|safe", path
-    calls = [
-        (name, node) for name, tree in sources() for node in ast.walk(tree) if isinstance(node, ast.Call)
-    ]
-    made = [(name, node.keywords) for name, node in calls if dotted(node.func).endswith("Environment")]
-    escape = {
-        name: getattr(k.value, "value", k.value)
-        for name, given in made
-        for k in given
-        if k.arg == "autoescape"
-    }
-    plain = {name for name, _ in made if escape.get(name, False) is False}
     markdown = {"thyroid_lib/study/checklists.py"}  # writes Markdown, with "<" escaped by a filter of its own
-    assert made and plain <= markdown
+    made = 0
+    for name, tree in sources():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and dotted(node.func).endswith("Environment"):
+                given = {
+                    keyword.arg: getattr(keyword.value, "value", keyword.value) for keyword in node.keywords
+                }
+                assert given.get("autoescape", False) is not False or name in markdown
+                made += 1
+    assert made
 
 
 @pytest.mark.parametrize(
-    "text", ["!!python/object/apply:os.system ['touch planted']", "[!!python/name:os.system ]"]
+    "text", ["!!python/object/apply:os.system ['touch here']", "[!!python/name:os.system ]"]
 )
 def test_a_profile_cannot_run_code_and_is_named(tmp_path, monkeypatch, sees, capsys, text):
     monkeypatch.chdir(tmp_path)
@@ -150,7 +139,7 @@ def test_a_profile_cannot_run_code_and_is_named(tmp_path, monkeypatch, sees, cap
     assert runner.main(["--profile", "p.yaml"]) == 2
     said = capsys.readouterr().err
     assert "Nothing was started" in said and sees in said and "Traceback" not in said
-    assert not (tmp_path / "planted").exists()
+    assert not (tmp_path / "here").exists()
 
 
 @pytest.mark.parametrize("name", ["../escape", "/tmp/escape", "a/b", "..", ".", "x y", "reference", "a\0b"])
@@ -165,20 +154,17 @@ def hostile_notebook():
     """A notebook as it is after a run on data whose every text was written by an attacker."""
     own = "P. [paper](https://doi.org/10.1/x), [there](#a)\n\n| a |\n|---|\n| 1 |"
     cells = [new_markdown_cell(f"# 01 Title\n\n{own}\n\nA paragraph. {ATTACK}\n\n## A section {ATTACK}")]
-    table = f"<table><caption>{ATTACK}</caption><td>{ATTACK}</td></table>"
-    for data in (
-        {"text/markdown": f"**finetune** ({ATTACK}): 7 crops\n\n* {ATTACK}\n\n| a |\n|---|\n| {ATTACK} |"},
-        {"text/html": f"<div class='table'>{table}</div>"},
-        {"application/javascript": "alert(1)", "text/plain": "x"},
-        {"image/svg+xml": f"<svg onload='alert(1)'>{ATTACK}</svg>"},
-        {"text/latex": "$\\href{javascript:alert(1)}{x}$"},
-        {"text/plain": ATTACK},
-    ):
-        cells.append(new_code_cell("1", outputs=[new_output("display_data", data)]))
+    table = f"<div class='table'><table><caption>{ATTACK}</caption><td>{ATTACK}</td></table></div>"
+    marked = f"**finetune** ({ATTACK}): 7 crops\n\n* {ATTACK}\n\n| a |\n|---|\n| {ATTACK} |"
+    shown = [{"text/markdown": marked}, {"text/html": table}, {"text/plain": ATTACK}]
+    shown += [{"image/svg+xml": f"<svg onload='alert(1)'>{ATTACK}</svg>"}]
+    shown += [{"application/javascript": "alert(1)", "text/plain": "x"}]
+    shown += [{"text/latex": "$\\href{javascript:alert(1)}{x}$"}]
     words = {"image/png": {"alt": f'a"{ATTACK}', "caption": ATTACK, "share": 50}}
-    cells.append(new_code_cell("2", outputs=[new_output("display_data", {"image/png": DOT}, metadata=words)]))
-    said = new_output("stream", name="stdout", text=ATTACK)
-    cells.append(new_code_cell(f"print({ATTACK!r})", outputs=[said]))
+    outputs = [new_output("display_data", data) for data in shown]
+    outputs += [new_output("display_data", {"image/png": DOT}, metadata=words)]
+    outputs += [new_output("stream", name="stdout", text=ATTACK)]
+    cells += [new_code_cell(f"print({ATTACK!r})", outputs=[output]) for output in outputs]
     return new_notebook(cells=cells)
 
 
@@ -272,9 +258,8 @@ def test_every_dependency_has_a_licence_that_we_may_use_and_is_on_the_page():
 
 def audit(database: str, **environment):
     environment = os.environ | {"THYROID_PYTHON": sys.executable, "AUDIT_DATABASE": database} | environment
-    return subprocess.run(
-        [PROJECT / ".ci/audit"], env=environment, capture_output=True, text=True, timeout=600
-    )
+    command = PROJECT / ".ci/audit"
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
 
 
 def test_the_audit_says_when_it_cannot_be_made(sees):
@@ -287,9 +272,8 @@ def test_the_audit_says_when_it_cannot_be_made(sees):
 def test_the_audit_fails_on_a_finding_where_the_database_answers(tmp_path, finding):
     version = re.search(r"UV_VERSION=(\S+)", (PROJECT / ".ci" / "bootstrap.sh").read_text())[1]
     audited = f'*"--requirement requirements.lock"*) exit {finding}'
-    (tmp_path / "uv").write_text(
-        f'#!/bin/sh\ncase "$*" in --version) echo uv {version};; *--version) ;; {audited};; *) exit 9;; esac\n'
-    )
+    cases = f"--version) echo uv {version};; *--version) ;; {audited};; *) exit 9;;"
+    (tmp_path / "uv").write_text(f'#!/bin/sh\ncase "$*" in {cases} esac\n')
     (tmp_path / "uv").chmod(0o755)
     server = http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)  # answers 501
     threading.Thread(target=server.serve_forever, daemon=True).start()
