@@ -147,7 +147,7 @@ def test_rows_of_a_table_are_named_as_the_spreadsheet_shows_them(tmp_path, capsy
 
 def test_phantoms_are_called_simulated(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("THYROID_CACHE", str(tmp_path))
-    assert check_data.main(["phantom:clinic?patients=16", "--folds", "2", "--jobs", "1"]) == 0
+    assert check_data.main(["phantom:clinic?patients=10", "--folds", "2", "--jobs", "1"]) == 0
     assert "(simulated)" in capsys.readouterr().out.splitlines()[0]
 
 
