@@ -175,19 +175,14 @@ def test_lines_of_print_are_counted_and_tissue_is_not():
 # --- real frames -----------------------------------------------------------------------------------------------
 
 
-def outline(polygon, steps: int = 20) -> np.ndarray:
-    """Points along a polygon's sides: (n, 2)."""
-    points = np.asarray(polygon, float)
-    ends = np.roll(points, -1, 0)
-    return np.concatenate([np.linspace(a, b, steps, endpoint=False) for a, b in zip(points, ends)])
-
-
 def test_ddti_crops_hold_the_nodule(real_data):
     table = datasets.read(f"ddti:{real_data / 'ddti'}")
     held = []
     for row in table[table["mask"] != ""].to_dict("records"):
         x, y, width, height = regions.largest_region(datasets.load_frame(row)).box
-        points = np.concatenate([outline(polygon) for polygon in json.loads(row["mask"])])
+        corners = [np.asarray(polygon, float) for polygon in json.loads(row["mask"])]
+        sides = [np.linspace(polygon, np.roll(polygon, -1, 0), 20, endpoint=False) for polygon in corners]
+        points = np.concatenate([side.reshape(-1, 2) for side in sides])
         inside = (points >= (x - 1, y - 1)).all(1) & (points <= (x + width, y + height)).all(1)
         held.append(inside.mean())
     assert len(held) > 300

@@ -90,14 +90,13 @@ def test_the_command_prints_each_file_and_whether_a_study_would_run(damaged, cap
     assert ("class malignant: 8 independent groups (patients), 30 folds" in out) == (status == 1)
 
 
-NO_DATA = {"folder:{root}/nowhere": "does not exist", "folder:{root}/benign/damage": "expected",
-           "magic:{root}": "'magic' came", "ddti:{root}": "no XML file is there"}  # fmt: skip
-
-
-@pytest.mark.parametrize("spec, words", NO_DATA.items())
-def test_what_is_no_data_set_exits_1_with_a_reason(damaged, capsys, spec, words):
-    assert check_data.main([spec.format(root=damaged), "--jobs", "1"]) == 1
-    assert words in capsys.readouterr().err
+def test_what_is_no_data_set_exits_1_with_a_reason(damaged, capsys):
+    for spec, words in {
+        "folder:{root}/benign/damage": "expected",
+        "ddti:{root}": "no XML file is there",
+    }.items():
+        assert check_data.main([spec.format(root=damaged), "--jobs", "1"]) == 1
+        assert words in capsys.readouterr().err
 
 
 TOO_LITTLE = {6: "at least two classes are needed; came: benign", 0: "no usable labelled frame is left"}

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import replace
+from unittest.mock import Mock
 
 import cv2
 import matplotlib.pyplot as plt
@@ -92,11 +93,7 @@ def test_frames_without_a_crop_are_listed_with_the_reason(phantom_table, tmp_pat
 
 def test_a_broken_off_build_keeps_the_former_crops(phantom_table, tmp_path, monkeypatch):
     first = crops.build(phantom_table.iloc[:3], tmp_path / "crops", size=32, jobs=1)
-
-    def fail(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(crops, "_one", fail)
+    monkeypatch.setattr(crops, "_one", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         crops.build(phantom_table, tmp_path / "crops", size=32, jobs=1)
     assert Crops.open(tmp_path / "crops").hash == first.hash
@@ -201,9 +198,8 @@ def test_roles_share_no_frame(tmp_path, monkeypatch):
 
 
 def test_every_figure_of_the_data_says_its_numbers(built, phantom_table):
-    flow = pd.DataFrame(
-        {"step": ["files", "crops"], "images": [20, 9], "patients": [None, 8], "left_out": [0, 11]}
-    )
+    flow = pd.DataFrame([("files", 20, None, 0), ("crops", 9, 8, 11)])
+    flow.columns = ["step", "images", "patients", "left_out"]
     names = {key: name for key, (name, _) in built.names.items()}
     prepared = audit.Prepared("finetune", phantom_table, flow, flow)
     figures = {

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -36,8 +37,7 @@ def test_speckle_is_fully_developed(envelope):
     assert (20 * np.log10(envelope)).std() == pytest.approx(5.57, rel=0.03)
     assert (envelope**2).mean() == pytest.approx(1.0, rel=0.05)
     # and its brightness does not depend on depth
-    power = (envelope**2).mean((0, 2))
-    quarters = [part.mean() for part in np.array_split(power, 4)]
+    quarters = [part.mean() for part in np.array_split((envelope**2).mean((0, 2)), 4)]
     assert max(quarters) / min(quarters) < 1.25
 
 
@@ -137,7 +137,7 @@ def test_patients_and_frames_depend_on_seed_and_number_only():
 
 
 @pytest.mark.parametrize("source", phantoms.SOURCES)
-def test_every_source_has_its_mix_of_labels_scanners_and_frames(source):
+def test_every_source_has_its_mix_and_frames_that_fit_their_truth(source):
     people = phantoms.patients(source, 100)
     types = [person.lesion_type for person in people]
     for share, key in zip(phantoms.SOURCES[source]["mix"], LESION_TYPES):
@@ -145,11 +145,7 @@ def test_every_source_has_its_mix_of_labels_scanners_and_frames(source):
     assert {person.label for person in people} == set(phantoms.SOURCES[source]["labels"])
     assert {person.scanner.name for person in people} == set(phantoms.SOURCES[source]["scanners"])
     assert {person.frames for person in people} == {1, 2, 3, 4}
-
-
-@pytest.mark.parametrize("source", phantoms.SOURCES)
-def test_a_frame_and_its_truth_fit_together(source):
-    for person in phantoms.patients(source, 6):
+    for person in people[:6]:
         frame = phantoms.render(person, 0)
         assert frame.image.shape == frame.mask.shape == tuple(person.scanner.frame)
         assert frame.image.dtype == np.uint8 and frame.mask.dtype == bool
@@ -177,14 +173,13 @@ PLAIN = {"composition": "solid", "echogenicity": "isoechoic", "shape": "wider th
          "halo": "none", "foci": "none", "echotexture": "homogeneous", "size_mm": 16.0}  # fmt: skip
 
 
-def level(**chosen) -> float:
-    """Mean grey level inside a nodule of plain signs but for the chosen ones."""
-    person = phantoms.patients("clinic", 1)[0]
-    frame = phantoms.render(replace(person, signs=PLAIN | chosen), 0)
-    return float(frame.image[frame.mask].mean())
-
-
 def test_signs_can_be_seen_in_the_image():
+    person = phantoms.patients("clinic", 1)[0]
+
+    def level(**chosen) -> float:  # mean grey level inside a nodule of plain signs but for these
+        frame = phantoms.render(replace(person, signs=PLAIN | chosen), 0)
+        return float(frame.image[frame.mask].mean())
+
     order = ["markedly hypoechoic", "hypoechoic", "isoechoic", "hyperechoic"]
     levels = [level(echogenicity=echo) for echo in order]
     assert min(np.diff(levels)) > 10
@@ -192,14 +187,13 @@ def test_signs_can_be_seen_in_the_image():
     assert level(echogenicity=order[0], foci="punctate") > levels[0] + 3
 
 
-@pytest.mark.parametrize("kind", ["coarse with shadow", "rim with shadow"])
-def test_coarse_calcium_casts_a_shadow_and_points_do_not(kind):
+def test_coarse_calcium_casts_a_shadow_and_points_do_not():
     def below(foci):
         scene = even_tissue()
         nodule.draw(scene, (25.0, 15.0), 6.0, 5.0, PLAIN | {"foci": foci}, np.random.default_rng(2))
         return scene.excess.sum(0).max() / scene.scale
 
-    assert below(kind) > below("none") + 6
+    assert min(below("coarse with shadow"), below("rim with shadow")) > below("none") + 6
     assert below("punctate") == pytest.approx(below("none"))
 
 
@@ -247,11 +241,8 @@ def test_frames_do_not_depend_on_the_number_of_workers(cache, monkeypatch):
 
 
 def test_a_broken_off_simulation_leaves_nothing_behind(cache, monkeypatch):
-    def fail(*_):
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as broken, pytest.raises(KeyboardInterrupt):
-        broken.setattr(phantoms, "render", fail)
+        broken.setattr(phantoms, "render", Mock(side_effect=KeyboardInterrupt))
         phantom.read("open", patients=2)
     assert not list((cache / "phantoms").iterdir())
     table = phantom.read("open", patients=2)
