@@ -1,9 +1,12 @@
 """check-data on a folder with every kind of damage a clinic's export has: the right word about each file."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from PIL import Image
 from small_images import DAMAGED, PNG, encoded, speckle
 
@@ -22,22 +25,9 @@ def sound(root):
     return root
 
 
-DAMAGE = {name: (content, words) for name, (content, _, words) in DAMAGED.items()} | {
-    "text.jpg": (b"patient cancelled the examination\n", "looks like plain text"),
-    "error page.jpg": (b"<!DOCTYPE html><html><body>404 Not Found</body></html>", "looks like a web page"),
-    "pointer.png": (b"version https://git-lfs.github.com/spec/v1\noid", "looks like a Git LFS pointer"),
-    "archive.png": (b"PK\x03\x04" + bytes(100), "looks like a ZIP archive"),
-    "pdf.jpg": (b"%PDF-1.7\n" + bytes(100), "looks like a PDF"),
-    "zeros.png": (bytes(5000), "holds only zeros"),
-    "vector.png": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "looks like an XML or SVG text"),
-    "notes.txt": (b"left lobe", "not an image format"),
-    "table.xlsx": (b"PK\x03\x04", "not an image format"),
-    "movie.avi": (b"RIFF" + bytes(4) + b"AVI ", "not an image format"),
-    "study.dcm": (bytes(128) + b"DICM", "dicom:PATH"),
-    "Thumbs.db": (b"x", "system or hidden"),
-    ".DS_Store": (b"x", "system or hidden"),
-    "._frame.png": (b"\0\5\x16\7", "system or hidden"),
-}
+STRANGE = yaml.safe_load(Path(__file__).with_name("strange_files.yaml").read_text(encoding="utf-8"))
+DAMAGE = {name: (content, words) for name, (content, _, words) in DAMAGED.items()}
+DAMAGE |= {name: (text.encode("latin-1"), words) for name, (text, words) in STRANGE.items()}
 USABLE = {
     "sixteen bits.png": encoded(speckle(910).astype(np.uint16) * 257),
     "grey as colour.jpg": encoded(np.repeat(speckle(911)[..., None], 3, axis=-1), "JPEG"),
@@ -91,10 +81,7 @@ def test_the_command_prints_each_file_and_whether_a_study_would_run(damaged, cap
 
 
 def test_what_is_no_data_set_exits_1_with_a_reason(damaged, capsys):
-    for spec, words in {
-        "folder:{root}/benign/damage": "expected",
-        "ddti:{root}": "no XML file is there",
-    }.items():
+    for spec, words in (("folder:{root}/benign/damage", "expected"), ("ddti:{root}", "no XML file is there")):
         assert check_data.main([spec.format(root=damaged), "--jobs", "1"]) == 1
         assert words in capsys.readouterr().err
 

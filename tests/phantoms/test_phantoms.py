@@ -7,6 +7,7 @@ from unittest.mock import Mock
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from thyroid_lib import LESION_TYPES, datasets, regions
 from thyroid_lib.datasets import phantom
@@ -91,17 +92,12 @@ def test_sign_frequencies_are_those_of_the_table():
 
 
 def test_the_table_keeps_to_the_studies_it_cites():
-    goiter, follicular, papillary, medullary = range(4)
-    for sign, value, lesion, published, tolerance in [
-        ("shape", "taller than wide", papillary, 0.400, 0.04),  # Moon 2008, malignant
-        ("echogenicity", "markedly hypoechoic", papillary, 0.414, 0.03),
-        ("foci", "punctate", papillary, 0.442, 0.04),
-        ("shape", "taller than wide", goiter, 0.086, 0.02),  # Moon 2008, benign
-        ("echogenicity", "isoechoic", goiter, 0.566, 0.03),
-        ("composition", "solid", medullary, 0.91, 0.03),  # Kim 2009
-    ]:
-        assert SIGNS[sign][value][lesion] == pytest.approx(published, abs=tolerance), (sign, value)
+    table = yaml.safe_load(Path(__file__).with_name("published.yaml").read_text(encoding="utf-8"))
+    for sign, value, lesion, published, tolerance in table:
+        share = SIGNS[sign][value][list(LESION_TYPES).index(lesion)]
+        assert share == pytest.approx(published, abs=tolerance), (sign, value)
     # Sillery 2010: between carcinoma and adenoma
+    follicular = list(LESION_TYPES).index("follicular_neoplasm")
     hypoechoic = sum(SIGNS["echogenicity"][key][follicular] for key in ("hypoechoic", "markedly hypoechoic"))
     assert 0.50 < hypoechoic < 0.82 and 0.36 < SIGNS["halo"]["complete"][follicular] < 0.58
 
