@@ -39,9 +39,11 @@ def add(data, name, pixels, **values):
     return new
 
 
-def test_a_sound_collection_passes_whole_and_says_so_step_by_step(collection):
+def test_a_sound_collection_passes_whole_with_any_number_of_processes_and_says_so(collection, monkeypatch):
     clean, problems = manifest.check(collection, jobs=1)
     assert len(clean) == 40 and not len(problems)
+    monkeypatch.setattr(checks, "WORTH_WORKERS", 1)
+    pd.testing.assert_frame_equal(clean, manifest.check(collection, jobs=2)[0])
     assert set(clean.attrs["flow"]["images"]) == {40} and set(clean.attrs["flow"]["left_out"]) == {0}
     assert clean["sha256"].str.len().eq(64).all() and clean["phash"].str.len().eq(256).all()
     assert manifest.ready(clean, 5) == []
@@ -260,13 +262,6 @@ def test_pairs_agree_with_counting_bits_one_by_one_whatever_the_block_size(monke
         monkeypatch.setattr(duplicates, "BLOCK", block)
         found = duplicates.pairs([str(i) for i in range(30)], words)
         assert list(found[["a", "b", "bits"]].itertuples(index=False, name=None)) == expected
-
-
-def test_the_check_gives_the_same_with_one_and_two_processes(collection, monkeypatch):
-    monkeypatch.setattr(checks, "WORTH_WORKERS", 1)
-    one, _ = manifest.check(collection, jobs=1)
-    two, _ = manifest.check(collection, jobs=2)
-    pd.testing.assert_frame_equal(one, two)
 
 
 def test_phantom_patients_are_not_taken_for_one_another(tmp_path, monkeypatch):

@@ -156,12 +156,13 @@ def test_letterbox_of_a_mask_stays_a_mask_and_keeps_its_share():
     assert small.sum() == pytest.approx(mask.sum() / 16, rel=0.02)
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"median": 4}, {"connectivity": 6}, {"threshold": 0}, {"opening": -1}, {"min_area": -0.1}]
-)
-def test_an_impossible_recipe_is_refused(wrong):
-    with pytest.raises(ValueError, match=rf"Recipe\.{next(iter(wrong))}: expected .* came"):
-        Recipe(**wrong)
+IMPOSSIBLE = {"median": 4, "connectivity": 6, "threshold": 0, "opening": -1, "min_area": -0.1}
+
+
+@pytest.mark.parametrize("name, value", IMPOSSIBLE.items())
+def test_an_impossible_recipe_is_refused(name, value):
+    with pytest.raises(ValueError, match=rf"Recipe\.{name}: expected .* came"):
+        Recipe(**{name: value})
 
 
 def test_lines_of_print_are_counted_and_tissue_is_not():
