@@ -1,6 +1,7 @@
 """The manifest: every problem named, same-looking frames kept together, splits that cannot leak."""
 
 import hashlib
+from collections import Counter
 from itertools import combinations
 from pathlib import Path
 
@@ -174,13 +175,9 @@ def test_what_cannot_be_split_or_parted_is_refused_with_the_reason(collection):
 
 def frames_of(patients):
     """A manifest of what each patient has: {"p1": {"benign": 3}} is one patient with three benign frames."""
-    rows = [
-        (f"{patient}/{label}{n}", label, patient)
-        for patient, counts in patients.items()
-        for label, count in counts.items()
-        for n in range(count)
-    ]
-    return pd.DataFrame(rows, columns=["image", "label", "group"])
+    rows = [(patient, label) for patient, counts in patients.items() for label in Counter(counts).elements()]
+    data = pd.DataFrame(rows, columns=["group", "label"])
+    return data.assign(image=data.index.astype(str))
 
 
 def test_patients_with_two_classes_still_give_every_class_to_every_fold():

@@ -41,13 +41,12 @@ USABLE = {
 @pytest.fixture(scope="module")
 def damaged(tmp_path_factory):
     root = sound(tmp_path_factory.mktemp("clinic") / "export")
-    folder, good = root / "benign" / "damage", root / "benign" / "good"
+    folder = root / "benign" / "damage"
     (folder / "folder.png").mkdir(parents=True)
-    good.mkdir()
     for name, (content, _) in DAMAGE.items():
         (folder / name).write_bytes(content)
     for name, content in USABLE.items():
-        (good / name).write_bytes(content)
+        (root / "benign" / name).write_bytes(content)
     (folder / "gone.png").symlink_to(root / "nowhere")
     (folder / "stray_mask.png").write_bytes(PNG)
     (root / "loose.png").write_bytes(PNG)
@@ -64,7 +63,7 @@ def test_every_kind_of_damage_is_named_and_unusual_files_are_used(damaged):
     assert said.pop("loose.png") == "not inside a class folder"
     assert said.pop("benign/damage/stray_mask.png") == "a mask whose frame is missing"
     assert not said and left["image"].is_unique
-    assert {f"benign/good/{name}" for name in USABLE} <= set(clean["image"])
+    assert {f"benign/{name}" for name in USABLE} <= set(clean["image"])
     assert len(clean) == 32 + len(USABLE)
 
 

@@ -19,9 +19,9 @@ from thyroid_lib.phantoms.signs import SIGNS
 SCANNER = phantoms.SCANNERS["A"]
 
 
-def even_tissue(shape=(320, 400), scale=8.0) -> Scene:
-    scene = Scene.empty(shape, scale)
-    scene.echo, scene.excess = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+def even_tissue() -> Scene:
+    scene = Scene.empty((320, 400), 8.0)
+    scene.echo, scene.excess = np.zeros((2, 320, 400), np.float32)
     return scene
 
 
