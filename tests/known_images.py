@@ -148,12 +148,8 @@ def search(data: bytes, known: Known) -> list[str]:
 def main() -> None:
     """Hashes the sets in a folder and writes ``known_images.npz``."""
     root = Path(sys.argv[1])
-    files = [
-        path
-        for folder in ("ddti", "busi", "tg3k")
-        for path in sorted((root / folder).rglob("*"))
-        if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".bmp")
-    ]
+    found = [path for folder in ("ddti", "busi", "tg3k") for path in sorted((root / folder).rglob("*"))]
+    files = [path for path in found if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".bmp")]
     frames = [path for path in files if "mask" not in path.as_posix().lower()]
     phash = [hashes(np.asarray(Image.open(path).convert("L"))) for path in frames]
     digests = {hashlib.sha256(path.read_bytes()).digest()[:8] for path in files}

@@ -31,13 +31,11 @@ def collection(tmp_path):
 
 
 def add(data, name, pixels, **values):
-    """The manifest with one more frame, written beside the first."""
+    """Adds a frame, written beside the first, to the manifest."""
     path = Path(data["path"][0]).with_name(name)
     Image.fromarray(pixels).save(path)
-    row = {"image": name, "path": str(path), "dataset": "test", "group": values["patient"], **values}
-    new = pd.concat([data, pd.DataFrame([row])], ignore_index=True)
-    new.attrs = data.attrs
-    return new
+    own = {"image": name, "path": str(path), "group": values["patient"]}
+    data.loc[len(data)] = {**data.loc[0], **own, **values}
 
 
 def test_a_sound_collection_passes_whole_with_any_number_of_processes_and_says_so(collection, monkeypatch):
@@ -105,8 +103,7 @@ CHANGES = {
 
 def test_a_copy_joins_its_patients_whatever_became_of_it(collection):
     for number, (name, change) in enumerate(CHANGES.items()):
-        values = {"label": CLASSES[0], "patient": f"stranger {number}"}
-        collection = add(collection, name, change(speckle(4 * number)), **values)
+        add(collection, name, change(speckle(4 * number)), label=CLASSES[0], patient=f"stranger {number}")
     clean, problems = manifest.check(collection, jobs=1)
     pairs, group = clean.attrs["duplicates"], clean.set_index("image")["group"]
     copies = [(f"frame{4 * number}.png", name, name == "same.bmp") for number, name in enumerate(CHANGES)]
@@ -120,15 +117,14 @@ def test_a_copy_joins_its_patients_whatever_became_of_it(collection):
 
 
 def test_a_group_column_that_cuts_a_patient_is_mended(collection):
-    collection["group"] = [f"g{n}" for n in range(40)]
-    clean, _ = manifest.check(collection, jobs=1)
+    clean, _ = manifest.check(collection.assign(group=[f"g{n}" for n in range(40)]), jobs=1)
     assert clean.groupby("patient")["group"].nunique().eq(1).all() and clean["group"].nunique() == 20
 
 
 def test_groups_that_contradict_themselves_are_set_aside_whole(collection):
-    data = add(collection, "copy.png", speckle(0), label="malignant", patient="stranger")
-    data = add(data, "other.png", speckle(99), label="malignant", patient="stranger")
-    clean, problems = manifest.check(data, jobs=1)
+    for name, seed in (("copy.png", 0), ("other.png", 99)):
+        add(collection, name, speckle(seed), label="malignant", patient="stranger")
+    clean, problems = manifest.check(collection, jobs=1)
     aside = problems[problems["action"] == manifest.LEFT_OUT]
     assert set(aside["image"]) == {"frame0.png", "frame1.png", "copy.png", "other.png"}
     assert aside["problem"].str.contains("contradicting labels (benign, malignant)", regex=False).all()
@@ -142,8 +138,8 @@ def test_one_person_may_have_two_types_where_nodules_are_told_apart_but_not_on_t
     clean, _ = manifest.check(changed, jobs=1)
     assert len(clean) == 40 and clean["group"].nunique() == 20
     collection["nodule"] = [str(n) for n in range(40)]
-    data = add(collection, "again.png", speckle(0), label="malignant", patient="p0", nodule="other")
-    clean, problems = manifest.check(data, jobs=1)
+    add(collection, "again.png", speckle(0), label="malignant", patient="p0", nodule="other")
+    clean, problems = manifest.check(collection, jobs=1)
     assert len(clean) == 38 and "contradicting" in " ".join(problems["problem"])
 
 

@@ -78,10 +78,10 @@ def test_the_sector_is_found_and_what_is_printed_around_it_stays_behind():
 
 
 def test_a_black_line_between_two_panels_and_a_dark_cyst_do_not_cut_the_sector():
-    frame, cyst = scanner_frame(), scanner_frame()
-    frame[20:300, 268:272] = 0
+    line, cyst = scanner_frame(), scanner_frame()
+    line[20:300, 268:272] = 0
     cv2.ellipse(cyst, (270, 150), (90, 110), 0, 0, 360, 0, -1)
-    for broken in (frame, cyst):
+    for broken in (line, cyst):
         x, _, width, _ = regions.largest_region(broken).box
         assert x <= 100 and x + width >= 440
 
