@@ -205,6 +205,7 @@ def test_no_split_or_partition_ever_cuts_a_group(sizes, classes, folds, seed):
         part = manifest.partition(done, fold, seed=seed)
         assert part.groupby(done["group"]).nunique().eq(1).all()
         assert {"train", "validation"} <= set(part)
+        assert part.eq("test").equals(done["fold"].eq(fold).rename("part"))
 
 
 @pytest.mark.parametrize("validation", [0.1, 0.15, 0.3, 0.5])
