@@ -54,11 +54,6 @@ class Known:
         """These and the given ones, grey uint8 (H, W)."""
         return Known(np.concatenate([self.phash, *(hashes(picture) for picture in pictures)]), self.sha256)
 
-    def distance(self, gray: np.ndarray) -> int:
-        """Fewest bits in which a picture, grey uint8 (H, W), differs from any of these."""
-        bits = [np.bitwise_count(self.phash ^ own).sum(axis=1, dtype=np.int64).min() for own in hashes(gray)]
-        return int(min(bits))
-
     def find(self, data: bytes) -> list[str]:
         """What is wrong with a file or an embedded picture: known bytes, a known picture, or no telling."""
         if hashlib.sha256(data).hexdigest()[:16] in self.sha256:
@@ -66,11 +61,11 @@ class Known:
         found = []
         for picture in pictures(data):
             for channel in (picture[..., 1], cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)):
-                found += [
-                    f"a tile of {tile.shape[1]} x {tile.shape[0]} px is a known picture, but for {bits} of 256 bits"
-                    for tile in tiles(channel)
-                    if (bits := self.distance(tile)) <= NEAR
-                ]
+                for tile in tiles(channel):
+                    bits = min(np.bitwise_count(self.phash ^ own).sum(axis=1).min() for own in hashes(tile))
+                    if bits <= NEAR:
+                        size = f"{tile.shape[1]} x {tile.shape[0]} px"
+                        found.append(f"a tile of {size} is a known picture, but for {bits} of 256 bits")
         return found
 
 
@@ -126,14 +121,6 @@ def embedded(text: bytes) -> list[bytes]:
     return found
 
 
-def is_text(data: bytes) -> bool:
-    """Whether bytes are UTF-8 text without control characters."""
-    try:
-        return "\0" not in data.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-
-
 def search(data: bytes, known: Known) -> list[str]:
     """What a tracked file must not hold: known pictures, or data that nobody can look into.
 
@@ -144,26 +131,25 @@ def search(data: bytes, known: Known) -> list[str]:
     Returns:
         One line per finding; none for a clean file.
     """
-    if is_text(data):
-        payloads = [data, *embedded(data)]
-        closed = [payload[:4] for payload in payloads[1:] if payload.startswith(_CONTAINERS)]
-        return [f"embeds data of kind {kind!r}" for kind in closed] + [
-            line for payload in payloads for line in known.find(payload)
-        ]
-    if not data.startswith(_MAGIC):
-        return [f"is neither text nor a picture that can be looked into (starts with {data[:4]!r})"]
-    return known.find(data)
+    found = known.find(data)
+    try:
+        text = "\0" not in data.decode("utf-8")
+    except UnicodeDecodeError:
+        text = False
+    if text:
+        for payload in embedded(data):
+            closed = payload.startswith(_CONTAINERS)
+            found += [f"embeds data of kind {payload[:4]!r}"] if closed else known.find(payload)
+    elif not data.startswith(_MAGIC):
+        found.append(f"is neither text nor a picture that can be looked into (starts with {data[:4]!r})")
+    return found
 
 
 def main() -> None:
     """Hashes the sets in a folder and writes ``known_images.npz``."""
     root = Path(sys.argv[1])
-    files = [
-        path
-        for folder in ("ddti", "busi", "tg3k")
-        for path in sorted((root / folder).rglob("*"))
-        if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".bmp")
-    ]
+    found = [path for folder in ("ddti", "busi", "tg3k") for path in sorted((root / folder).rglob("*"))]
+    files = [path for path in found if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".bmp")]
     frames = [path for path in files if "mask" not in path.as_posix().lower()]
     phash = [hashes(np.asarray(Image.open(path).convert("L"))) for path in frames]
     digests = {hashlib.sha256(path.read_bytes()).digest()[:8] for path in files}

@@ -1,49 +1,41 @@
 """Frames: one decoder, and the reasons it gives."""
 
 import os
-import struct
 import subprocess
 import sys
 import time
 import tracemalloc
 import warnings
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from PIL import Image
-from small_images import encoded
+from small_images import DAMAGED, encoded, png_header
 
 from thyroid_lib import frames
 
 GRAY = np.random.default_rng(0).integers(0, 256, (90, 120), dtype=np.uint8)
-
-
-@pytest.fixture
-def gray():
-    return GRAY.copy()
-
-
-def png_header(width: int, height: int) -> bytes:
-    body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    chunk = struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
-    return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 5000) + b"IDAT" + bytes(40)
+GRAY.setflags(write=False)
 
 
 @pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF", "PPM", "GIF"])
-def test_lossless_grey_files_come_back_byte_for_byte(tmp_path, gray, format):
+def test_lossless_grey_files_come_back_byte_for_byte(tmp_path, format):
     path = tmp_path / "frame"
-    path.write_bytes(encoded(gray, format))
-    for source in (path, str(path), path.read_bytes(), gray, Image.fromarray(gray)):
-        np.testing.assert_array_equal(frames.read(source).gray, gray)
+    path.write_bytes(encoded(GRAY, format))
+    for source in (path, str(path), path.read_bytes(), GRAY, Image.fromarray(GRAY)):
+        np.testing.assert_array_equal(frames.read(source).gray, GRAY)
     assert frames.read(path).warnings == []
 
 
-def test_grey_stored_as_colour_equals_grey_and_colour_becomes_rec_601_luma(gray):
-    rgb = np.repeat(gray[:, :, None], 3, axis=2)
-    for source in (rgb, encoded(rgb), np.dstack([rgb, np.full_like(gray, 255)]), gray[..., None]):
-        np.testing.assert_array_equal(frames.read(source).gray, gray)
+def test_colour_becomes_rec_601_luma_and_what_is_transparent_black():
+    rgb = np.repeat(GRAY[:, :, None], 3, axis=2)
+    rgba = np.dstack([rgb, np.full_like(GRAY, 255)])
+    for source in (rgb, encoded(rgb), rgba, GRAY[..., None]):
+        np.testing.assert_array_equal(frames.read(source).gray, GRAY)
+    rgba[:40, :, 3] = 0
+    clear = frames.read(encoded(rgba)).gray
+    assert not clear[:40].any() and np.array_equal(clear[40:], GRAY[40:])
     rgb = np.full((100, 100, 3), (200, 180, 160), np.uint8)
     rgb[:50] = (40, 30, 20)
     luma = 0.299 * 200 + 0.587 * 180 + 0.114 * 160
@@ -58,67 +50,41 @@ def test_sixteen_bit_files_are_scaled_from_the_bits_in_use(bits):
     assert bool(frame.warnings) == (bits > 8)
 
 
-def test_transparent_pixels_are_black(gray):
-    rgba = np.dstack([gray, gray, gray, np.full_like(gray, 255)])
-    rgba[:40, :, 3] = 0
-    frame = frames.read(encoded(rgba))
-    assert not frame.gray[:40].any()
-    np.testing.assert_array_equal(frame.gray[40:], gray[40:])
-
-
-def test_what_is_turned_or_converted_is_said(gray):
-    data = encoded(Image.fromarray(np.repeat(gray[:, :, None], 3, 2)).convert("CMYK"), "JPEG")
+def test_what_is_turned_or_converted_is_said():
+    data = encoded(Image.fromarray(np.repeat(GRAY[:, :, None], 3, 2)).convert("CMYK"), "JPEG")
     frame = frames.read(data)
-    assert frame.gray.shape == gray.shape and any("CMYK" in warning for warning in frame.warnings)
+    assert frame.gray.shape == GRAY.shape and any("CMYK" in warning for warning in frame.warnings)
     exif = Image.Exif()
     exif[0x0112] = 6
-    frame = frames.read(encoded(gray, "PNG", exif=exif))
-    np.testing.assert_array_equal(frame.gray, np.rot90(gray, -1))
+    frame = frames.read(encoded(GRAY, "PNG", exif=exif))
+    np.testing.assert_array_equal(frame.gray, np.rot90(GRAY, -1))
     assert any("EXIF orientation 6" in warning for warning in frame.warnings)
 
 
 @pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP", "TIFF"])
-def test_animations_give_their_first_picture_and_a_warning(gray, format):
+def test_animations_give_their_first_picture_and_a_warning(format):
     options = {"lossless": True} if format == "WEBP" else {}
-    others = [Image.fromarray(255 - gray)]
-    frame = frames.read(encoded(gray, format, save_all=True, append_images=others, **options))
-    assert np.abs(frame.gray.astype(int) - gray).max() <= 1
+    others = [Image.fromarray(255 - GRAY)]
+    frame = frames.read(encoded(GRAY, format, save_all=True, append_images=others, **options))
+    assert np.abs(frame.gray.astype(int) - GRAY).max() <= 1
     assert any("first" in warning for warning in frame.warnings)
 
 
 COLOURS = np.random.default_rng(1).integers(0, 256, (90, 90, 3), dtype=np.uint8)
-DOPPLER = np.repeat(GRAY[:, :, None] // 3, 3, 2)
-DOPPLER[30:60, 40:80] = (230, 40, 10)
-JPEG, PNG = encoded(GRAY, "JPEG"), encoded(GRAY)
-BAD = {  # what comes -> (source, kind of the refusal)
-    "zero bytes": (b"", "empty"),
-    "text": (b"not a picture, whatever its name says", "not_an_image"),
-    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n", "not_an_image"),
-    "truncated jpeg": (JPEG[: len(JPEG) // 2], "truncated"),
-    "truncated png": (PNG[: len(PNG) // 2], "truncated"),
-    "header of 60,000 x 60,000": (png_header(60_000, 60_000), "too_large"),
-    "header of 9,000 x 9,000": (png_header(9_000, 9_000), "too_large"),
-    "header only": (png_header(300, 300), "truncated"),
-    "dicom": (bytes(128) + b"DICM" + bytes(64), "dicom"),
-    "too small": (encoded(GRAY[:20, :20]), "too_small"),
-    "black": (encoded(np.zeros_like(GRAY)), "constant"),
-    "white jpeg": (encoded(np.full_like(GRAY, 255), "JPEG"), "constant"),
-    "colour Doppler": (encoded(DOPPLER), "colour"),
-    "animated colours": (encoded(COLOURS, "WEBP"), "colour"),
-    "floating point": (encoded(GRAY.astype(np.float32), "TIFF"), "float"),
-    "negative": (encoded(GRAY.astype(np.int32) - 1000, "TIFF"), "negative"),
-    "float array": (GRAY.astype(float), "bad_array"),
-    "cube": (np.zeros((9, 90, 90), np.uint8), "bad_array"),
-    "empty array": (np.zeros((0, 90), np.uint8), "empty"),
+REFUSED = {
+    "animated colours": (encoded(COLOURS, "WEBP"), "colour", "grey-scale"),
+    "negative": (encoded(GRAY.astype(np.int32) - 1000, "TIFF"), "negative", "down to -1000"),
+    "float array": (GRAY.astype(float), "bad_array", "float64"),
+    "cube": (np.zeros((9, 90, 90), np.uint8), "bad_array", "(9, 90, 90) came"),
+    "empty array": (np.zeros((0, 90), np.uint8), "empty", "(0, 90)"),
 }
 
 
-@pytest.mark.parametrize("name", BAD)
-def test_what_is_not_a_usable_frame_is_refused_with_its_kind_and_a_sentence(name):
-    source, kind = BAD[name]
+@pytest.mark.parametrize("source, kind, words", (DAMAGED | REFUSED).values(), ids=DAMAGED | REFUSED)
+def test_what_is_not_a_usable_frame_is_refused_with_its_kind_and_a_sentence(source, kind, words):
     with pytest.raises(frames.FrameError) as error:
         frames.read(source)
-    assert error.value.kind == kind and len(str(error.value)) > 15
+    assert error.value.kind == kind and words in str(error.value)
 
 
 def test_a_huge_header_is_refused_before_memory_is_taken():
@@ -131,23 +97,19 @@ def test_a_huge_header_is_refused_before_memory_is_taken():
     assert peak < 2**20
 
 
-def test_paths_that_are_no_regular_files_are_refused_and_never_block(tmp_path):
+def test_paths_of_no_regular_files_or_of_too_large_ones_are_refused_and_never_block(tmp_path, monkeypatch):
+    monkeypatch.setattr(frames, "MAX_BYTES", 100)
+    (tmp_path / "big.png").write_bytes(encoded(GRAY))
     os.mkfifo(tmp_path / "pipe")
     started = time.monotonic()
-    for path in (tmp_path / "missing.png", tmp_path, tmp_path / "pipe", "/dev/zero", "bad\0name.png"):
+    kinds = {"big.png": "too_large", "pipe": "not_a_file", "/dev/zero": "not_a_file"}
+    kinds |= dict.fromkeys(("missing.png", ".", "bad\0name.png"), "cannot_open")
+    for name, kind in kinds.items():
         with pytest.raises(frames.FrameError) as error:
-            frames.read(path)
-        special = path in (tmp_path / "pipe", "/dev/zero")
-        assert error.value.kind == ("not_a_file" if special else "cannot_open"), path
+            frames.read(tmp_path / name)
+        assert error.value.kind == kind, name
         assert str(tmp_path) not in str(error.value)
     assert time.monotonic() - started < 60
-
-
-def test_a_file_over_the_size_limit_is_not_read(tmp_path, monkeypatch, gray):
-    monkeypatch.setattr(frames, "MAX_BYTES", 100)
-    (tmp_path / "big.png").write_bytes(encoded(gray))
-    with pytest.raises(frames.FrameError, match="file too large"):
-        frames.read(tmp_path / "big.png")
 
 
 def test_the_decoder_needs_neither_torch_nor_pandas_nor_opencv():
@@ -157,9 +119,9 @@ def test_the_decoder_needs_neither_torch_nor_pandas_nor_opencv():
     assert done.stdout.strip() == "[]"
 
 
-def test_reading_in_threads_leaves_the_programs_own_warnings_alone(gray):
+def test_reading_in_threads_leaves_the_programs_own_warnings_alone():
     before = list(warnings.filters)
-    data = encoded(gray)
+    data = encoded(GRAY)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(frames.read, [data] * 200))
     assert warnings.filters == before
