@@ -63,6 +63,7 @@ def test_every_backend_gives_pytorchs_answer_at_any_batch_size(exported, name, p
     assert (one.box, one.lesion_type, one.warnings) == (other.box, other.lesion_type, other.warnings)
 
 
+@pytest.mark.slow  # another export
 def test_a_classifier_that_mirrors_does_so_in_every_backend(exported, tmp_path):
     mirror = small.make(tmp_path / "mirror", 1, mirror=True)
     crops = small.crops_of(range(50, 53))

@@ -12,6 +12,7 @@ from thyroid_lib.study import profiles
 SCRIPT = PROJECT / "benchmarks" / "recipes.py"
 
 
+@pytest.mark.slow
 def test_each_recipe_is_one_row_scored_without_the_held_out_fold_and_a_second_call_adds_its_own(
     tmp_path, monkeypatch, capsys
 ):
