@@ -71,8 +71,10 @@ def test_regions_are_those_of_scipy(connectivity):
 
 
 def test_the_sector_is_found_and_what_is_printed_around_it_stays_behind():
-    x, y, width, height = regions.largest_region(scanner_frame((100, 20, 340, 280))).box
-    margin = Recipe().margin
+    frame = scanner_frame((100, 20, 340, 280))
+    region, margin = regions.largest_region(frame), Recipe().margin
+    x, y, width, height = region.box
+    assert np.array_equal(regions.crop(frame, region), frame[y : y + height, x : x + width])
     found = x + margin, y + margin, x + width - margin, y + height - margin
     assert found == pytest.approx((100, 20, 440, 300), abs=2)
 
