@@ -183,7 +183,7 @@ def write_cards(folder: Path, names: dict) -> list[Path]:
         labels = Crops.open(Path(folder) / "data" / role).index["label"]
         flow[role]["classes"] = labels.value_counts().to_dict()
     written = [Path(folder) / name for name in CARDS]
+    known |= {"names": names, "flow": flow, "maps": known.get("maps", {})}
     for path in written:
-        maps = known.get("maps", {})
-        write_text(path, render(CARDS[path.name], **known | {"names": names, "flow": flow, "maps": maps}))
+        write_text(path, render(CARDS[path.name], **known))
     return written
