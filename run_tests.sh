@@ -10,6 +10,7 @@ notebooks=
 trap '[ -z "$notebooks" ] || pkill -P "$notebooks" || true; rm -rf "$scratch"' EXIT
 export THYROID_STATUS=/dev/null THYROID_CACHE="$scratch/cache" THYROID_REPORTS="$scratch/reports"
 export IPYTHONDIR="$scratch/ipython" JUPYTER_PREFER_ENV_PATH=1 PYTHONHASHSEED=0
+export OMP_NUM_THREADS=1 # several processes at once: threads that wait for one another would only spin
 if [ -n "${THYROID_DATA:-}" ]; then
     THYROID_DATA=$(cd "$THYROID_DATA" && pwd) # the notebooks run in another folder
     export THYROID_DATA
@@ -29,7 +30,7 @@ notebooks=$!
 echo "== unit tests"
 cover=()
 case " $* " in *" --slow "*) cover=(--cov=thyroid_lib --cov-report=term:skip-covered --cov-fail-under=90) ;; esac
-THYROID_SUMMARY="$scratch/summary" OMP_NUM_THREADS=1 "$PYTHON" -m pytest -n 2 --dist loadscope --ignore tests/study/test_reports.py ${cover[@]+"${cover[@]}"} "$@"
+THYROID_SUMMARY="$scratch/summary" "$PYTHON" -m pytest -n 2 --dist loadscope --ignore tests/study/test_reports.py ${cover[@]+"${cover[@]}"} "$@"
 
 echo "== notebooks as stored, a smoke run and its reports"
 status=0

@@ -265,6 +265,7 @@ def test_phantom_patients_are_not_taken_for_one_another(tmp_path, monkeypatch):
     assert not len(problems[problems["action"] == manifest.LEFT_OUT])
 
 
+@pytest.mark.slow
 def test_ddti_known_copies_are_found_and_nothing_else(real_data):
     notes = pd.read_csv(real_data / "ddti_notes.csv", dtype=str, keep_default_na=False)
     data = datasets.read(f"ddti:{real_data / 'ddti'}")
@@ -281,6 +282,7 @@ def test_ddti_known_copies_are_found_and_nothing_else(real_data):
     assert {frozenset((r.image, f"{r.exact_dup_of}.jpg")) for r in copies.itertuples()} <= identical
 
 
+@pytest.mark.slow
 def test_busi_near_duplicate_list_is_found_again_from_the_pixels(real_data):
     data = datasets.read(f"busi:{real_data / 'busi'}")
     listed = data["group"].copy()

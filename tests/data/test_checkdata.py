@@ -137,9 +137,10 @@ def test_phantoms_are_called_simulated(tmp_path, capsys, monkeypatch):
 
 
 REAL = [("busi", 0, "764  readable grey frames"), ("ddti", 0, "276  labelled"),
-        pytest.param("tg3k", 1, "unlabelled: not used for training", marks=pytest.mark.slow)]  # fmt: skip
+        ("tg3k", 1, "unlabelled: not used for training")]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, status, words", REAL)
 def test_real_sets_would_run_where_they_have_labels(real_data, capsys, name, status, words):
     assert check_data.main([f"{name}:{real_data / name}"]) == status

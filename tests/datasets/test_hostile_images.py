@@ -29,7 +29,7 @@ from thyroid_lib.datasets import dicom_frames
 
 HERE = Path(__file__).resolve().parent
 BOUND = 384  # MiB by which all of them may raise a process's peak memory; the largest frame allowed takes 275
-MUTATIONS = 150  # of each sound file; with --slow ten to forty times as many
+MUTATIONS = 100  # of each sound file; with --slow ten to forty times as many
 
 
 def dicom_bytes(syntax=ExplicitVRLittleEndian, data: bytes = b"") -> bytes:

@@ -121,7 +121,7 @@ def try_table(data: bytes, clinic: Path, capsys) -> str:
     return result
 
 
-@pytest.mark.parametrize("examples", [60, pytest.param(1500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [30, pytest.param(1500, marks=pytest.mark.slow)])
 def test_any_table_is_read_or_refused_in_words(clinic, capsys, count, examples):
     tried = []
 

@@ -87,6 +87,7 @@ def test_check_data_finds_what_is_wrong_before_anything_runs(place, tmp_path, ca
     assert quiet(said.out + said.err)
 
 
+@pytest.mark.slow
 def test_the_hospitals_become_crops_folds_and_an_external_set(place):
     folder = study(place, "--only", "01")
     found = read_json(folder / "metrics.json")["01_preprocess"]

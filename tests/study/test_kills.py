@@ -108,8 +108,9 @@ def files(run: Path) -> dict[str, bytes]:
     return content
 
 
-@pytest.mark.parametrize("times", [1, pytest.param(10, marks=pytest.mark.slow)])
-def test_a_killed_fine_tuning_ends_with_the_same_bits(script, ready, tmp_path, times, count):
+@pytest.mark.slow
+def test_a_killed_fine_tuning_ends_with_the_same_bits(script, ready, tmp_path, count):
+    times = 10
     whole, broken = (shutil.copytree(ready, tmp_path / name) for name in ("whole", "broken"))
     _, reached = course(script, whole)
     seconds = reached.pop(-1)
