@@ -11,6 +11,7 @@ from thyroid_lib.data.crops import Crops
 from thyroid_lib.datasets import contract
 from thyroid_lib.evaluation import report, task
 from thyroid_lib.study import checklists
+from thyroid_lib.study.run import Run
 
 GROUPS = {key: (f"TI-RADS {key}", f"TI-RADS {key} 类") for key in ("2-3", "4a", "4b", "4c-5")}
 OTHERS = {"benign": ("benign", "良性"), "malignant": ("malignant", "恶性")}
@@ -76,18 +77,18 @@ def role(folder, simulated, names, title=""):
 def test_what_a_run_is_called_follows_the_data_it_is_tested_on(tmp_path, simulated):
     role(tmp_path / "data" / "pretrain", not simulated, OTHERS)
     role(tmp_path / "data" / "finetune", simulated, GROUPS)
-    facts = checklists.facts(tmp_path)
+    facts = checklists.facts(Run(tmp_path))
     assert ("simulated" in facts["identity"][1]) == simulated, "real patients are never called simulated"
     assert ("simulated" in facts["limitations"][1]) == simulated
     assert "TI-RADS grade given by readers" in facts["reference"][1]
 
 
 def test_the_start_of_a_training_is_told_from_the_classifier(tmp_path):
-    assert checklists.facts(tmp_path)["initialization"][0] == "not done"
+    assert checklists.facts(Run(tmp_path))["initialization"][0] == "not done"
     role(tmp_path / "data" / "pretrain", False, OTHERS, "BUSI")
     for weights, said in (("none", "random"), ("0123abcd", "pre-trained on BUSI")):
         write_json(tmp_path / "classifier" / "classifier.json", {"training": {"pretrained_weights": weights}})
-        assert checklists.facts(tmp_path)["initialization"][1] == said
+        assert checklists.facts(Run(tmp_path))["initialization"][1] == said
 
 
 def test_a_set_without_patient_identifiers_claims_no_patients(tmp_path):

@@ -192,7 +192,7 @@ def test_the_index_is_inert_whatever_the_run_says(tmp_path):
     run.record("01_preprocess", {"finetune": about})
     write_text(run.dir / "01_preprocess.html", report.to_html(hostile_notebook(), "01_preprocess"))
     write_json(run.dir / "classifier" / "classifier.json", {"id": ATTACK})
-    for card in checklists.write_cards(run.dir, {"a": (ATTACK, ATTACK)}):  # Markdown for reviewers
+    for card in checklists.write_cards(run, {"a": (ATTACK, ATTACK)}):  # Markdown for reviewers
         assert "<" not in card.read_text(encoding="utf-8")
     assert "&lt;script>" in (run.dir / "STUDY_CARD.md").read_text(encoding="utf-8")
     for page in (report.write_index(run), run.dir.parent / "index.html"):

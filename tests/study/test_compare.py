@@ -84,6 +84,20 @@ def test_noisy_keys_are_listed_and_do_not_decide(tmp_path):
     assert not compare.compare(a, folder(tmp_path / "c", other)).agrees, "other data are no noise"
 
 
+@pytest.mark.parametrize("key, forgiven", [("internal/finetuned/image/sensitivity/a", True),
+    ("internal/finetuned/conformal/coverage", True), ("maps/trained/masks/energy", True),
+    ("internal/finetuned/image/auroc/a", False), ("headline/first/metric", False)])  # fmt: skip
+def test_between_processors_what_rests_on_one_networks_operating_points_is_noisy(tmp_path, key, forgiven):
+    def run(name, value, processor):
+        metrics = {"05_evaluate": {key: interval(value, value - 0.05, value + 0.05)}}
+        return folder(tmp_path / name, metrics, environment={"processor": processor})
+
+    reference = run("reference", 0.6, "A")
+    assert not compare.compare(run("same", 0.8, "A"), reference).agrees, "the same processor repeats it"
+    found = compare.compare(run("other", 0.8, "B"), reference)
+    assert found.agrees == forgiven and len(found.lines("noisy")) == forgiven
+
+
 def test_the_exit_status_tells_agreement_whatever_the_parameters_difference_and_misuse(tmp_path, capsys):
     for data, epochs, torch in (("ddti:../../data/ddti", 3, "2.15"), ("ddti:ddti", 4, "2.11")):
         parameters = {"04": {"epochs": epochs, "finetune_data": data}}

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 
 import numpy as np
 import pandas as pd
@@ -122,6 +123,30 @@ def test_metrics_keep_numbers_as_json_and_merge(tmp_path):
     assert json.loads((tmp_path / "metrics.json").read_text()) == {
         "05": {"a": {"value": 0.100000001, "low": None, "high": 3}, "b": [True]}
     }
+
+
+def test_a_notebook_in_jupyterlab_reads_the_newest_run_and_writes_beside_it(tmp_path, monkeypatch, capsys):
+    for name in ("THYROID_RUN", "THYROID_SOURCE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("THYROID_REPORTS", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"classifier.*run_all\.sh makes one"):
+        open_run("", "classifier")
+    for name, age in (("old", 200), ("new", 100), ("unfinished", 0)):
+        made = tmp_path / name / ("crops" if name == "unfinished" else "classifier")
+        made.mkdir(parents=True)
+        os.utime(made, (time.time() - age,) * 2)
+        Run(made.parent).record("05", {"a": name, "b": 1})
+    run = open_run("", "classifier")
+    assert run.dir == tmp_path / "explore" and run.source == tmp_path / "new"
+    assert "Markdown" in capsys.readouterr().out, "it says which run was opened"
+    run.record("05", {"a": "mine"})
+    assert run.metrics == {"05": {"a": "mine", "b": 1}} and Run(run.source).metrics["05"]["a"] == "new"
+    monkeypatch.setenv("THYROID_SOURCE", "old")
+    assert open_run("", "classifier").source == tmp_path / "old"
+    monkeypatch.setenv("THYROID_SOURCE", "unfinished")
+    with pytest.raises(FileNotFoundError, match="none in the run unfinished"):
+        open_run("", "classifier")
+    assert open_run(tmp_path / "old", "classifier").source == tmp_path / "old"
 
 
 def test_a_table_keeps_intervals_whole_lets_long_names_break_and_escapes(tmp_path, monkeypatch):

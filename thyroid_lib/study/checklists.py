@@ -28,18 +28,18 @@ def source() -> dict:
     return yaml.safe_load((TEMPLATES / "reviewers" / "items.yaml").read_text(encoding="utf-8"))
 
 
-def facts(folder: Path) -> dict[str, tuple[str, str, str]]:
+def facts(run: Run) -> dict[str, tuple[str, str, str]]:
     """What a run can say for itself: the answers of ``items.yaml``.
 
     Everything is read from the run's files; where they are silent the answer is "not done", never a guess.
 
     Args:
-        folder: the run's folder.
+        run: the run.
 
     Returns:
         answer -> state (``REPORTED`` or ``NOT_DONE``), its words, the notebook or file where more is.
     """
-    known, said = _known(Run(folder)), {}
+    known, said = _known(run), {}
     words = environment().overlay(undefined=jinja2.ChainableUndefined)  # a run may lack any of it
     for name, answer in source()["answers"].items():
         done = "says" in answer and words.compile_expression(answer.get("when", "true"))(**known)
@@ -51,12 +51,15 @@ def facts(folder: Path) -> dict[str, tuple[str, str, str]]:
 
 def _known(run: Run) -> dict:
     """The names that an answer may speak of: what notebook 05 recorded, and the nine below."""
-    classifier, found = read_json(run.dir / "classifier/classifier.json"), run.metrics.get("05_evaluate", {})
+    classifier, found = (
+        read_json(run.source / "classifier/classifier.json"),
+        run.metrics.get("05_evaluate", {}),
+    )
     roles = {
-        role: read_json(run.dir / "data" / role / "crops.json")
-        | _people(run.dir / "data" / role / "index.csv")
+        role: read_json(run.source / "data" / role / "crops.json")
+        | _people(run.source / "data" / role / "index.csv")
         for role in ("pretrain", "finetune", "external")
-        if (run.dir / "data" / role / "crops.json").is_file()
+        if (run.source / "data" / role / "crops.json").is_file()
     }
     tested = [role["simulated"] for name, role in roles.items() if name != "pretrain"]
     simulated = bool(tested) and all(tested)  # whatever the network was pre-trained on
@@ -89,16 +92,16 @@ def _people(path: Path) -> dict:
     }
 
 
-def fill(folder: Path) -> pd.DataFrame:
+def fill(run: Run) -> pd.DataFrame:
     """Fills every item from a run.
 
     Args:
-        folder: the run's folder, notebooks 01, 04 and 05 done.
+        run: the run, notebooks 01, 04 and 05 done.
 
     Returns:
         Columns standard, item, asks, state (one of ``STATES``), value, place.
     """
-    said = facts(folder) | {"authors": (AUTHORS, "", "")}
+    said = facts(run) | {"authors": (AUTHORS, "", "")}
     standards = source()["standards"].items()
     table = pd.DataFrame([{"standard": name} | item for name, items in standards for item in items])
     table[["state", "value", "place"]] = [
@@ -120,21 +123,21 @@ def summary(filled: pd.DataFrame) -> dict:
     return counts.to_dict("index")
 
 
-def flow_counts(folder: Path, predictions: pd.DataFrame) -> dict:
+def flow_counts(run: Run, predictions: pd.DataFrame) -> dict:
     """From files to tested images, for the clinic's data and the external source.
 
     Args:
-        folder: the run's folder;  predictions: of ``read_predictions``.
+        run: the run;  predictions: of ``read_predictions``.
 
     Returns:
         role -> {"title", "files", "left_out": {reason: files}, "crops", "patients", "unlabelled", "tested",
         "tested_patients", "not_tested"}.
     """
-    run, result = Run(folder), {}
+    result = {}
     for role, place in (("finetune", "internal"), ("external", "external")):
-        if not (run.dir / "data" / role / "crops.json").is_file():
+        if not (run.source / "data" / role / "crops.json").is_file():
             continue
-        crops = Crops.open(run.dir / "data" / role)
+        crops = Crops.open(run.source / "data" / role)
         left = crops.excluded["reason"].value_counts().to_dict()
         problems = crops.folder / "problems.csv"
         if problems.is_file():
@@ -166,23 +169,23 @@ def flow_steps(counts: dict) -> list[list[tuple[str, list[str]]]]:
     return yaml.safe_load(render("reviewers/flow.yaml.j2", counts=counts)) or []
 
 
-def write_cards(folder: Path, names: dict) -> list[Path]:
+def write_cards(run: Run, names: dict) -> list[Path]:
     """Writes STUDY_CARD.md and DATA_SHEET.md into a run.
 
     Args:
-        folder: the run's folder;  names: class key -> (English, Chinese).
+        run: the run;  names: class key -> (English, Chinese).
 
     Returns:
         The two paths. The card follows Mitchell 2019 (arXiv 1810.03993), the sheet Gebru 2021 (arXiv
         1803.09010), filled with this run's facts.
     """
-    known = _known(Run(folder))
-    known["said"] = {name: words or NOT_DONE for name, (_, words, _) in facts(folder).items()}
+    known = _known(run)
+    known["said"] = {name: words or NOT_DONE for name, (_, words, _) in facts(run).items()}
     flow = known.get("flow", {})
     for role in flow:
-        labels = Crops.open(Path(folder) / "data" / role).index["label"]
+        labels = Crops.open(run.source / "data" / role).index["label"]
         flow[role]["classes"] = labels.value_counts().to_dict()
-    written = [Path(folder) / name for name in CARDS]
+    written = [run.dir / name for name in CARDS]
     known |= {"names": names, "flow": flow, "maps": known.get("maps", {})}
     for path in written:
         write_text(path, render(CARDS[path.name], **known))

@@ -24,8 +24,8 @@ from thyroid_lib.study.run import Run
 
 RELATIVE = 0.01
 OUTSIDE = 0.05
-# Keys that follow one training or one decoder, with no interval to judge them by.
-NOISY = re.compile("|".join(yaml.safe_load((TEMPLATES / "study" / "noisy.yaml").read_text(encoding="utf-8"))))
+# Keys that follow one training or one decoder: always, and between runs on two kinds of processor.
+NOISY = yaml.safe_load((TEMPLATES / "study" / "noisy.yaml").read_text(encoding="utf-8"))
 HEADLINE = "05_evaluate/headline/"
 # Parts of an environment that always differ and explain nothing; ``library_sha256`` tells other code.
 UNTOLD = ("git_commit", "git_clean", "executable_is_venv")
@@ -91,7 +91,9 @@ def compare(run: Path, reference: Path) -> Comparison:
     for key in theirs:
         counts.pop(_stage(key), None)  # leaves the stages that only the run has
     keys = sorted(key for key in ours.keys() | theirs.keys() if _stage(key) not in counts)
-    rows = [_judged(key, ours, theirs) for key in keys]
+    processors = {one.facts.get("environment", {}).get("processor") for one in runs}
+    noisy = re.compile("|".join(NOISY["always"] + NOISY["another_processor"] * (len(processors) == 2)))
+    rows = [_judged(key, ours, theirs, noisy.search(key) is not None) for key in keys]
     table = pd.DataFrame(rows, columns=["key", "verdict", "line", "interval"])
     outside = table["verdict"] == "outside"
     if outside.sum() > OUTSIDE * table["interval"].sum():
@@ -104,9 +106,8 @@ def _stage(key: str) -> str:
     return key.partition("/")[0]
 
 
-def _judged(key: str, ours: dict, theirs: dict) -> tuple[str, str, str, bool]:
+def _judged(key: str, ours: dict, theirs: dict, noisy: bool) -> tuple[str, str, str, bool]:
     """A key, its verdict, the line about it, and whether it counts among the numbers with an interval."""
-    noisy = NOISY.search(key) is not None
     interval = not noisy and all(isinstance(one.get(key), Mapping) for one in (ours, theirs))
     if key not in ours or key not in theirs:
         verdict, where = ("missing", "reference") if key in theirs else ("new", "run")

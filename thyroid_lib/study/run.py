@@ -8,7 +8,7 @@ import io
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import cycle
 from pathlib import Path
@@ -16,6 +16,7 @@ from pathlib import Path
 from thyroid_lib.common.files import REPORTS, merge, read_json, write_json
 
 SCREEN = 105  # px that an inch of a figure takes in JupyterLab
+EXPLORED = "explore"  # the run that notebooks write to when JupyterLab opens them
 PICTURE = 24  # px: an array of this many a side is a picture, a smaller one a matrix
 
 
@@ -23,11 +24,12 @@ class Run:
     """One run's folder as a notebook sees it.
 
     Attributes:
-        dir: the folder.
+        dir: the folder, which the notebook writes to.
+        source: the run whose files it reads: the same, but for a notebook that is explored beside a finished run.
     """
 
-    def __init__(self, folder: Path):
-        self.dir = Path(folder)
+    def __init__(self, folder: Path, source: Path | None = None):
+        self.dir, self.source = Path(folder), Path(source or folder)
 
     def path(self, *parts: str) -> Path:
         """A path inside the run, its parent folder made."""
@@ -38,12 +40,20 @@ class Run:
     @property
     def metrics(self) -> dict:
         """Every number recorded so far: notebook -> key -> value."""
-        return read_json(self.dir / "metrics.json")
+        return self._read("metrics.json")
 
     @property
     def facts(self) -> dict:
         """``run.json``: profile, parameters, environment, stages that succeeded, and ``notes``."""
-        return read_json(self.dir / "run.json")
+        return self._read("run.json")
+
+    def _read(self, name: str) -> dict:
+        """A JSON file of the run, what was written here laid over what the source has."""
+        return merge(read_json(self.source / name), read_json(self.dir / name))
+
+    def _lay(self, name: str, content: Mapping) -> None:
+        """Lay content over a JSON file of the run."""
+        write_json(self.dir / name, dict(sorted(merge(read_json(self.dir / name), content).items())))
 
     def record(self, stage: str, metrics: Mapping) -> None:
         """Keep numbers of one notebook in ``metrics.json``.
@@ -55,7 +65,7 @@ class Run:
             stage: the notebook, such as ``"05_evaluate"``.
             metrics: keys to numbers, texts, or dictionaries of them; laid over what is there.
         """
-        write_json(self.dir / "metrics.json", dict(sorted(merge(self.metrics, {stage: metrics}).items())))
+        self._lay("metrics.json", {stage: metrics})
 
     def note(self, stage: str, notes: Mapping) -> None:
         """Keep what differs from run to run (times, throughput, hardware, choices) in ``run.json``."""
@@ -63,7 +73,7 @@ class Run:
 
     def tell(self, facts: Mapping) -> None:
         """Lay facts over those in ``run.json``."""
-        write_json(self.dir / "run.json", dict(sorted(merge(self.facts, facts).items())))
+        self._lay("run.json", facts)
 
     def forget(self, stage: str) -> None:
         """Drop what an earlier execution of a stage left in ``run.json`` and ``metrics.json``."""
@@ -150,18 +160,25 @@ def _breaking_well(text: str) -> str:
     return re.sub(name, lambda found: re.sub(r"(?<=[_/-])(?=\w)", "<wbr>", found[0]), text)
 
 
-def open_run(run_dir: str | os.PathLike = "") -> Run:
+def open_run(run_dir: str | os.PathLike = "", *reads: str) -> Run:
     """Open a run's folder, made where it is missing, and switch to the study's figure style.
 
+    A notebook that is opened in JupyterLab names no run: it writes to ``reports/explore`` and reads the newest run
+    that has what it reads, or ``$THYROID_SOURCE``, which ``./run_all.sh lab RUN`` sets; it says which.
+
     Args:
-        run_dir: the folder; where empty, ``$THYROID_RUN``, else ``reports/explore`` of the checkout.
+        run_dir: the folder, to read and to write; where empty, ``$THYROID_RUN``.
+        reads: files or folders of earlier notebooks that this one reads, such as ``"classifier"``.
 
     Raises:
+        FileNotFoundError: no run has what is read.
         OSError: the folder cannot be made or written to.
     """
     from thyroid_lib.plots.style import use_style
 
-    folder = Path(run_dir or os.environ.get("THYROID_RUN") or REPORTS / "explore").resolve()
+    named = run_dir or os.environ.get("THYROID_RUN")
+    reports = Path(os.environ.get("THYROID_REPORTS", REPORTS))
+    folder = Path(named or reports / EXPLORED).resolve()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -172,4 +189,26 @@ def open_run(run_dir: str | os.PathLike = "") -> Run:
             "choose another with --run or run_dir, or another place with THYROID_REPORTS"
         ) from None
     use_style()
-    return Run(folder)
+    return Run(folder, newest(reports, reads) if reads and not named else None)
+
+
+def newest(reports: Path, reads: Sequence[str]) -> Path:
+    """The run that a notebook in JupyterLab reads: ``$THYROID_SOURCE``, else the newest in ``reports``; shows which.
+
+    Raises:
+        FileNotFoundError: it lacks one of ``reads``, or no run has them all.
+    """
+    from IPython.display import Markdown, display
+
+    chosen = os.environ.get("THYROID_SOURCE")
+    places = [reports / chosen] if chosen else list(reports.glob("*/"))
+    found = [place for place in places if all((place / name).exists() for name in reads)]
+    if not found:
+        came = f"none in the run {chosen}" if chosen else f"no run in {reports}"
+        raise FileNotFoundError(
+            f"expected {' and '.join(reads)} of a finished run, came {came}; ./run_all.sh makes one, "
+            "./run_all.sh lab RUN chooses one"
+        )
+    run = max(found, key=lambda place: (place / reads[0]).stat().st_mtime)
+    display(Markdown(f"Opened: the run **{run.name}**. What is written goes to `{reports.name}/{EXPLORED}`."))
+    return run

@@ -31,12 +31,13 @@ def open_data(folder: Path) -> Crops:
     return crops
 
 
-def model_config(crops: Crops, switches: dict) -> dict:
+def model_config(crops: Crops, switches: dict, initial: Path | None = None) -> dict:
     """Configuration of a grey-scale network for the classes of the crops, complete, for `network.build`.
 
     Args:
         crops: what it will see.
         switches: of `network.Xception`, any of them; "name" is "optimized_xception" (without it) or "xception".
+        initial: weights that it will start from, whose switches hold where nothing else is said.
 
     Raises:
         ValueError: there is no such switch, or it has no such value.
@@ -45,9 +46,10 @@ def model_config(crops: Crops, switches: dict) -> dict:
     if not isinstance(switches, dict) or set(switches) - set(known):
         raise ValueError(f"network: expected switches among {', '.join(known)}; {switches!r} came")
     defaults = {"name": "optimized_xception", "zero_init_residual": True}
+    brought = checkpoint.load_weights(initial)[1]["model"] if initial else {}
     try:
         with torch.device("meta"):
-            config = defaults | switches | {"num_classes": len(crops.classes), "in_chans": 1}
+            config = defaults | brought | switches | {"num_classes": len(crops.classes), "in_chans": 1}
             return network.build(config).config
     except (TypeError, ValueError) as error:
         raise ValueError(f"network={switches!r}: {error}") from error

@@ -44,7 +44,7 @@ def carry_over(fit: Fit, run) -> tuple[network.LoadReport, pd.DataFrame]:
     """
     from thyroid_lib.data.crops import Crops
 
-    clinic = run.path("data", "finetune")
+    clinic = run.source / "data" / "finetune"
     classes = Crops.open(clinic).classes if (clinic / "crops.json").is_file() else LESION_TYPES
     tensors, metadata = checkpoint.load_weights(fit.weights)
     model = network.build(metadata["model"] | {"num_classes": len(classes)})
