@@ -221,7 +221,7 @@ def choose_precision(
     return "bf16-mixed" if fast else "32-true", why
 
 
-def probe(model: nn.Module, size: int, rounds: int = 3) -> dict[str, float]:
+def probe(model: nn.Module, size: int, rounds: int = 6) -> dict[str, float]:
     """Times forward and backward passes of a network, the two precisions in turn.
 
     On one thread and in processor time, so that whatever else the machine is doing disturbs it little. The
