@@ -34,9 +34,7 @@ from thyroid_lib.data.rows import RowReader
 from thyroid_lib.training import checkpoint
 from thyroid_lib.training.settings import PRECISIONS, Settings, TrainingError
 
-GAIN = (
-    1.05  # bfloat16 is chosen where it is at least this much faster: less is lost in the noise of the probe
-)
+GAIN = 1.05  # bfloat16 is chosen where it is at least this much faster: below, the probe's noise decides
 PARENT = "THYROID_PARENT"  # set for workers that must not outlive the process which started them
 
 
