@@ -35,20 +35,11 @@ def test_an_installed_wheel_classifies_a_folder_from_anywhere(classifier_folder,
     for number in range(3):
         Image.fromarray(small.sector_frame(number)).save(frames / f"{number}.png")
     code = "import sys, thyroid_lib.__main__ as m; print(m.__file__, file=sys.stderr); sys.exit(m.main(sys.argv[1:]))"
-    command = [
-        sys.executable,
-        "-c",
-        code,
-        "classify",
-        frames,
-        "--classifier",
-        classifier_folder,
-        "--out",
-        "pages",
-        "--json",
-    ]
+    command = [sys.executable, "-c", code, *"classify frames --out pages --json --classifier".split()]
     environment = os.environ | {"PYTHONPATH": str(site)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, classifier_folder], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0 and done.stderr.startswith(str(site)), done.stderr
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(answers) == 3 and all("lesion_type" in answer for answer in answers)

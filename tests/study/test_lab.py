@@ -44,7 +44,7 @@ def lab(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed")
-def test_the_explorer_runs_as_stored_and_its_slider_changes_the_answer(lab, tmp_path):
+def test_the_explorer_runs_as_stored_and_its_slider_changes_the_answer(lab):
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
@@ -54,9 +54,7 @@ def test_the_explorer_runs_as_stored_and_its_slider_changes_the_answer(lab, tmp_
         page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
         page.goto(lab)
         page.get_by_text("| Idle").wait_for()  # there is a kernel
-        page.get_by_role(
-            "heading", name="07 Explore"
-        ).wait_for()  # a newcomer with a run starts at the explorer
+        page.get_by_role("heading", name="07 Explore").wait_for()  # where a newcomer with a run starts
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_text("Run All Cells", exact=True).click()
         answer = page.locator(".jp-OutputArea div[role=status]").first
@@ -69,10 +67,7 @@ def test_the_explorer_runs_as_stored_and_its_slider_changes_the_answer(lab, tmp_
         for slider, key in (("Closing", "Home"), ("Threshold", "End")):
             page.locator(".widget-slider", has_text=slider).locator(".noUi-handle").focus()
             page.keyboard.press(key)
-        page.screenshot(path=tmp_path / "lab.png")
-        assert wait_for(lambda: page.wait_for_timeout(500) or answer.inner_text() != before, seconds=60), (
-            before
-        )
+        assert wait_for(lambda: page.wait_for_timeout(500) or answer.inner_text() != before, seconds=60)
         assert not page.locator("[data-mime-type='application/vnd.jupyter.stderr']").count()
         browser.close()
     assert not errors
