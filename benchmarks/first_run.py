@@ -10,7 +10,6 @@ Writes benchmarks/results/first_run.json: seconds in all, of the installation, o
 """
 
 import argparse
-import json
 import os
 import subprocess
 import tempfile
@@ -19,14 +18,15 @@ from pathlib import Path
 
 import turns
 
-PROJECT = Path(__file__).resolve().parents[1]
+from thyroid_lib.common.files import PROJECT, read_json
+
 LEAST = 2.0  # seconds below which a part is not listed
 
 
 def parts(notebook: Path) -> dict[str, float]:
     """Seconds of the cells of an executed notebook, the slowest first: section, and the cell's name in it."""
     section, found = "", {}
-    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+    for cell in read_json(notebook)["cells"]:
         if cell["cell_type"] == "markdown":
             section = next(
                 (line.lstrip("# ") for line in cell["source"] if line.startswith("#")), section
@@ -51,7 +51,7 @@ def main() -> None:
         subprocess.run(["./run_all.sh", "--profile", options.profile], cwd=clone, env=environment, check=True)
         seconds = time.monotonic() - begin
         run = clone / "reports" / options.profile
-        facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
+        facts = read_json(run / "run.json")
         stages = {
             stage: {"seconds": about["seconds"], "parts": parts(run / f"{stage}.ipynb")}
             for stage, about in facts["stages"].items()

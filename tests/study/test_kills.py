@@ -110,13 +110,12 @@ def files(run: Path) -> dict[str, bytes]:
 
 @pytest.mark.slow
 def test_a_killed_fine_tuning_ends_with_the_same_bits(script, ready, tmp_path, count):
-    times = 10
     whole, broken = (shutil.copytree(ready, tmp_path / name) for name in ("whole", "broken"))
     _, reached = course(script, whole)
     seconds = reached.pop(-1)
-    random = np.random.default_rng(times)
-    for number in range(times):  # one in each equal part of the undisturbed course
-        moment = seconds * (number + random.random()) / times
+    random = np.random.default_rng(10)
+    for number in range(10):  # one in each equal part of the undisturbed course
+        moment = seconds * (number + random.random()) / 10
         kept = max(at for epochs, at in reached.items() if epochs <= epochs_done(broken))
         after = max(0.0, moment - kept)  # it goes on from there
         while not course(script, broken, after)[0]:
@@ -126,4 +125,4 @@ def test_a_killed_fine_tuning_ends_with_the_same_bits(script, ready, tmp_path, c
     weights = {f"checkpoints/{name}/best.safetensors" for name in FITS}
     assert {*a} == {*b} > {"predictions.csv", "metrics.json", *weights}
     assert [name for name in a if a[name] != b[name]] == []
-    count(faults=times)
+    count(faults=10)

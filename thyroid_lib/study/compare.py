@@ -91,7 +91,8 @@ def compare(run: Path, reference: Path) -> Comparison:
     for key in theirs:
         counts.pop(_stage(key), None)  # leaves the stages that only the run has
     keys = sorted(key for key in ours.keys() | theirs.keys() if _stage(key) not in counts)
-    processors = {one.facts.get("environment", {}).get("processor") for one in runs}
+    facts = [one.facts for one in runs]
+    processors = {one.get("environment", {}).get("processor") for one in facts}
     noisy = re.compile("|".join(NOISY["always"] + NOISY["another_processor"] * (len(processors) == 2)))
     rows = [_judged(key, ours, theirs, noisy.search(key) is not None) for key in keys]
     table = pd.DataFrame(rows, columns=["key", "verdict", "line", "interval"])
@@ -99,7 +100,7 @@ def compare(run: Path, reference: Path) -> Comparison:
     if outside.sum() > OUTSIDE * table["interval"].sum():
         table.loc[outside, "verdict"] = "different"
     around = {"stages": [f"{named(stage)}: {n} numbers, not in the reference" for stage, n in counts.items()]}
-    return Comparison(table, around | _around(ours, theirs, *(one.facts for one in runs)))
+    return Comparison(table, around | _around(ours, theirs, *facts))
 
 
 def _stage(key: str) -> str:

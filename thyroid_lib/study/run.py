@@ -49,7 +49,8 @@ class Run:
 
     def _read(self, name: str) -> dict:
         """A JSON file of the run, what was written here laid over what the source has."""
-        return merge(read_json(self.source / name), read_json(self.dir / name))
+        own = read_json(self.dir / name)
+        return own if self.source == self.dir else merge(read_json(self.source / name), own)
 
     def _lay(self, name: str, content: Mapping) -> None:
         """Lay content over a JSON file of the run."""
@@ -160,6 +161,11 @@ def _breaking_well(text: str) -> str:
     return re.sub(name, lambda found: re.sub(r"(?<=[_/-])(?=\w)", "<wbr>", found[0]), text)
 
 
+def reports_folder() -> Path:
+    """Where the runs lie: ``$THYROID_REPORTS``, else ``reports`` of the checkout."""
+    return Path(os.environ.get("THYROID_REPORTS") or REPORTS).resolve()
+
+
 def open_run(run_dir: str | os.PathLike = "", *reads: str) -> Run:
     """Open a run's folder, made where it is missing, and switch to the study's figure style.
 
@@ -177,7 +183,7 @@ def open_run(run_dir: str | os.PathLike = "", *reads: str) -> Run:
     from thyroid_lib.plots.style import use_style
 
     named = run_dir or os.environ.get("THYROID_RUN")
-    reports = Path(os.environ.get("THYROID_REPORTS", REPORTS))
+    reports = reports_folder()
     folder = Path(named or reports / EXPLORED).resolve()
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -19,12 +19,12 @@ from pathlib import Path
 import nbformat
 import papermill
 
-from thyroid_lib.common.files import PROJECT, REPORTS, DamagedFile, write_json, write_text
+from thyroid_lib.common.files import PROJECT, DamagedFile, write_json, write_text
 from thyroid_lib.common.fingerprint import digest
 from thyroid_lib.common.templates import render
 from thyroid_lib.study import profiles, provenance, report
 from thyroid_lib.study.compare import against_reference
-from thyroid_lib.study.run import Run, open_run
+from thyroid_lib.study.run import Run, open_run, reports_folder
 from thyroid_lib.study.watch import Watch, clock
 
 DAY = 24 * 60.0  # minutes
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         name = options.run or Path(options.profile).stem
         if not re.fullmatch(r"[\w.-]+", name) or name in (".", "..", "reference"):
             raise ValueError(f"--run {name}: expected a plain folder name, such as quick")
-        folder = Path(os.environ.get("THYROID_REPORTS") or REPORTS).resolve() / name
+        folder = reports_folder() / name
         stages = _chosen(options, Run(folder).facts.get("stages", {}))
         run = open_run(folder)
         lock = open(folder / ".lock", "w")  # the system lets go of it on any exit

@@ -46,7 +46,7 @@ def model_config(crops: Crops, switches: dict, initial: Path | None = None) -> d
     if not isinstance(switches, dict) or set(switches) - set(known):
         raise ValueError(f"network: expected switches among {', '.join(known)}; {switches!r} came")
     defaults = {"name": "optimized_xception", "zero_init_residual": True}
-    brought = checkpoint.load_weights(initial)[1]["model"] if initial else {}
+    brought = checkpoint.load_weights(initial, tensors=False)[1]["model"] if initial else {}
     try:
         with torch.device("meta"):
             config = defaults | brought | switches | {"num_classes": len(crops.classes), "in_chans": 1}

@@ -59,10 +59,12 @@ def carry_over(fit: Fit, run) -> tuple[network.LoadReport, pd.DataFrame]:
 
 
 def cost(fits: Mapping[str, Fit]) -> pd.DataFrame:
-    """Epochs, time and throughput of each training, and what was chosen for the machine."""
+    """Size of the network, epochs, time and throughput of each training, and what was chosen for the machine."""
     return pd.DataFrame(
         {
             "training": name,
+            "width": f"{fit.settings['model']['width']:g}",
+            "middle blocks": fit.settings["model"]["middle_blocks"],
             "epochs": len(fit.history),
             "time": duration(fit.seconds),
             "images/s": f"{fit.images_per_second:,.1f}",
