@@ -14,6 +14,8 @@ process of its own, as in use: our loop's way with memory is not lent to the oth
     timm_best    timm's legacy_xception, channels last and the probed precision, data already on the device
     matrix       the machine's bfloat16 matrix rate, measured after every turn: shares are of that one, medians of them
 
+After them our network's processor time by operator, as PyTorch's profiler sees it (`profile`).
+
 Writes benchmarks/results/training-<device>.json.
 """
 
@@ -269,6 +271,32 @@ def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def profile(
+    size: int, batch: int, width: float, precision: str, steps: int = 3, most: int = 20
+) -> list[dict]:
+    """Where a step of our network spends its time: processor time by operator, its own without what it calls."""
+    device = _device()
+    bare = Bare(size, batch, steps, network.build(MODEL | {"width": width}), 1, device, precision)
+    bare()
+    activity = torch.profiler.ProfilerActivity
+    with torch.profiler.profile(
+        activities=[activity.CUDA if device.type == "cuda" else activity.CPU]
+    ) as found:
+        bare()
+    clock = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    rows = {row.key: row for row in found.key_averages()}
+    times = {name: getattr(row, clock) for name, row in rows.items()}
+    return [
+        {
+            "operator": name,
+            "share": round(times[name] / sum(times.values()), 4),
+            "milliseconds_per_image": round(times[name] / 1e3 / steps / batch, 4),
+            "calls_per_step": rows[name].count // steps,
+        }
+        for name in sorted(times, key=times.get, reverse=True)[:most]
+    ]
+
+
 def flatness(size: int, batch: int, counts: list[int], folder: Path) -> list[dict]:
     """Whether an image costs the same in time and memory however many crops there are.
 
@@ -325,6 +353,7 @@ def main() -> int:
         sizes, batch, steps, rounds, width, counts = [32], 4, 1, 1, 0.0625, [100, 1000]
     with tempfile.TemporaryDirectory() as folder:
         tables = [race(size, batch, steps, rounds, width, Path(folder)) for size in sizes]
+        operators = profile(sizes[0], batch, width, tables[0]["precision"])
         flat = flatness(sizes[0], batch, counts, Path(folder))
     content = {
         "hardware": hardware.describe(),
@@ -333,6 +362,7 @@ def main() -> int:
         "command": " ".join(["python benchmarks/training.py", *sys.argv[1:]]),
         "width": width,
         "tables": tables,
+        "profile": operators,
         "flatness": flat,
     }
     turns.report(f"training-{'cuda' if cuda else 'cpu'}", content, options.smoke)

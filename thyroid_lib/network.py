@@ -78,13 +78,13 @@ class Block(nn.Module):
         layers = []
         for i, (before, after) in enumerate(pairwise(channels)):
             if i or leading_relu:
-                layers.append(nn.ReLU())
+                layers.append(nn.ReLU(inplace=i > 0))  # the first one's input goes round by the shortcut, too
             layers += [SeparableConv2d(before, after), nn.BatchNorm2d(after)]
         self.body = nn.Sequential(*layers)
         self.down = down or nn.Identity()
         self.shortcut = nn.Identity()
         if down or channels[0] != channels[-1]:
-            strided = nn.Conv2d(channels[0], channels[-1], 1, stride=2 if down else 1, bias=False)
+            strided = PointwiseConv2d(channels[0], channels[-1], stride=2 if down else 1)
             self.shortcut = nn.Sequential(strided, nn.BatchNorm2d(channels[-1]))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class Block(nn.Module):
 
 
 def conv_bn_relu(conv: nn.Module, channels: int) -> list[nn.Module]:
-    return [conv, nn.BatchNorm2d(channels), nn.ReLU()]
+    return [conv, nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
 
 
 class EntryFlow(nn.Sequential):

@@ -146,14 +146,11 @@ def crops_and_printed(spec, folder):
     read = (shortcuts.pixel_probe(seen, clinic.labels, folds, 4) for seen in shown)
     plain, cheat = map(sample.macro_auroc, read)
     assert sample.metric(cheat - plain)["low"] > 0, "the cheat is missed"
-    return clinic, printed
+    return clinic
 
 
 def test_the_answer_printed_on_phantoms_is_caught(phantoms, tmp_path):
-    clinic, printed = crops_and_printed(phantoms, tmp_path / "clinic")
-    answer = crops.build(datasets.read(phantoms + "&answer=1"), tmp_path / "answer", size=64, jobs=1)
-    assert np.array_equal(answer.images, clinic.images), "the print is outside the sector: crops are the same"
-    assert np.array_equal(printed, answer.frames)
+    clinic = crops_and_printed(phantoms, tmp_path / "clinic")
     assert views.answer_frames("folder:/x", clinic) is None
     assert views.answer_frames(phantoms.replace("seed=3", "seed=4"), clinic) is None, "other patients"
 

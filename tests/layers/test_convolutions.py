@@ -36,11 +36,13 @@ def test_in_bfloat16_the_gradients_agree_to_its_precision():
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.integers(1, 3), st.integers(1, 40), st.integers(1, 9), st.integers(1, 9))
-def test_a_pointwise_convolution_its_gradients_and_layout_are_the_plain_ones(n, channels, height, width):
-    x, layer = image(n, channels, height, width), pointwise.PointwiseConv2d(channels, 7).double()
+@given(st.integers(1, 3), st.integers(1, 40), st.integers(1, 9), st.integers(1, 9), st.integers(1, 2))
+def test_a_pointwise_convolution_its_gradients_and_layout_are_the_plain_ones(
+    n, channels, height, width, step
+):
+    x, layer = image(n, channels, height, width), pointwise.PointwiseConv2d(channels, 7, step).double()
     assert layer(x).is_contiguous(memory_format=LAST)
-    assert_alike(layer(x), F.conv2d(x, layer.weight), x, layer.weight)
+    assert_alike(layer(x), F.conv2d(x, layer.weight, None, step), x, layer.weight)
 
 
 @pytest.mark.parametrize("layer", [depthwise.DepthwiseConv2d(64, 2, 3), pointwise.PointwiseConv2d(64, 7)])
@@ -65,7 +67,7 @@ def test_a_frozen_filter_is_left_out_and_elsewhere_the_plain_convolution_runs(mo
 
 @pytest.mark.parametrize("case", ["few pixels", "many pixels", "no gradient wanted", "contiguous"])
 def test_a_matrix_product_runs_only_where_it_is_faster(case, monkeypatch):
-    x = image(1, 8, 4, 9 if case == "many pixels" else 8, dtype=torch.float32).detach()
+    x = image(1, 8, 16, 17 if case == "many pixels" else 16, dtype=torch.float32).detach()
     layer, called, linear = pointwise.PointwiseConv2d(8, 7), [], F.linear
     monkeypatch.setattr(pointwise.F, "linear", lambda *a: called.append(1) or linear(*a))
     x = x.contiguous() if case == "contiguous" else x

@@ -30,7 +30,6 @@ def read(
     *,
     patients: Annotated[int, 1] = 120,
     seed: Annotated[int, 0] = 0,
-    answer: Annotated[int, 0] = 0,
     jobs: Annotated[int, -1] = -1,
 ) -> pd.DataFrame:
     """Reads a phantom source, simulating it first where the cache has not got it.
@@ -39,7 +38,6 @@ def read(
         source: `clinic`, `external` or `open`.
         patients: how many; each has 1 to 4 frames.
         seed: another seed gives other patients.
-        answer: 1 prints the label on every frame, outside the sector, for the shortcut audit.
         jobs: worker processes, -1 for one per core; the frames do not depend on it.
 
     Returns:
@@ -55,10 +53,10 @@ def read(
     digest = hashlib.sha256(cv2.__version__.encode())
     for path in sorted(Path(phantoms.__file__).parent.glob("*.*")):
         digest.update(path.read_bytes())
-    name = f"{source}-p{patients}-s{seed}{'-answer' if answer else ''}-{digest.hexdigest()[:12]}"
+    name = f"{source}-p{patients}-s{seed}-{digest.hexdigest()[:12]}"
     folder = (cache_folder() / "phantoms" / name).absolute()
     if not (folder / "table.csv").is_file():
-        _simulate(folder, simulator.patients(source, patients, seed), bool(answer), jobs)
+        _simulate(folder, simulator.patients(source, patients, seed), jobs)
     rows = pd.read_csv(folder / "table.csv", keep_default_na=False)
     rows["path"] = f"{folder.as_posix()}/" + rows["image"]
     rows["mask"] = f"{folder.as_posix()}/masks/" + rows["image"].str.removeprefix("frames/")
@@ -68,7 +66,7 @@ def read(
     return found.manifest(SOURCES[source]["title"], names, simulated=True)
 
 
-def _simulate(folder: Path, people: list[simulator.Patient], answer: bool, jobs: int) -> None:
+def _simulate(folder: Path, people: list[simulator.Patient], jobs: int) -> None:
     """Writes all frames into a folder that takes its name when it is whole."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     workers = Parallel(1 if len(people) < WORTH_WORKERS else effective_n_jobs(jobs), return_as="generator")
@@ -76,7 +74,7 @@ def _simulate(folder: Path, people: list[simulator.Patient], answer: bool, jobs:
     try:
         (partial / "frames").mkdir()
         (partial / "masks").mkdir()
-        work = workers(delayed(_write)(partial, patient, answer) for patient in people)
+        work = workers(delayed(_write)(partial, patient) for patient in people)
         done = progress(work, "simulating patients", len(people))
         pd.DataFrame([row for rows in done for row in rows]).to_csv(partial / "table.csv", index=False)
         os.replace(partial, folder)
@@ -87,12 +85,12 @@ def _simulate(folder: Path, people: list[simulator.Patient], answer: bool, jobs:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write(folder: Path, patient: simulator.Patient, answer: bool) -> list[dict]:
+def _write(folder: Path, patient: simulator.Patient) -> list[dict]:
     """Writes a patient's frames; gives their rows of the table."""
     threads, rows = cv2.getNumThreads(), []
     cv2.setNumThreads(1)
     for number in range(patient.frames):
-        frame = simulator.render(patient, number, answer)
+        frame = simulator.render(patient, number)
         name = f"{patient.name}_{number + 1}.png"
         for kind, picture in (("frames", frame.image), ("masks", frame.mask.astype("uint8") * 255)):
             if not cv2.imwrite(str(folder / kind / name), picture):

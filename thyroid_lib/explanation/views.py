@@ -82,8 +82,8 @@ def nodule_hidden(images: np.ndarray, masks: np.ndarray) -> np.ndarray:
 def answer_frames(spec: str, like: Crops) -> Callable[[np.ndarray], np.ndarray] | None:
     """The clinic's whole frames with the answer printed under the sector: what an audit must be able to find.
 
-    Phantoms are simulated again with print on them. Real frames are read again and the name of the class is
-    written where a scanner writes its findings; the print is added here, the frames stay as they are.
+    Frames are read again and the name of the class is written where a scanner writes its findings, as some real
+    frames have their grade printed; the files stay as they are.
 
     Args:
         spec: the clinic's SPEC.
@@ -93,9 +93,6 @@ def answer_frames(spec: str, like: Crops) -> Callable[[np.ndarray], np.ndarray] 
         A function from rows of ``like``, int (n,), to their frames, uint8 (n, S, S); None where the data cannot be
         read again or are not the same ones.
     """
-    phantoms = spec.startswith("phantom:")
-    if phantoms:
-        spec += ("&" if "?" in spec else "?") + "answer=1"
     try:
         paths = datasets.read(spec).set_index("image")["path"]
     except (OSError, ValueError):  # the run has moved to where its data are not
@@ -104,20 +101,19 @@ def answer_frames(spec: str, like: Crops) -> Callable[[np.ndarray], np.ndarray] 
     if not images.isin(paths.index).all():
         return None
     first = datasets.load_frame(paths[images.iloc[0]])
-    if phantoms and not np.array_equal(regions.extract(first, like.size, like.recipe)[0], like.images[0]):
-        return None  # other patients of these names; print outside the sector leaves a crop as it is
+    if not np.array_equal(regions.extract(first, like.size, like.recipe)[0], like.images[0]):
+        return None  # other patients of these names
 
-    def printed(rows: np.ndarray) -> np.ndarray:
+    def answered(rows: np.ndarray) -> np.ndarray:
         frames = []
         for about in like.index.iloc[rows].to_dict("records"):
             gray = datasets.load_frame(paths[about["image"]])
-            if not phantoms:
-                box = tuple(int(about[f"box_{name}"]) for name in ("x", "y", "width", "height"))
-                gray = print_answer(gray, box, like.names.get(about["label"], [""])[0])
-            frames.append(regions.letterbox(gray, like.size))
+            box = tuple(int(about[f"box_{name}"]) for name in ("x", "y", "width", "height"))
+            printed = print_answer(gray, box, like.names.get(about["label"], [""])[0])
+            frames.append(regions.letterbox(printed, like.size))
         return np.stack(frames)
 
-    return printed
+    return answered
 
 
 def print_answer(gray: np.ndarray, box: tuple[int, int, int, int], text: str) -> np.ndarray:
@@ -133,6 +129,6 @@ def print_answer(gray: np.ndarray, box: tuple[int, int, int, int], text: str) ->
     """
     result, size = gray.copy(), max(1.0, gray.shape[0] / 480)
     words = text.replace("–", "-").encode("ascii", "ignore").decode().upper()
-    baseline = min(gray.shape[0] - 6, round(box[1] + box[3] + 26 * size))
+    baseline = min(gray.shape[0] - 6, round(box[1] + box[3] + 13 * size))
     cv2.putText(result, words, (box[0] + 4, baseline), cv2.FONT_HERSHEY_PLAIN, size, 255, round(size))
     return result

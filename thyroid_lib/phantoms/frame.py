@@ -19,7 +19,6 @@ import cv2
 import numpy as np
 import yaml
 
-from thyroid_lib import LESION_TYPES
 from thyroid_lib.phantoms import anatomy, nodule
 from thyroid_lib.phantoms.signs import SOURCES, TYPES, draw_person, draw_signs, label_of
 
@@ -93,14 +92,12 @@ def patients(source: str, count: int, seed: int = 0) -> list[Patient]:
     return people
 
 
-def render(patient: Patient, number: int = 0, answer: bool = False) -> Frame:
+def render(patient: Patient, number: int = 0) -> Frame:
     """Simulates one frame of a patient.
 
     Args:
         patient: one of `patients`.
         number: 0 to `patient.frames` - 1; even numbers are transverse views, odd ones longitudinal.
-        answer: print the label under the sector, as some real frames have their grade printed: what a
-            network that sees the whole frame can read, and one that sees the crop cannot.
     """
     shared = _generator(patient.source, patient.seed, patient.number, 1)
     rng = _generator(patient.source, patient.seed, patient.number, 2 + number)
@@ -129,8 +126,6 @@ def render(patient: Patient, number: int = 0, answer: bool = False) -> Frame:
     mask[y : y + height, x : x + width] = scene.nodule
     caliper = bool(rng.random() < 0.3)
     text = f"{'RT' if right else 'LT'} {'LONG' if number % 2 else 'TRANS'}"
-    if answer:
-        text += f"   {LESION_TYPES.get(patient.label, (patient.label,))[0].upper()}"
     _furniture(image, x, y, width, height, scanner, scale, rng)
     below = min(image.shape[0] - 6, y + height + 26)
     _print(image, text, (x + 4, below), 1.0)
