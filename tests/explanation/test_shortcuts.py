@@ -135,35 +135,26 @@ def phantoms(tmp_path_factory):
         yield "phantom:clinic?patients=40&seed=3"
 
 
-def crops_and_printed(spec, folder):
-    """Crops of a SPEC in four folds, and their frames with the answer printed, which the pixel reader must catch."""
+@pytest.mark.parametrize("kind", ["phantoms", "files"])
+def test_the_answer_printed_on_frames_is_caught_and_files_stay(kind, phantoms, tmp_path):
+    files, spec = {}, phantoms if kind == "phantoms" else f"folder:{tmp_path / 'hospital'}"
+    for row in datasets.read(phantoms).itertuples():
+        target = tmp_path / "hospital" / row.label / row.patient / f"{row.Index}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(row.path, target)
+        files[target] = target.read_bytes()
     frames = datasets.read(spec)
     frames["fold"] = np.unique(frames["patient"], return_inverse=True)[1] % 4
-    clinic = crops.build(frames, folder, size=64, jobs=1)
+    clinic = crops.build(frames, tmp_path / "clinic", size=64, jobs=1)
     printed = views.answer_frames(spec, clinic)(np.arange(len(clinic)))
     sample = tested.Sample(clinic.index["patient"], clinic.labels, range(4), draws=300)
     shown, folds = (np.asarray(clinic.frames), printed), clinic.index["fold"].to_numpy()
     read = (shortcuts.pixel_probe(seen, clinic.labels, folds, 4) for seen in shown)
     plain, cheat = map(sample.macro_auroc, read)
     assert sample.metric(cheat - plain)["low"] > 0, "the cheat is missed"
-    return clinic
-
-
-def test_the_answer_printed_on_phantoms_is_caught(phantoms, tmp_path):
-    clinic = crops_and_printed(phantoms, tmp_path / "clinic")
+    assert files == {path: path.read_bytes() for path in (tmp_path / "hospital").rglob("*.png")}
     assert views.answer_frames("folder:/x", clinic) is None
     assert views.answer_frames(phantoms.replace("seed=3", "seed=4"), clinic) is None, "other patients"
-
-
-def test_the_answer_printed_on_frames_from_files_is_caught_and_the_files_stay(phantoms, tmp_path):
-    files = {}
-    for row in datasets.read(phantoms).itertuples():
-        target = tmp_path / "hospital" / row.label / row.patient / f"{row.Index}.png"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(row.path, target)
-        files[target] = target.read_bytes()
-    crops_and_printed(f"folder:{tmp_path / 'hospital'}", tmp_path / "clinic")
-    assert files == {path: path.read_bytes() for path in (tmp_path / "hospital").rglob("*.png")}
 
 
 def test_print_stands_under_the_sector_or_at_the_foot_of_a_frame_that_is_all_sector():

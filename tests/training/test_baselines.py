@@ -1,10 +1,13 @@
-"""The reference model: features that mean what they are called."""
+"""The reference models: features that mean what they are called."""
+
+from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
 
-from thyroid_lib.training import texture
+from thyroid_lib.data.crops import Crops
+from thyroid_lib.training import references, texture
 
 
 def disc(side=64, centre=(32, 32), radii=(16, 16), grey=60, around=120) -> tuple[np.ndarray, np.ndarray]:
@@ -73,3 +76,18 @@ def test_the_reference_ranks_what_the_features_separate():
     assert logits.shape == (30, 4)
     assert (logits.argmax(1) == labels[30:]).mean() > 0.9
     assert (logits[:, 3] == -30).all()  # a class it never met
+
+
+def test_an_outline_that_gives_the_class_away_is_named(data):
+    crops = Crops.open(data / "finetune")
+    masks = (crops.labels == 1)[:, None, None] * np.ones_like(crops.masks)  # only one class has an outline
+    told = references.telling(replace(crops, masks=masks)).set_index("classes")["measures"]
+    names = [crops.names[key][0] for key in crops.classes]
+    assert "1.000" in told[f"{names[0]} / {names[1]}"] and "1.000" not in told[f"{names[0]} / {names[2]}"]
+
+
+def test_real_images_have_references_of_described_signs_and_of_photographs(data):
+    crops = replace(Crops.open(data / "finetune"), simulated=False)
+    described, seen = references.described_signs(crops), references.imagenet_features(crops)
+    assert (described.filter(like="sign_echogenicity").sum(axis=1) == 1).all()
+    assert seen.shape == (len(crops), 1280) and np.isfinite(seen).all(axis=None)

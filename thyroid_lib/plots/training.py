@@ -1,6 +1,7 @@
 """Figures of training: augmentation, learning curves, what pre-training brought, models side by side."""
 
 import os
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -10,12 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from thyroid_lib.common.templates import MODELS
 from thyroid_lib.plots.evaluation import forest
 from thyroid_lib.plots.style import CYCLE, INK, MUTED, panels, pictures, told
-
-MODELS = {"finetuned": "pre-trained, fine-tuned", "scratch": "the same from scratch",
-          "reference_texture": "logistic regression,\ntexture and shape of the true mask",
-          "reference_signs": "reader of the drawn signs:\nthe ceiling"}  # fmt: skip
 
 
 def augmentation(images: np.ndarray, changed: np.ndarray) -> Figure:
@@ -97,7 +95,8 @@ def models(metrics: Mapping[str, Mapping[str, dict]]) -> Figure:
         metrics: set -> model -> {"value", "low", "high", "n_images", "n_patients"}; a value of None (too few
             patients) leaves the row empty and says so.
     """
-    rows = [(place, MODELS[name], of[name]) for place, of in metrics.items() for name in MODELS if name in of]
+    label = {name: "\n".join(textwrap.wrap(words, 34)) for name, words in MODELS.items()}
+    rows = [(place, label[name], of[name]) for place, of in metrics.items() for name in MODELS if name in of]
     return forest(rows, label="macro AUROC", reference=0.5, title="macro AUROC of each model")
 
 

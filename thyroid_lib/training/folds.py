@@ -17,9 +17,9 @@ from thyroid_lib.common.jobs import run_jobs
 from thyroid_lib.data.crops import Crops
 from thyroid_lib.evaluation.calibration import fit_temperature, operating_points
 from thyroid_lib.evaluation.predictions import mean_predictions, prediction_table
-from thyroid_lib.training import loop, texture
+from thyroid_lib.training import loop
 
-FINETUNED, SCRATCH, TEXTURE, SIGNS = "finetuned", "scratch", "reference_texture", "reference_signs"
+FINETUNED, SCRATCH = "finetuned", "scratch"
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class FoldResult:
     """One model of one fold.
 
     Attributes:
-        model: "finetuned", "scratch" or "reference_texture".
+        model: "finetuned", "scratch" or one of `references.REFERENCES`.
         fold: the fold that was held out.
         rows: part -> int (n,), rows of the crops.
         temperature: fitted on validation. operating_points: class key -> threshold, fixed on validation.
@@ -98,40 +98,6 @@ def run_fold(settings, data, folder, model, fold, initial, validation, title, on
     fit = loop.fit(settings, crops, rows["train"], rows["validation"], folder, **options)
     network = fit.model()
     return fold_result(model, fold, rows, sources, lambda of, at: loop.predict(network, of.images, at), fit)
-
-
-def run_reference(data: Path, folds: int, *, validation: float = 0.15, seed: int = 0) -> list[FoldResult]:
-    """Logistic regression on texture and shape under the true mask, on the same parts as the networks."""
-    crops, _ = sources = open_crops(data)
-    features = {id(of): texture.texture_features(of.images, of.masks) for of in sources if of is not None}
-
-    def fitted(fold: int) -> FoldResult:
-        rows = parts(crops, fold, validation, seed)
-        learnt, labels = features[id(crops)].iloc[rows["train"]], crops.labels[rows["train"]]
-        reference = texture.fit_reference(learnt, labels, len(crops.classes), seed)
-        return fold_result(TEXTURE, fold, rows, sources, lambda of, at: reference(features[id(of)].iloc[at]))
-
-    return [fitted(fold) for fold in range(folds)]
-
-
-def sign_reader(data: Path, folds: int) -> list[pd.DataFrame]:
-    """The ceiling, on phantoms only: a reader who sees the drawn signs; [] for real images."""
-    from thyroid_lib.phantoms import signs
-
-    crops, external = open_crops(data)
-    tables = []
-    for source, name in ((crops, "internal"), (external, "external")):
-        if source is None or not source.simulated or f"sign_{next(iter(signs.SIGNS))}" not in source.index:
-            continue
-        index = source.index[source.labels >= 0]
-        if name == "internal":
-            index = index[index["fold"].isin(range(folds))]
-        kind = index["dataset"].iloc[0].partition(":")[2]
-        logits = np.log(np.maximum(signs.sign_reader(index, kind), 1e-12))
-        even = dict.fromkeys(source.classes, 1 / len(source.classes))
-        about = {"model": SIGNS, "set": name, "fold": -1}
-        tables.append(prediction_table(index, source.classes, logits, 1.0, even, **about))
-    return tables
 
 
 def tables(results: list[FoldResult]) -> list[pd.DataFrame]:

@@ -9,11 +9,12 @@ import pandas as pd
 
 from thyroid_lib import LESION_TYPES, network
 from thyroid_lib.common import fingerprint
-from thyroid_lib.common.templates import render
+from thyroid_lib.common.templates import MODELS, render
 from thyroid_lib.evaluation import comparison, task
 from thyroid_lib.evaluation.metrics import Sample
+from thyroid_lib.evaluation.predictions import PLACES
 from thyroid_lib.training import checkpoint, hardware
-from thyroid_lib.training.folds import FINETUNED, SCRATCH, SIGNS, TEXTURE, FoldResult
+from thyroid_lib.training.folds import FINETUNED, SCRATCH, FoldResult
 from thyroid_lib.training.loop import Fit
 
 
@@ -105,7 +106,7 @@ def scores(predictions: pd.DataFrame, *, draws: int, seed: int) -> dict[str, dic
     """Macro AUROC with 95 % intervals over patients: set -> model -> metric."""
     found: dict[str, dict[str, dict]] = {}
     rows_of = dict(iter(predictions.groupby(["set", "model"])))
-    for key in product(("internal", "external"), (FINETUNED, SCRATCH, TEXTURE, SIGNS)):
+    for key in product(PLACES, MODELS):
         if key in rows_of:
             sample = Sample(rows_of[key], draws=draws, seed=seed)
             found.setdefault(key[0], {})[key[1]] = sample.number("macro_auroc")
@@ -154,6 +155,6 @@ def finetuning_found(
     results: list[FoldResult], found: dict, effect: dict | None, crops, classifier: Path
 ) -> str:
     """What notebook 04 found, in Markdown; arguments as `scores` and `effect_of_pretraining` give them."""
-    about = {"found": found, "effect": effect, "crops": crops, "classifier": classifier}
+    about = {"found": found, "effect": effect, "crops": crops, "classifier": classifier, "models": MODELS}
     folds, classes = sum(result.model == FINETUNED for result in results), task.of(crops.names).plural
     return render("training/finetuning.md.j2", folds=folds, classes=classes, **about)

@@ -1,8 +1,4 @@
-"""Reference models that any network must beat to be worth its weights.
-
-`texture_features` describes a nodule under its true mask in a few numbers that a textbook would name; logistic
-regression on them is the reference. Whoever has the mask already knows where to look, so it is no weak one.
-"""
+"""A nodule under its true mask in a few numbers that a textbook would name, and logistic regression on such numbers."""
 
 import cv2
 import numpy as np
@@ -33,17 +29,19 @@ def texture_features(images: np.ndarray, masks: np.ndarray | None) -> pd.DataFra
     return pd.DataFrame([_describe(image, mask) for image, mask in zip(images, masks)])
 
 
-def fit_reference(features: pd.DataFrame, labels: np.ndarray, classes: int, seed: int = 0):
-    """Fits the reference: standardized multinomial logistic regression with a little shrinkage (C = 0.3), classes
-    weighted equally.
+def fit_reference(
+    features: pd.DataFrame, labels: np.ndarray, classes: int, seed: int = 0, strength: float = 0.3
+):
+    """Standardized multinomial logistic regression with a little shrinkage, classes weighted equally.
 
     Args:
         features: of the training part. labels: int (n,), 0 to classes - 1. classes: C.
+        seed: of the solver. strength: inverse of the penalty.
 
     Returns:
         A function: features -> logits float64 (m, C); a class that was not there to learn from gets the logit -30.
     """
-    regression = LogisticRegression(C=0.3, max_iter=5000, class_weight="balanced", random_state=seed)
+    regression = LogisticRegression(C=strength, max_iter=5000, class_weight="balanced", random_state=seed)
     model = make_pipeline(StandardScaler(), regression).fit(features, labels)
 
     def logits(rows: pd.DataFrame) -> np.ndarray:
