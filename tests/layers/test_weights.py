@@ -82,11 +82,11 @@ def test_weights_from_the_hub_carry_their_licence_and_without_a_network_say_what
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
-    with pytest.raises(ConnectionError, match="give its path instead of 'hub'"):
-        weights.read_weights("hub")
+    with pytest.raises(ConnectionError, match="give its path instead of timm:"):
+        weights.read_weights("timm:legacy_xception.tf_in1k")
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     for _ in range(2):  # the second time from the cache
-        state, source = weights.read_weights("hub")
+        state, source = weights.read_weights("timm:legacy_xception.tf_in1k")
         assert state["a"] == 1
         assert source["licence"] == "apache-2.0" and source["source"] == "legacy_xception.tf_in1k"
     assert asked == [("xception-43020ad28.pth", "43020ad28")]

@@ -26,7 +26,7 @@ from thyroid_lib.common.files import LIBRARY, read_json, write_json
 from thyroid_lib.data.crops import Crops
 from thyroid_lib.evaluation.predictions import prediction_table, read_predictions, write_predictions
 from thyroid_lib.inspection import probes
-from thyroid_lib.layers import peers
+from thyroid_lib.layers import peers, weights
 from thyroid_lib.training import folds, loop, pretraining, texture
 from thyroid_lib.training.checkpoint import CODE
 
@@ -199,7 +199,7 @@ def initial_weights(model: dict, source: str) -> tuple[dict[str, torch.Tensor] |
         )
     if model["name"] == "peer":
         return peers.imagenet_weights(model, source)
-    file = source if source == "hub" else peers.weights_file(source, "legacy_xception")
+    file = weights.HUB if source == "hub" else peers.weights_file(source, "legacy_xception")
     return pretraining.imagenet_weights(model, str(file))
 
 

@@ -14,6 +14,7 @@ from thyroid_lib.common import fingerprint
 from thyroid_lib.layers.peers import import_timm
 
 HUB_NAME = "legacy_xception.tf_in1k"  # timm's name of the ImageNet weights; Apache-2.0
+HUB = f"timm:{HUB_NAME}"  # what stands for them where a file could stand
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def read_weights(source: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]
     """Read weights from a local file, or timm's ImageNet weights from the hub where a network exists.
 
     Args:
-        source: path of a .safetensors, .pth or .pt file, or "hub" for `legacy_xception.tf_in1k`.
+        source: path of a .safetensors, .pth or .pt file, or `HUB` for timm's ImageNet weights.
 
     Returns:
         The state dict (name -> tensor, on the CPU) and its provenance for `run.json`: source, sha256, licence.
@@ -158,14 +159,14 @@ def read_weights(source: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]
     Raises:
         FileNotFoundError: no such file.
         ValueError: the file holds no weights.
-        ImportError: "hub" without timm.
-        ConnectionError: "hub" without a network.
+        ImportError: `HUB` without timm.
+        ConnectionError: `HUB` without a network.
     """
-    hub = str(source) == "hub"
+    hub = str(source) == HUB
     path, licence = _download() if hub else (Path(source), "as its owner states; not in the file")
     if not path.is_file():
         raise FileNotFoundError(
-            f"expected weights at {path}: no such file; give a .safetensors or .pth, or 'hub'"
+            f"expected weights at {path}: no such file; give a .safetensors or .pth, or {HUB}"
         )
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
@@ -192,6 +193,6 @@ def _download() -> tuple[Path, str]:
         except OSError as error:
             raise ConnectionError(
                 f"expected to fetch {HUB_NAME} from {card.url}, got: {error}. Fetch the file where there is a "
-                "network and give its path instead of 'hub'"
+                f"network and give its path instead of {HUB}"
             ) from error
     return path, card.license

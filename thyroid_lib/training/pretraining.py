@@ -63,7 +63,7 @@ def fit(
     Args:
         settings: what to do. crops: the open data. rows: "train" and "validation" -> int (n,), rows of it.
         folder: for the checkpoints; those of other settings are set aside.
-        initial: weights to start from: a safetensors file of the same network, "hub" for ImageNet's (width 1,
+        initial: weights to start from: a safetensors file of the same network, `weights.HUB` for ImageNet's (width 1,
             8 middle blocks; needs timm and the network), or "" for random ones.
         on_epoch: as `loop.fit`.
 
@@ -79,7 +79,7 @@ def imagenet_weights(config: dict, source: str) -> tuple[dict[str, torch.Tensor]
     """A state dict for the network of `config` with the body of `source`, its own head and new layers.
 
     Args:
-        config: for `network.build`. source: "hub", or a file of timm's legacy_xception or of this network.
+        config: for `network.build`. source: `weights.HUB`, or a file of timm's legacy_xception or of this network.
 
     Returns:
         The state dict, and where it came from: source, sha256, licence.
