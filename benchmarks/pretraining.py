@@ -1,0 +1,154 @@
+"""Does pre-training help on real frames (claim C8)? Every source, three seeds, five folds, paired by image.
+
+    python benchmarks/pretraining.py --busi busi:PATH --tg3k tg3k:PATH --ddti ddti:PATH        # hours on two cores
+    python benchmarks/pretraining.py --busi ... --tg3k ... --ddti ... --only ddti --seeds 1
+
+The analysis was fixed before the runs: docs/real-study.md. Network and settings are those of the profile
+`real_control`; TG3K has no labels, so the network learns its gland masks. Interrupted, it goes on.
+
+Writes benchmarks/results/pretraining.json: the macro AUROC of each arm, out of fold, of the mean of its seeds'
+probabilities, and its paired difference from the arm without pre-training, with 95 % intervals over patients (frames
+in BUSI).
+"""
+
+import argparse
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from joblib import Parallel, delayed
+
+from thyroid_lib import datasets
+from thyroid_lib.common.files import read_json, write_json
+from thyroid_lib.data import audit, crops
+from thyroid_lib.evaluation import comparison
+from thyroid_lib.evaluation.metrics import Sample
+from thyroid_lib.evaluation.predictions import prediction_table
+from thyroid_lib.study import profiles
+from thyroid_lib.training import folds, loop, pretraining
+
+RESULTS = Path(__file__).parent / "results" / "pretraining.json"
+PROFILE = profiles.load("real_control")
+ARMS = {
+    "scratch": (),
+    "busi": ("busi",),
+    "tg3k": ("tg3k",),
+    "phantoms": ("phantoms",),
+    "tg3k, then busi": ("tg3k", "busi"),
+}
+EPOCHS = {"tg3k": 6, "ddti": 12}
+FOLDS, VALIDATION, DRAWS, GLAND = 5, 0.2, 2000, "gland"
+
+
+def main() -> None:
+    options = _options()
+    specs = {"busi": options.busi, "tg3k": options.tg3k, "ddti": options.ddti}
+    specs["phantoms"] = PROFILE["01_preprocess"]["pretrain_data"]
+    for target in options.only:
+        rows = {}
+        for arm, sources in ARMS.items():
+            if target in sources:
+                continue
+            jobs = [
+                delayed(fold)(specs, target, arm, seed, number, options.work)
+                for seed in range(options.seeds)
+                for number in range(FOLDS)
+            ]
+            for name in (target, *sources):
+                cropped(specs, name, options.work)
+            before = (
+                delayed(pretrained)(specs, sources, seed, options.work) for seed in range(options.seeds)
+            )
+            Parallel(n_jobs=2)(before)  # before the folds that share it
+            rows[arm] = pd.concat(Parallel(n_jobs=2)(jobs))
+            done = read_json(RESULTS) if RESULTS.is_file() else {}
+            write_json(RESULTS, done | {target: summary(rows)})
+            print(target, arm, summary(rows)[arm], flush=True)
+
+
+def summary(rows: dict[str, pd.DataFrame]) -> dict:
+    """Arm -> {"macro_auroc", "minus_scratch", "by_seed"}, metrics with intervals."""
+    found, tables = {}, {arm: averaged(of) for arm, of in rows.items()}
+    for arm, table in tables.items():
+        each = [Sample(of, draws=0).draws("macro_auroc")[0] for _, of in rows[arm].groupby("model")]
+        found[arm] = {"macro_auroc": Sample(table, draws=DRAWS).number("macro_auroc"), "by_seed": each}
+        if arm != "scratch":
+            pair = comparison.compare(table, tables["scratch"], draws=DRAWS)
+            found[arm]["minus_scratch"] = pair["macro_auroc"]
+    return found
+
+
+def averaged(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row per image, its probabilities the mean over seeds."""
+    columns = [name for name in rows.columns if name.startswith(("p_", "raw_"))]
+    means = rows.groupby("image")[columns].mean()
+    first = rows.drop_duplicates("image").set_index("image")
+    return first.assign(**means).reset_index()
+
+
+def fold(specs: dict, target: str, arm: str, seed: int, number: int, work: Path) -> pd.DataFrame:
+    """Out-of-fold predictions of one fold and seed: rows as in predictions.csv, model the seed."""
+    data, initial = cropped(specs, target, work), pretrained(specs, ARMS[arm], seed, work)
+    rows = folds.parts(data, number, VALIDATION, 0)
+    settings = asked("04_finetune", data, seed, EPOCHS.get(target))
+    folder = work / "finetune" / target / arm.replace(", ", "-") / f"seed{seed}-fold{number}"
+    fit = loop.fit(settings, data, rows["train"], rows["validation"], folder, initial=initial, set_aside=True)
+    logits = loop.predict(fit.model(), data.images, rows["test"])
+    even = dict.fromkeys(data.classes, 1 / len(data.classes))
+    about = {"model": f"seed{seed}", "set": "internal", "fold": number}
+    return prediction_table(data.index.iloc[rows["test"]], data.classes, logits, 1.0, even, **about)
+
+
+def pretrained(specs: dict, sources: tuple[str, ...], seed: int, work: Path) -> Path | None:
+    """Weights after learning from the sources, one after the other; None where there are none."""
+    if not sources:
+        return None
+    initial, data = pretrained(specs, sources[:-1], seed, work), cropped(specs, sources[-1], work)
+    folder = work / "pretrain" / f"{'-'.join(sources)}-seed{seed}"
+    settings = asked("03_pretrain", data, seed, EPOCHS.get(sources[-1]))
+    rows = folds.parts(data, None, VALIDATION, seed)
+    if not len(rows["validation"]):  # one group: nothing is measured on it, so any frames will do
+        shuffled = np.random.default_rng(seed).permutation(len(data))
+        rows = {"validation": shuffled[:100], "train": shuffled[100:]}
+    return loop.fit(
+        settings, data, rows["train"], rows["validation"], folder, initial=initial, set_aside=True
+    ).weights
+
+
+def asked(stage: str, data: crops.Crops, seed: int, epochs: int | None) -> loop.Settings:
+    """The profile's settings of a stage, for these data."""
+    given = PROFILE["common"] | PROFILE[stage]
+    values = {field.name: given[field.name] for field in fields(loop.Settings) if field.name in given}
+    values |= {"seed": seed, "threads": 1, "loss": "ce" if stage == "03_pretrain" else "mixed"}
+    values |= {"epochs": epochs} if epochs else {}
+    values |= {"texture_weight": 0.0} if data.classes == [GLAND] else {}
+    switches = PROFILE["common"]["network"] | (given["network"] if stage == "04_finetune" else {})
+    return loop.Settings(model=pretraining.model_config(data, switches), **values)
+
+
+def cropped(specs: dict, name: str, work: Path) -> crops.Crops:
+    """A source's crops, cut now or before; frames without labels get one class, from which nothing is learnt."""
+    folder, size = work / "crops" / name, PROFILE["common"]["size"]
+    unlabelled = specs[name].startswith("tg3k")
+    if not (folder / "crops.json").is_file():
+        frames = datasets.read(specs[name])
+        if not unlabelled:
+            frames = audit.prepare({"finetune": specs[name]}, folds=FOLDS, seed=0)["finetune"].clean
+        crops.build(frames, folder, size=size)
+    opened = crops.Crops.open(folder)
+    return replace(opened, classes=[GLAND], index=opened.index.assign(label=GLAND)) if unlabelled else opened
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    for name in ("busi", "tg3k", "ddti"):
+        parser.add_argument(f"--{name}", required=True, metavar="SPEC")
+    parser.add_argument("--only", nargs="+", choices=("ddti", "busi"), default=["ddti", "busi"])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--work", type=Path, default=Path("reports/pretraining"), help="kept, to go on")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
