@@ -39,7 +39,7 @@ def licence(name: str) -> str:
     text = about.get("License-Expression") or "; ".join(classified) or (about.get("License") or "").strip()
     text = text.partition("\n")[0].strip()
     spdx = next((spdx for pattern, spdx in KNOWN["words"].items() if re.fullmatch(pattern, text)), text)
-    return spdx or KNOWN["unstated"].get(name, "")
+    return KNOWN["unstated"].get(name, spdx)
 
 
 def refused(name: str, text: str) -> str:
