@@ -13,6 +13,7 @@ in BUSI).
 
 import argparse
 from dataclasses import fields, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -50,21 +51,15 @@ def main() -> None:
         for arm, sources in ARMS.items():
             if target in sources:
                 continue
-            jobs = [
-                delayed(fold)(specs, target, arm, seed, number, options.work)
-                for seed in range(options.seeds)
-                for number in range(FOLDS)
-            ]
             for name in (target, *sources):
                 cropped(specs, name, options.work)
-            before = (
-                delayed(pretrained)(specs, sources, seed, options.work) for seed in range(options.seeds)
-            )
-            Parallel(n_jobs=2)(before)  # before the folds that share it
-            rows[arm] = pd.concat(Parallel(n_jobs=2)(jobs))
-            done = read_json(RESULTS) if RESULTS.is_file() else {}
-            write_json(RESULTS, done | {target: summary(rows)})
-            print(target, arm, summary(rows)[arm], flush=True)
+            both, seeds = Parallel(n_jobs=2), range(options.seeds)
+            both(delayed(pretrained)(specs, sources, seed, options.work) for seed in seeds)  # folds share it
+            jobs = product([specs], [target], [arm], seeds, range(FOLDS), [options.work])
+            rows[arm] = pd.concat(both(delayed(fold)(*job) for job in jobs))
+            found = summary(rows)
+            write_json(RESULTS, read_json(RESULTS) | {target: found})
+            print(target, arm, found[arm], flush=True)
 
 
 def summary(rows: dict[str, pd.DataFrame]) -> dict:

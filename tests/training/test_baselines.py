@@ -88,6 +88,6 @@ def test_an_outline_that_gives_the_class_away_is_named(data):
 
 def test_real_images_have_references_of_described_signs_and_of_photographs(data):
     crops = replace(Crops.open(data / "finetune"), simulated=False)
-    described, seen = references.described_signs(crops), references.imagenet_features(crops)
+    described, seen = references.signs_of_readers(crops), references.imagenet_features(crops)
     assert (described.filter(like="sign_echogenicity").sum(axis=1) == 1).all()
     assert seen.shape == (len(crops), 1280) and np.isfinite(seen).all(axis=None)

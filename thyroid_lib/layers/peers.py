@@ -133,9 +133,8 @@ def lite0() -> nn.Module | None:
     tensors = torch.load(file, map_location="cpu", weights_only=True)
     model = import_timm().create_model("tf_efficientnet_lite0", num_classes=0)
     body = (value for name, value in tensors.items() if not name.startswith("_fc."))
-    model.load_state_dict(
-        dict(zip(model.state_dict(), body, strict=True))
-    )  # the same layers in the same order
+    # timm has the same layers in the same order, under other names
+    model.load_state_dict(dict(zip(model.state_dict(), body, strict=True)))
     return model.eval()
 
 

@@ -27,7 +27,7 @@ SIGNS = "reference_signs"
 SIDE = 224  # px, of the photographs that the ImageNet network learnt from
 
 
-def described_signs(crops: Crops) -> pd.DataFrame | None:
+def signs_of_readers(crops: Crops) -> pd.DataFrame | None:
     """float64, a column of 0 and 1 for each value of each sign that a reader described; None without readers."""
     columns = [name for name in crops.index.columns if name.startswith(PREFIX)]
     if crops.simulated or not columns:
@@ -49,7 +49,7 @@ def imagenet_features(crops: Crops) -> pd.DataFrame | None:
 
 REFERENCES = {
     "reference_texture": (lambda crops: texture_features(crops.images, crops.masks), 0.3),
-    "reference_described": (described_signs, 0.3),
+    "reference_described": (signs_of_readers, 0.3),
     "reference_imagenet": (imagenet_features, 0.003),
 }
 """Model's name in predictions.csv -> its features of crops, a row each, and the inverse strength of its penalty."""
@@ -69,16 +69,17 @@ def run(data: Path, count: int, *, validation: float = 0.15, seed: int = 0) -> l
     results = []
     for model, (describe, strength) in REFERENCES.items():
         features = {id(of): describe(of) for of in sources if of is not None}
-        known = features[id(crops)]
         if any(table is None for table in features.values()):
             continue
+        known = features[id(crops)]  # a sign's value that only the external set has was not learnt
+        features = {key: of.reindex(columns=known.columns, fill_value=0) for key, of in features.items()}
         for fold in range(count):
             rows = parts(crops, fold, validation, seed)
             learnt = known.iloc[rows["train"]], crops.labels[rows["train"]]
             reference = fit_reference(*learnt, len(crops.classes), seed, strength)
 
-            def logits(of: Crops, at: np.ndarray, reference=reference, features=features, known=known):
-                return reference(features[id(of)].reindex(columns=known.columns, fill_value=0).iloc[at])
+            def logits(of: Crops, at: np.ndarray, reference=reference, features=features) -> np.ndarray:
+                return reference(features[id(of)].iloc[at])
 
             results.append(fold_result(model, fold, rows, sources, logits))
     return results
