@@ -15,9 +15,9 @@ from thyroid_lib.training import loop
 CLASSES = [*LESION_TYPES]
 
 
-def spots(folder: Path, patients: int = 48, side: int = 32, folds: int = 2, seed: int = 0) -> Path:
+def spots(folder: Path, patients: int = 48, side: int = 32, folds: int = 2, simulated: bool = True) -> Path:
     """Two images of each patient; patients are dealt to classes and folds in turn."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     patient = np.repeat(np.arange(patients), 2)
     labels = patient % len(CLASSES)
     images = random.integers(0, 80, (len(patient), side, side), dtype=np.uint8)
@@ -33,8 +33,8 @@ def spots(folder: Path, patients: int = 48, side: int = 32, folds: int = 2, seed
         np.save(folder / f"{name}.npy", images)
     index.to_csv(folder / "index.csv", index=False)
     names = {key: [key, key] for key in CLASSES}
-    about = {"classes": CLASSES, "names": names, "simulated": True, "title": "spots"}
-    about |= {"recipe": asdict(RECIPE), "size": side, "hash": f"spots {seed} {side}"}
+    about = {"classes": CLASSES, "names": names, "simulated": simulated, "title": "spots"}
+    about |= {"recipe": asdict(RECIPE), "size": side, "hash": f"spots {side}"}
     (folder / "crops.json").write_text(json.dumps(about))
     return folder
 

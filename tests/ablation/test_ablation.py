@@ -134,8 +134,9 @@ def test_a_grid_killed_half_way_does_only_what_is_left_with_the_same_numbers(dat
     assert {*whole[1].predictions["model"]} == {"invention/seed0", "invention+cut/seed0"}
 
 
-def test_half_a_result_is_no_result(data, tmp_path):
-    job = grid(data, tmp_path, ["texture"])[0]
+@pytest.mark.parametrize("reference", ["texture", "imagenet"])
+def test_half_a_result_is_no_result(reference, tmp_path):
+    job = grid(data := spots(tmp_path / "finetune", simulated=False), tmp_path, [reference])[0]
     job.folder.mkdir(parents=True)
     (job.folder / "predictions.csv").write_text("cut off")
     assert not job.done
@@ -152,8 +153,9 @@ def test_an_arm_that_diverges_is_named_and_left_out_and_the_others_go_on(data, t
         return fit(*arguments, **options)
 
     monkeypatch.setattr(loop, "fit", diverging)
-    done, failed = ablation.run(grid(data, tmp_path, ["original", "texture"], epochs=1, folds=2))
-    assert len(done) == 3 and failed == {"original, seed 0, fold 1": "the loss is not a finite number"}
+    done, failed = ablation.run(grid(data, tmp_path, ["original", "texture", "imagenet"], epochs=1, folds=2))
+    assert len(done) == 3 and failed["original, seed 0, fold 1"] == "the loss is not a finite number"
+    assert "expected real images" in failed["imagenet, seed 0, fold 0"], "phantoms are no photographs"
     assert {*ablation.collect(done, tmp_path / "predictions.csv")["model"]} == {"texture/seed0"}
     with pytest.raises(ValueError, match="at least one arm"):
         ablation.collect([], tmp_path / "predictions.csv")

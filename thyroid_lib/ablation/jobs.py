@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib import metadata, util
 from pathlib import Path
 
@@ -27,16 +27,17 @@ from thyroid_lib.data.crops import Crops
 from thyroid_lib.evaluation.predictions import prediction_table, read_predictions, write_predictions
 from thyroid_lib.inspection import probes
 from thyroid_lib.layers import peers, weights
-from thyroid_lib.training import folds, loop, pretraining, texture
+from thyroid_lib.training import folds, loop, pretraining, references
 from thyroid_lib.training.checkpoint import CODE
+from thyroid_lib.training.texture import fit_reference
 
 CUT = "+cut"
 """What is added to an arm's name where its dense connections carry only a mean (`probes.shallow_cut`)."""
 
 GAZED = 16  # test images behind the maps of gradients
 _OWN_CODE = (
-    "ablation/jobs.py", "layers/peers.py", "inspection/probes.py", "training/folds.py", "training/texture.py",
-    "evaluation/predictions.py", "manifest.py",
+    "ablation/jobs.py", "layers/peers.py", "inspection/probes.py", "training/folds.py", "training/references.py",
+    "training/texture.py", "evaluation/predictions.py", "manifest.py",
 )  # fmt: skip
 _NO_NUMBER_FOLLOWS_FROM = ("arm", "data", "initial", "root")
 
@@ -73,7 +74,7 @@ class Job:
 
     @property
     def model(self) -> dict:
-        """Configuration for `network.build`; empty for the texture reference."""
+        """Configuration for `network.build`; empty for a reference."""
         return self.settings[0].model
 
     @cached_property
@@ -203,6 +204,20 @@ def initial_weights(model: dict, source: str) -> tuple[dict[str, torch.Tensor] |
     return pretraining.imagenet_weights(model, str(file))
 
 
+@lru_cache(maxsize=2)
+def described(arm: str, data: str, size: int, data_hash: str) -> tuple[pd.DataFrame, float]:
+    """A reference's features of all crops and the strength of its penalty; made once, for every seed and fold.
+
+    Raises:
+        TrainingError: these crops have none, or nothing that is installed here makes them.
+    """
+    describe, strength = references.REFERENCES[f"reference_{arm}"]
+    features = describe(at_size(Crops.open(data), size))
+    if features is None:
+        raise loop.TrainingError("expected real images, and for ImageNet features the extra `imagenet`")
+    return features, strength
+
+
 def _do(job: Job, work: Path, title: str) -> None:
     """Trains, fixes on the validation part what is to be fixed, predicts the tested fold once, writes the result."""
     crops = at_size(Crops.open(job.data), job.size)
@@ -216,9 +231,9 @@ def _do(job: Job, work: Path, title: str) -> None:
     if job.model:
         model, facts, maps = _train(job, crops, rows, work, title)
     else:
-        features = texture.texture_features(crops.images, crops.masks)
+        features, strength = described(job.arm, job.data, job.size, job.data_hash)
         learnt = features.iloc[rows["train"]], crops.labels[rows["train"]]
-        reference = texture.fit_reference(*learnt, len(crops.classes), job.split_seed)
+        reference = fit_reference(*learnt, len(crops.classes), job.split_seed, strength)
 
     def logits(_: Crops, chosen: np.ndarray) -> np.ndarray:
         return loop.predict(model, crops.images, chosen) if job.model else reference(features.iloc[chosen])
