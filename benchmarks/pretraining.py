@@ -43,19 +43,18 @@ FOLDS, VALIDATION, DRAWS, GLAND = 5, 0.2, 2000, "gland"
 
 
 def main() -> None:
-    options = _options()
-    specs = {"busi": options.busi, "tg3k": options.tg3k, "ddti": options.ddti}
-    specs["phantoms"] = PROFILE["01_preprocess"]["pretrain_data"]
-    for target in options.only:
+    given = options(__doc__)
+    specs, work = given.specs, given.work
+    for target in given.only:
         rows = {}
         for arm, sources in ARMS.items():
             if target in sources:
                 continue
             for name in (target, *sources):
-                cropped(specs, name, options.work)
-            both, seeds = Parallel(n_jobs=2), range(options.seeds)
-            both(delayed(pretrained)(specs, sources, seed, options.work) for seed in seeds)  # folds share it
-            jobs = product([specs], [target], [arm], seeds, range(FOLDS), [options.work])
+                cropped(specs, name, work)
+            both, seeds = Parallel(n_jobs=2), range(given.seeds)
+            both(delayed(pretrained)(specs, sources, seed, work) for seed in seeds)  # folds share it
+            jobs = product([specs], [target], [arm], seeds, range(FOLDS), [work])
             rows[arm] = pd.concat(both(delayed(fold)(*job) for job in jobs))
             found = summary(rows)
             write_json(RESULTS, read_json(RESULTS) | {target: found})
@@ -87,12 +86,17 @@ def fold(specs: dict, target: str, arm: str, seed: int, number: int, work: Path)
     data, initial = cropped(specs, target, work), pretrained(specs, ARMS[arm], seed, work)
     rows = folds.parts(data, number, VALIDATION, 0)
     settings = asked("04_finetune", data, seed, EPOCHS.get(target))
-    folder = work / "finetune" / target / arm.replace(", ", "-") / f"seed{seed}-fold{number}"
+    folder = place(target, arm, seed, number, work)
     fit = loop.fit(settings, data, rows["train"], rows["validation"], folder, initial=initial, set_aside=True)
     logits = loop.predict(fit.model(), data.images, rows["test"])
     even = dict.fromkeys(data.classes, 1 / len(data.classes))
     about = {"model": f"seed{seed}", "set": "internal", "fold": number}
     return prediction_table(data.index.iloc[rows["test"]], data.classes, logits, 1.0, even, **about)
+
+
+def place(target: str, arm: str, seed: int, number: int, work: Path) -> Path:
+    """Where a fold's checkpoints lie."""
+    return work / "finetune" / target / arm.replace(", ", "-") / f"seed{seed}-fold{number}"
 
 
 def pretrained(specs: dict, sources: tuple[str, ...], seed: int, work: Path) -> Path | None:
@@ -135,14 +139,18 @@ def cropped(specs: dict, name: str, work: Path) -> crops.Crops:
     return replace(opened, classes=[GLAND], index=opened.index.assign(label=GLAND)) if unlabelled else opened
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+def options(about: str) -> argparse.Namespace:
+    """Of the command line; `specs` are the sources by name."""
+    parser = argparse.ArgumentParser(description=about.partition("\n")[0])
     for name in ("busi", "tg3k", "ddti"):
         parser.add_argument(f"--{name}", required=True, metavar="SPEC")
     parser.add_argument("--only", nargs="+", choices=("ddti", "busi"), default=["ddti", "busi"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--work", type=Path, default=Path("reports/pretraining"), help="kept, to go on")
-    return parser.parse_args()
+    given = parser.parse_args()
+    given.specs = {"busi": given.busi, "tg3k": given.tg3k, "ddti": given.ddti}
+    given.specs["phantoms"] = PROFILE["01_preprocess"]["pretrain_data"]
+    return given
 
 
 if __name__ == "__main__":
