@@ -1,5 +1,6 @@
 """Figures of the evaluation: each takes results, returns a Figure and says its numbers in ``figure.alt``."""
 
+import textwrap
 from itertools import groupby
 from operator import itemgetter
 
@@ -127,7 +128,7 @@ def forest(rows: list[tuple], *, label: str, title: str, reference: float | None
     lines = []
     for group, members in groupby(rows, itemgetter(0)):
         lines += [(group, None)] if group else []
-        lines += [(name, metric) for _, name, metric in members]
+        lines += [(textwrap.fill(name, 34), metric) for _, name, metric in members]
     height = 0.7 + sum(0.21 * (1 + name.count("\n")) for name, _ in lines)
     figure, ((ax,),) = panels(1, 1, height)
     style.forest_rows(ax, lines, label, reference, "{said}   {n_images} / {n_patients}")

@@ -1,7 +1,6 @@
 """Figures of training: augmentation, learning curves, what pre-training brought, models side by side."""
 
 import os
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -95,8 +94,12 @@ def models(metrics: Mapping[str, Mapping[str, dict]]) -> Figure:
         metrics: set -> model -> {"value", "low", "high", "n_images", "n_patients"}; a value of None (too few
             patients) leaves the row empty and says so.
     """
-    label = {name: "\n".join(textwrap.wrap(words, 34)) for name, words in MODELS.items()}
-    rows = [(place, label[name], of[name]) for place, of in metrics.items() for name in MODELS if name in of]
+    rows = [
+        (place, words, of[name])
+        for place, of in metrics.items()
+        for name, words in MODELS.items()
+        if name in of
+    ]
     return forest(rows, label="macro AUROC", reference=0.5, title="macro AUROC of each model")
 
 
