@@ -45,11 +45,11 @@ class FocusedXception(network.Xception):
 
     def __init__(self, *switches, **more):
         super().__init__(*switches, **more)
-        self.focus = nn.Conv2d(self.middle_flow[-1].body[-1].num_features, 1, 1)
+        self.attention = nn.Conv2d(self.middle_flow[-1].body[-1].num_features, 1, 1)
 
     def pooled(self, maps: dict[str, torch.Tensor]) -> torch.Tensor:
         """Named maps of `forward_maps` -> (N, C)."""
-        features, mask = maps["features"], self.focus(maps["F2"]).float().sigmoid()
+        features, mask = maps["features"], self.attention(maps["F2"]).float().sigmoid()
         weight = (
             adaptive_avg_pool2d(mask, features.shape[2:]) + 0.01
         )  # a frame without a nodule has features too
@@ -70,7 +70,7 @@ class FocusedPupil(nn.Module):
     def forward(self, x: torch.Tensor) -> tuple:
         maps = self.model.forward_maps(x)
         pooled = self.model.drop(self.model.pooled(maps))
-        return self.model.fc(pooled), self.model.focus(maps["F2"])[:, 0], [], self.texture(pooled)
+        return self.model.fc(pooled), self.model.attention(maps["F2"])[:, 0], [], self.texture(pooled)
 
 
 class OrdinalLoss(nn.Module):
@@ -144,15 +144,17 @@ def otherwise(way: str, seed: int, number: int, options) -> tuple[np.ndarray, np
         if way == "focused":
             start, channels = (
                 checkpoint.load_weights(start)[0],
-                network.build(settings.model).focus.in_channels,
+                network.build(settings.model).attention.in_channels,
             )
-            start |= {"focus.weight": torch.zeros(1, channels, 1, 1), "focus.bias": torch.zeros(1)}
+            start |= {"attention.weight": torch.zeros(1, channels, 1, 1), "attention.bias": torch.zeros(1)}
         folder = study.place("ddti", way, seed, number, options.work)
         model = loop.fit(settings, crops, rows["train"], rows["validation"], folder, initial=start).model()
         if way == "focused":
             with torch.inference_mode():
                 maps = model.forward_maps(network.normalize(torch.from_numpy(np.array(crops.images)), 1))
-                masks = interpolate(model.focus(maps["F2"]), crops.size, mode="bilinear")[:, 0].numpy() > 0
+                masks = (
+                    interpolate(model.attention(maps["F2"]), crops.size, mode="bilinear")[:, 0].numpy() > 0
+                )
         return softmax(loop.predict(model, crops.images), axis=1), masks
 
 
