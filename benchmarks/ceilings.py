@@ -164,24 +164,20 @@ def regressions(crops: Crops, rows: list[dict], masks: np.ndarray) -> dict[str, 
     Args:
         masks: bool (folds, N, S, S), predicted, of each fold by a network that did not learn from its test part.
     """
-    signs, whole = references.signs_of_readers(crops), references.imagenet_features(crops)
-    seen = [[crops.masks] * study.FOLDS, masks]
-    tables = {
-        "signs that readers described": [signs] * study.FOLDS,
-        "ImageNet features, sector": [whole] * study.FOLDS,
-    }
-    for outline, of in zip(("true", "predicted"), seen):
-        cuts = [references.imagenet_features(replace(crops, images=cut(crops.images, mask))) for mask in of]
-        tables[f"ImageNet features, {outline} outline"] = cuts
+    signs, sector = references.signs_of_readers(crops), references.imagenet_features(crops)
+    tables = {"signs that readers described": [signs], "ImageNet features, sector": [sector]}
+    for outline, of in (("true", [crops.masks]), ("predicted", masks)):
+        cuts = [replace(crops, images=cut(crops.images, mask)) for mask in of]
+        tables[f"ImageNet features, {outline} outline"] = [references.imagenet_features(one) for one in cuts]
         tables[f"texture, {outline} outline"] = [texture.texture_features(crops.images, mask) for mask in of]
-    strength = {"ImageNet": references.REFERENCES["reference_imagenet"][1]}
     found = {}
-    for name, of_folds in tables.items():
-        fitted = []
-        for table, parts in zip(of_folds, rows):
+    for name, of in tables.items():
+        reference = "reference_imagenet" if name.startswith("ImageNet") else "reference_texture"
+        strength, fitted = references.REFERENCES[reference][1], []
+        for table, parts in zip(of * (len(rows) // len(of)), rows):
             learnt = table.iloc[parts["train"]], crops.labels[parts["train"]]
-            how = strength.get(name.split()[0], references.REFERENCES["reference_texture"][1])
-            fitted.append(softmax(texture.fit_reference(*learnt, len(crops.classes), 0, how)(table), axis=1))
+            answers = texture.fit_reference(*learnt, len(crops.classes), 0, strength)
+            fitted.append(softmax(answers(table), axis=1))
         found[name] = np.stack(fitted)
     return found
 
