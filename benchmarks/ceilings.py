@@ -136,7 +136,7 @@ def otherwise(way: str, seed: int, number: int, options) -> tuple[np.ndarray, np
     """Probabilities, float (N, C), and predicted masks, bool (N, S, S), of a network that learns in another way."""
     crops = study.cropped(options.specs, "ddti", options.work)
     rows = folds.parts(crops, number, study.VALIDATION, 0)
-    settings = study.asked("04_finetune", crops, seed, study.EPOCHS["ddti"])
+    settings = study.asked("04_finetune", "ddti", crops, seed)
     start, masks = study.pretrained(options.specs, (START,), seed, options.work), np.zeros(0)
     with ExitStack() as changed:
         for change in CHANGES[way]:

@@ -38,7 +38,10 @@ ARMS = {
     "phantoms": ("phantoms",),
     "tg3k, then busi": ("tg3k", "busi"),
 }
-EPOCHS = {"tg3k": 6, "ddti": 12}
+EPOCHS = {
+    "03_pretrain": {"tg3k": 6},
+    "04_finetune": {"busi": 20, "ddti": 12},
+}  # where they are not the profile's
 FOLDS, VALIDATION, DRAWS, GLAND = 5, 0.2, 2000, "gland"
 
 
@@ -85,7 +88,7 @@ def fold(specs: dict, target: str, arm: str, seed: int, number: int, work: Path)
     """Out-of-fold predictions of one fold and seed: rows as in predictions.csv, model the seed."""
     data, initial = cropped(specs, target, work), pretrained(specs, ARMS[arm], seed, work)
     rows = folds.parts(data, number, VALIDATION, 0)
-    settings = asked("04_finetune", data, seed, EPOCHS.get(target))
+    settings = asked("04_finetune", target, data, seed)
     folder = place(target, arm, seed, number, work)
     fit = loop.fit(settings, data, rows["train"], rows["validation"], folder, initial=initial, set_aside=True)
     logits = loop.predict(fit.model(), data.images, rows["test"])
@@ -105,7 +108,7 @@ def pretrained(specs: dict, sources: tuple[str, ...], seed: int, work: Path) -> 
         return None
     initial, data = pretrained(specs, sources[:-1], seed, work), cropped(specs, sources[-1], work)
     folder = work / "pretrain" / f"{'-'.join(sources)}-seed{seed}"
-    settings = asked("03_pretrain", data, seed, EPOCHS.get(sources[-1]))
+    settings = asked("03_pretrain", sources[-1], data, seed)
     rows = folds.parts(data, None, VALIDATION, seed)
     if not len(rows["validation"]):  # one group: nothing is measured on it, so any frames will do
         shuffled = np.random.default_rng(seed).permutation(len(data))
@@ -115,12 +118,12 @@ def pretrained(specs: dict, sources: tuple[str, ...], seed: int, work: Path) -> 
     ).weights
 
 
-def asked(stage: str, data: crops.Crops, seed: int, epochs: int | None) -> loop.Settings:
+def asked(stage: str, name: str, data: crops.Crops, seed: int) -> loop.Settings:
     """The profile's settings of a stage, for these data."""
     given = PROFILE["common"] | PROFILE[stage]
     values = {field.name: given[field.name] for field in fields(loop.Settings) if field.name in given}
     values |= {"seed": seed, "threads": 1, "loss": "ce" if stage == "03_pretrain" else "mixed"}
-    values |= {"epochs": epochs} if epochs else {}
+    values |= {"epochs": EPOCHS[stage].get(name, values["epochs"])}
     values |= {"texture_weight": 0.0} if data.classes == [GLAND] else {}
     switches = PROFILE["common"]["network"] | (given["network"] if stage == "04_finetune" else {})
     return loop.Settings(model=pretraining.model_config(data, switches), **values)
