@@ -137,7 +137,7 @@ def otherwise(way: str, seed: int, number: int, options) -> tuple[np.ndarray, np
     crops = study.cropped(options.specs, "ddti", options.work)
     rows = folds.parts(crops, number, study.VALIDATION, 0)
     settings = study.asked("04_finetune", "ddti", crops, seed)
-    start, masks = study.pretrained(options.specs, (START,), seed, options.work), np.zeros(0)
+    start, masks = study.weights((START,), seed, options.work), np.zeros(0)
     with ExitStack() as changed:
         for change in CHANGES[way]:
             changed.enter_context(mock.patch.object(*change))

@@ -86,7 +86,7 @@ def averaged(rows: pd.DataFrame) -> pd.DataFrame:
 
 def fold(specs: dict, target: str, arm: str, seed: int, number: int, work: Path) -> pd.DataFrame:
     """Out-of-fold predictions of one fold and seed: rows as in predictions.csv, model the seed."""
-    data, initial = cropped(specs, target, work), pretrained(specs, ARMS[arm], seed, work)
+    data, initial = cropped(specs, target, work), weights(ARMS[arm], seed, work)
     rows = folds.parts(data, number, VALIDATION, 0)
     settings = asked("04_finetune", target, data, seed)
     folder = place(target, arm, seed, number, work)
@@ -102,12 +102,17 @@ def place(target: str, arm: str, seed: int, number: int, work: Path) -> Path:
     return work / "finetune" / target / arm.replace(", ", "-") / f"seed{seed}-fold{number}"
 
 
+def weights(sources: tuple[str, ...], seed: int, work: Path) -> Path | None:
+    """Where `pretrained` leaves its weights; None where there are no sources."""
+    return work / "pretrain" / f"{'-'.join(sources)}-seed{seed}" / "best.safetensors" if sources else None
+
+
 def pretrained(specs: dict, sources: tuple[str, ...], seed: int, work: Path) -> Path | None:
-    """Weights after learning from the sources, one after the other; None where there are none."""
+    """Learns from the sources, one after the other, and says where the weights are."""
     if not sources:
         return None
     initial, data = pretrained(specs, sources[:-1], seed, work), cropped(specs, sources[-1], work)
-    folder = work / "pretrain" / f"{'-'.join(sources)}-seed{seed}"
+    folder = weights(sources, seed, work).parent
     settings = asked("03_pretrain", sources[-1], data, seed)
     rows = folds.parts(data, None, VALIDATION, seed)
     if not len(rows["validation"]):  # one group: nothing is measured on it, so any frames will do
