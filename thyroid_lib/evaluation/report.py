@@ -129,7 +129,9 @@ def difference_rows(result: dict, metric: str = "macro_auroc") -> Rows:
     Args:
         result: of ``summarize``;  metric: a name of ``comparison.samples``.
     """
-    groups = {f"{place} testing, {MODELS[OURS]} minus": others for place, others in result["difference"].items()}
+    groups = {
+        f"{place} testing, {MODELS[OURS]} minus": others for place, others in result["difference"].items()
+    }
     return [
         (group, MODELS.get(model, model), values[metric])
         for group, models in (groups | {"internal minus external": result["drop"]}).items()

@@ -188,13 +188,16 @@ def flow(chains: list[list[tuple[str, list[str]]]]) -> Figure:
         y -= 0.5
         for place, (text, left) in enumerate(chain):
             y -= gap * (place > 0)
-            height = max(0.9, 0.34 * max(text.count("\n") + 1, len(left) + 1))
+            inside, beside = (
+                "\n".join(textwrap.fill(line, 52) for line in of) for of in (text.split("\n"), left)
+            )
+            height = max(0.9, 0.34 * (2 + max(inside.count("\n") - 1, beside.count("\n"))))
             middle = y - height / 2
-            style.box(ax, 2.3, middle, 4.4, height, text, "#EEF4FA", BLUE)
+            style.box(ax, 2.3, middle, 4.4, height, inside, "#EEF4FA", BLUE)
             if place:
                 style.arrow(ax, (2.3, y + gap), (2.3, y))
             if left:
-                style.box(ax, 7.4, middle, 4.4, height, "\n".join(left))
+                style.box(ax, 7.4, middle, 4.4, height, beside)
                 style.arrow(ax, (4.5, middle), (5.2, middle))
             y -= height
     figure.set_figheight(0.2 - 0.72 * y)
