@@ -144,10 +144,16 @@ def _card(page: Path) -> dict:
 
 
 def is_simulated(facts: Mapping) -> bool:
-    """Whether any data source of a run is the phantom simulator."""
+    """Whether a run was tested on frames of the phantom simulator, whatever its network was pre-trained on."""
     parameters = facts.get("parameters", {}).values()
-    specs = [value for values in parameters for name, value in values.items() if name.endswith("_data")]
-    return any(str(spec).startswith("phantom:") for spec in specs)
+    specs = {
+        name: str(spec)
+        for values in parameters
+        for name, spec in values.items()
+        if name.endswith("_data") and spec
+    }
+    tested = [spec for name, spec in specs.items() if name != "pretrain_data"] or specs.values()
+    return any(spec.startswith("phantom:") for spec in tested)
 
 
 def write_list(reports: Path) -> None:
