@@ -111,9 +111,9 @@ def test_the_index_names_every_source_and_text_from_outside_is_inert_in_it(tmp_p
     facts = {"title": "A <i>hospital</i>", "simulated": True, "crops": 7, "files": 9, "patients": 3}
     run.record("01_preprocess", {"finetune": facts, "sign_reader": {"accuracy": 0.7}})
     page = report.write_index(run).read_text()
-    assert "A &lt;i&gt;hospital&lt;/i&gt;" in page and "7 of 9" in page
-    assert "<script" not in page and "&lt;script&gt;" in page
-    assert "default-src 'none'" in page and "simulated" in page
+    assert "A &lt;i&gt;hospital&lt;/i&gt;" in page and "7 of 9" in page and "simulated" in page
+    assert "<script" not in page and "&lt;script&gt;" in page and "default-src 'none'" in page
+    assert not report.is_simulated({"parameters": {"": {"finetune_data": "busi:", "pretrain_data": data}}})
 
 
 def test_metrics_keep_numbers_as_json_and_merge(tmp_path):
