@@ -50,9 +50,8 @@ class FocusedXception(network.Xception):
     def pooled(self, maps: dict[str, torch.Tensor]) -> torch.Tensor:
         """Named maps of `forward_maps` -> (N, C)."""
         features, mask = maps["features"], self.attention(maps["F2"]).float().sigmoid()
-        weight = (
-            adaptive_avg_pool2d(mask, features.shape[2:]) + 0.01
-        )  # a frame without a nodule has features too
+        # a little everywhere: a frame without a nodule has features too
+        weight = adaptive_avg_pool2d(mask, features.shape[2:]) + 0.01
         focused = (features * weight).sum((2, 3)) / weight.sum((2, 3))
         return 0.5 * features.mean((2, 3)) + 0.5 * focused
 
@@ -118,15 +117,14 @@ def main() -> None:
     found = {name: scores(crops, rows, answers) for name, answers in ways.items()}
     write_json(RESULTS, found)
     print(
-        pd.DataFrame(found).T.map(lambda value: value["value"] if isinstance(value, dict) else value).round(3)
+        pd.DataFrame({name: of | {"macro_auroc": of["macro_auroc"]["value"]} for name, of in found.items()}).T
     )
 
 
 def trained(arm: str, seed: int, number: int, crops: Crops, options) -> np.ndarray:
     """Probabilities, float (N, C), of all images by a network of benchmarks/pretraining.py."""
-    tensors, about = checkpoint.load_weights(
-        study.place("ddti", arm, seed, number, options.work) / "best.safetensors"
-    )
+    folder = study.place("ddti", arm, seed, number, options.work)
+    tensors, about = checkpoint.load_weights(folder / "best.safetensors")
     model = network.build(about["model"])
     model.load_state_dict(tensors)
     return softmax(loop.predict(model.eval(), crops.images), axis=1)
@@ -142,19 +140,16 @@ def otherwise(way: str, seed: int, number: int, options) -> tuple[np.ndarray, np
         for change in CHANGES[way]:
             changed.enter_context(mock.patch.object(*change))
         if way == "focused":
-            start, channels = (
-                checkpoint.load_weights(start)[0],
-                network.build(settings.model).attention.in_channels,
-            )
+            start, _ = checkpoint.load_weights(start)
+            channels = network.build(settings.model).attention.in_channels
             start |= {"attention.weight": torch.zeros(1, channels, 1, 1), "attention.bias": torch.zeros(1)}
         folder = study.place("ddti", way, seed, number, options.work)
         model = loop.fit(settings, crops, rows["train"], rows["validation"], folder, initial=start).model()
         if way == "focused":
             with torch.inference_mode():
                 maps = model.forward_maps(network.normalize(torch.from_numpy(np.array(crops.images)), 1))
-                masks = (
-                    interpolate(model.attention(maps["F2"]), crops.size, mode="bilinear")[:, 0].numpy() > 0
-                )
+                drawn = interpolate(model.attention(maps["F2"]), crops.size, mode="bilinear")
+            masks = drawn[:, 0].numpy() > 0
         return softmax(loop.predict(model, crops.images), axis=1), masks
 
 

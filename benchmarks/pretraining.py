@@ -38,10 +38,7 @@ ARMS = {
     "phantoms": ("phantoms",),
     "tg3k, then busi": ("tg3k", "busi"),
 }
-EPOCHS = {
-    "03_pretrain": {"tg3k": 6},
-    "04_finetune": {"busi": 20, "ddti": 12},
-}  # where they are not the profile's
+EPOCHS = {"03_pretrain": {"tg3k": 6}, "04_finetune": {"busi": 20, "ddti": 12}}  # else the profile's
 FOLDS, VALIDATION, DRAWS, GLAND = 5, 0.2, 2000, "gland"
 
 

@@ -146,14 +146,9 @@ def _card(page: Path) -> dict:
 def is_simulated(facts: Mapping) -> bool:
     """Whether a run was tested on frames of the phantom simulator, whatever its network was pre-trained on."""
     parameters = facts.get("parameters", {}).values()
-    specs = {
-        name: str(spec)
-        for values in parameters
-        for name, spec in values.items()
-        if name.endswith("_data") and spec
-    }
-    tested = [spec for name, spec in specs.items() if name != "pretrain_data"] or specs.values()
-    return any(spec.startswith("phantom:") for spec in tested)
+    given = {name: spec for values in parameters for name, spec in values.items()}
+    tested = [spec for name in ("finetune_data", "external_data") if (spec := given.get(name))]
+    return any(str(spec).startswith("phantom:") for spec in tested or [given.get("pretrain_data")])
 
 
 def write_list(reports: Path) -> None:
