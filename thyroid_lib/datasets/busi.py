@@ -41,7 +41,7 @@ def read(root: Path, *, classes: Literal["3", "2"] = "3") -> contract.Manifest:
         elif label not in names:
             found.leave_out(image, f"class {label} is not used with classes={classes}")
         elif about.get("group_has_mixed_class") == "1":
-            found.leave_out(image, f"in {group.replace(' ', ' group ')}, which mixes classes")
+            found.leave_out(image, "its group of near-duplicates mixes classes")
         else:
             if not mask:
                 found.note("has no mask", image)
