@@ -6,7 +6,8 @@ Reads a finished run of notebook 04. Its images are dealt into folds again, as i
 fold is trained and predicted as in the run. BUSI has frames that show the same under two names: dealt so, many a test
 image has its twin in the training part, as in studies that split by image. Interrupted, it goes on.
 
-Writes benchmarks/results/leaky_split.json: macro AUROC of both splits, and how many images had a twin to learn from.
+Writes benchmarks/results/leaky_split.json: macro AUROC of both splits, of all images, of those that had a twin to learn
+from, and of the others.
 """
 
 import argparse
@@ -32,25 +33,26 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="folds at a time")
     options = parser.parse_args()
     asked = read_json(options.run / "run.json")["parameters"]["04_finetune"]
-    own = select(read_predictions(options.run / "predictions.csv"), OURS, "internal")
-    names = [f"raw_{key}" for key in Crops.open(options.run / "data" / "finetune").classes]
-    truth = own["truth"].map({name[4:]: k for k, name in enumerate(names)}).to_numpy()
     jobs = [delayed(fold)(options.run, number, asked) for number in range(asked["folds_to_run"])]
-    found = Parallel(n_jobs=options.jobs)(jobs)
-    scores, labels, twins = map(np.concatenate, zip(*found))
+    images, scores, twins = map(np.concatenate, zip(*Parallel(n_jobs=options.jobs)(jobs)))
+    crops = Crops.open(options.run / "data" / "finetune")
+    names = [f"raw_{key}" for key in crops.classes]
+    own = select(read_predictions(options.run / "predictions.csv"), OURS, "internal").set_index("image")
+    by_group, labels = own.loc[crops.index["image"].iloc[images], names].to_numpy(), crops.labels[images]
+    parts = {"all": np.ones_like(twins), "with_a_twin_in_training": twins, "without": ~twins}
     result = {
-        "run": options.run.name,
-        "images": len(labels),
-        "by_group": round(macro_auroc(own[names].to_numpy(), truth), 4),
-        "by_image": round(macro_auroc(scores, labels), 4),
-        "images_with_a_twin_in_training": int(twins.sum()),
-        "by_image_without_these": round(macro_auroc(scores[~twins], labels[~twins]), 4),
+        name: {
+            "images": int(part.sum()),
+            "by_group": round(macro_auroc(by_group[part], labels[part]), 4),
+            "by_image": round(macro_auroc(scores[part], labels[part]), 4),
+        }
+        for name, part in parts.items()
     }
     turns.report("leaky_split", result, smoke=asked["epochs"] < 5)
 
 
 def fold(run: Path, number: int, asked: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Trains one fold of the split by image; probabilities (n, C), labels and whether a twin was learnt from."""
+    """Trains one fold of the split by image; tested rows, probabilities (n, C), whether a twin was learnt from."""
     crops = Crops.open(run / "data" / "finetune")
     groups = crops.index["group"].to_numpy()
     apart = crops.index.assign(patient=crops.index["image"], group=crops.index["image"])
@@ -66,7 +68,7 @@ def fold(run: Path, number: int, asked: dict) -> tuple[np.ndarray, np.ndarray, n
     )
     logits = loop.predict(fit.model(), crops.images, rows["test"])
     learnt = np.isin(groups[rows["test"]], groups[rows["train"]])
-    return softmax(logits, axis=1), crops.labels[rows["test"]], learnt
+    return rows["test"], softmax(logits, axis=1), learnt
 
 
 if __name__ == "__main__":
