@@ -39,7 +39,7 @@ _OWN_CODE = (
     "ablation/jobs.py", "layers/peers.py", "inspection/probes.py", "training/folds.py", "training/references.py",
     "training/texture.py", "evaluation/predictions.py", "manifest.py",
 )  # fmt: skip
-_NO_NUMBER_FOLLOWS_FROM = ("arm", "data", "initial", "root")
+_NO_NUMBER_FOLLOWS_FROM = ("data", "initial", "root")
 
 
 @dataclass(frozen=True)
