@@ -188,10 +188,9 @@ def flow(chains: list[list[tuple[str, list[str]]]]) -> Figure:
         y -= 0.5
         for place, (text, left) in enumerate(chain):
             y -= gap * (place > 0)
-            inside, beside = (
-                "\n".join(textwrap.fill(line, 52) for line in of) for of in (text.split("\n"), left)
-            )
-            height = max(0.9, 0.34 * (2 + max(inside.count("\n") - 1, beside.count("\n"))))
+            inside = "\n".join(textwrap.fill(line, 52) for line in text.split("\n"))
+            beside = "\n".join(textwrap.fill(line, 52) for line in left)
+            height = max(0.9, 0.34 * max(inside.count("\n") + 1, beside.count("\n") + 2))
             middle = y - height / 2
             style.box(ax, 2.3, middle, 4.4, height, inside, "#EEF4FA", BLUE)
             if place:
