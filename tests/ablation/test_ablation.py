@@ -63,8 +63,8 @@ def test_arms_differ_in_what_they_test_and_in_nothing_else(data, tmp_path):
 
 def test_a_grid_has_every_arm_seed_and_fold_once(data, tmp_path):
     jobs = grid(data, tmp_path, ["original", "texture", "imagenet"], seeds=3, folds=2)
-    assert len({(job.arm, job.seed, job.fold) for job in jobs}) == len(jobs) == 18
-    assert len({job.key for job in jobs}) == 18
+    names, keys = {(job.arm, job.seed, job.fold) for job in jobs}, {job.key for job in jobs}
+    assert len(jobs) == len(names) == len(keys) == len({job.folder for job in jobs}) == 18
     assert sorted({job.settings[0].seed for job in jobs if job.arm == "original"}) == [0, 1, 2]
     with pytest.raises(ValueError, match="expected 1 to 2 folds"):
         grid(data, tmp_path, ["original"], folds=3)
@@ -81,8 +81,7 @@ def test_what_a_number_follows_from_is_in_the_jobs_name_and_where_it_runs_is_not
         others.append({"settings": (replace(job.settings[0], **change),)})
     keys = {replace(job, **other).key for other in others}
     assert len(keys | {job.key}) == len(others) + 1
-    for name, value in {"root": "elsewhere", "data": "moved"}.items():
-        assert replace(job, **{name: value}).key == job.key
+    assert replace(job, root="elsewhere", data="moved").key == job.key
 
 
 def test_shuffled_labels_keep_their_counts_and_their_rows():

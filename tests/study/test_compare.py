@@ -20,9 +20,8 @@ def test_each_number_gets_the_verdict_of_the_stated_rule(tmp_path):
     ours = {"same": 1.0, "near": 100.5, "far": 2.0, "in": interval(0.80, 0.7, 0.9), "name": "a"}
     theirs = {"same": 1.0, "near": 100.0, "far": 1.0, "in": interval(0.85, 0.75, 0.95), "name": "b", "old": 1}
     ours["wide"], theirs["wide"] = interval(0.9, 0.1, 1.0), interval(0.5, 0.45, 0.55)  # holds it one way only
-    result = compare.compare(
-        *(folder(tmp_path / name, {"05": x}) for name, x in (("a", ours), ("b", theirs)))
-    )
+    runs = [folder(tmp_path / name, {"05": metrics}) for name, metrics in (("a", ours), ("b", theirs))]
+    result = compare.compare(*runs)
     assert result.lines("identical") == ["05/same"] and result.lines("close") == ["05/in", "05/near"]
     far, name, wide = result.lines("different")
     assert far.startswith("05/far:") and name.startswith("05/name:")
@@ -31,15 +30,18 @@ def test_each_number_gets_the_verdict_of_the_stated_rule(tmp_path):
     assert not result.agrees
 
 
-def test_a_stage_or_a_metric_that_the_reference_has_not_is_told_and_decides_nothing(tmp_path):
+def test_a_new_metric_and_a_stage_on_request_that_one_side_lacks_are_told_and_decide_nothing(tmp_path):
     reference = folder(tmp_path / "b", {"05_evaluate": {"x": 1.0}})
     more = folder(tmp_path / "a", {"05_evaluate": {"x": 1.0, "w": 2.0}, "06_ablation": {"y": 2.0, "z": 3.0}})
     result = compare.compare(more, reference)
     assert result.agrees and not result.lines("missing")
     assert result.lines("new") == ["05_evaluate/w: only in the run"]
+    assert not compare.compare(folder(tmp_path / "c", {"06_ablation": {"y": 2.0}}), reference).agrees
     assert result.around["stages"] == ["06_ablation: 2 numbers, not in the reference"]
     assert "stages (1)" in result.verdict and "06_ablation" in result.report()
-    assert not compare.compare(reference, more).agrees  # the other way round a stage is missing
+    back = compare.compare(reference, more)  # the stage was not asked for, the metric is missing
+    assert not back.agrees and back.lines("missing") == ["05_evaluate/w: only in the reference"]
+    assert back.around["stages"] == ["06_ablation: 2 numbers, not in the run"]
 
 
 def many(outside, headline=0.8):
@@ -101,8 +103,7 @@ def test_between_processors_what_rests_on_one_networks_operating_points_is_noisy
 def test_the_exit_status_tells_agreement_whatever_the_parameters_difference_and_misuse(tmp_path, capsys):
     for data, epochs, torch in (("ddti:../../data/ddti", 3, "2.15"), ("ddti:ddti", 4, "2.11")):
         parameters = {"04": {"epochs": epochs, "finetune_data": data}}
-        environment = {"packages": {"torch": torch}}
-        folder(tmp_path / torch, {"x": 1}, parameters=parameters, environment=environment)
+        folder(tmp_path / torch, {"x": 1}, parameters=parameters, environment={"packages": {"torch": torch}})
     assert compare.main([str(tmp_path / "2.15"), str(tmp_path / "2.11")]) == 0
     said = capsys.readouterr().out
     assert "Around: parameters:\n  04/epochs: 3, reference 4" in said and "finetune_data" not in said

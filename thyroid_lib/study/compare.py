@@ -27,6 +27,7 @@ OUTSIDE = 0.05
 # Keys that follow one training or one decoder: always, and between runs on two kinds of processor.
 NOISY = yaml.safe_load((TEMPLATES / "study" / "noisy.yaml").read_text(encoding="utf-8"))
 HEADLINE = "05_evaluate/headline/"
+ON_REQUEST = {stage.name for stage in profiles.STAGES if not stage.default}
 # Parts of an environment that always differ and explain nothing; ``library_sha256`` tells other code.
 UNTOLD = ("git_commit", "git_clean", "executable_is_venv")
 
@@ -39,7 +40,7 @@ class Comparison:
         table: a row for each key: its "verdict" (identical, close: within tolerance, outside: with an interval that
             does not hold the other value, within the share that may, different, missing, new, noisy) and its "line".
         around: what differs in "stages", "data", "parameters" and "environment", lines by part. What only the run has,
-            a new metric or a stage such as an ablation on request, is told and decides nothing.
+            a new metric or a stage, and a stage on request that it has not, is told and decides nothing.
     """
 
     table: pd.DataFrame
@@ -51,7 +52,7 @@ class Comparison:
 
     @property
     def agrees(self) -> bool:
-        """Whether no number differs beyond the tolerances and none is missing."""
+        """Whether no number differs beyond the tolerances and none is missing, stages on request aside."""
         return not self.table["verdict"].isin(["different", "missing"]).any()
 
     @property
@@ -87,10 +88,9 @@ def compare(run: Path, reference: Path) -> Comparison:
         if not (one.dir / "metrics.json").is_file():
             raise ValueError(f"{one.dir}: expected a run with metrics.json; name a folder of reports/")
     ours, theirs = (dict(leaves(one.metrics)) for one in runs)
-    counts = Counter(_stage(key) for key in ours)
-    for key in theirs:
-        counts.pop(_stage(key), None)  # leaves the stages that only the run has
-    keys = sorted(key for key in ours.keys() | theirs.keys() if _stage(key) not in counts)
+    here, there = (Counter(map(_stage, one)) for one in (ours, theirs))
+    more, fewer = here.keys() - there.keys(), (there.keys() - here.keys()) & ON_REQUEST
+    keys = sorted(key for key in ours.keys() | theirs.keys() if _stage(key) not in more | fewer)
     facts = [one.facts for one in runs]
     processors = {one.get("environment", {}).get("processor") for one in facts}
     noisy = re.compile("|".join(NOISY["always"] + NOISY["another_processor"] * (len(processors) == 2)))
@@ -99,8 +99,9 @@ def compare(run: Path, reference: Path) -> Comparison:
     outside = table["verdict"] == "outside"
     if outside.sum() > OUTSIDE * table["interval"].sum():
         table.loc[outside, "verdict"] = "different"
-    around = {"stages": [f"{named(stage)}: {n} numbers, not in the reference" for stage, n in counts.items()]}
-    return Comparison(table, around | _around(ours, theirs, *facts))
+    stages = [f"{named(stage)}: {here[stage]} numbers, not in the reference" for stage in sorted(more)]
+    stages += [f"{named(stage)}: {there[stage]} numbers, not in the run" for stage in sorted(fewer)]
+    return Comparison(table, {"stages": stages} | _around(ours, theirs, *facts))
 
 
 def _stage(key: str) -> str:
